@@ -1,0 +1,1 @@
+"""Policy on writes: a fixed, documented chain of plugins, one file each."""

@@ -1,0 +1,1 @@
+"""The asyncio vocabulary of kone: tasks, clocks, queues, systemd. Knows nothing of Kubernetes."""

@@ -1,0 +1,66 @@
+"""Named, owned tasks: each long-running loop has a name, an owner that restarts it when it fails, and one way to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+RESTART_FIRST_S = 1.0
+RESTART_MAX_S = 30.0
+
+
+class TaskGroup:
+    """Owner of background tasks. `spawn` for work that ends, `guard` for loops that must not; `cancel` stops all of them."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(task.get_name() for task in self._tasks)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+        """Run `work` once; a failure is logged with the task's name, never lost."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def guard(self, loop: Callable[[], Awaitable[None]], *, name: str) -> asyncio.Task[Any]:
+        """Run `loop()` for ever: when it returns or raises, say so and start it again after 1 s, doubling to 30 s."""
+        return self.spawn(_restarting(loop, name), name=name)
+
+    async def cancel(self) -> None:
+        """Cancel every task and wait until each has ended."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task %s failed", task.get_name(), exc_info=error)
+
+
+async def _restarting(loop: Callable[[], Awaitable[None]], name: str) -> None:
+    delay_s = RESTART_FIRST_S
+    while True:
+        started = asyncio.get_running_loop().time()
+        try:
+            await loop()
+            log.warning("task %s has finished unexpectedly; it starts again in %.0f s", name, delay_s)
+        except Exception:
+            log.exception("task %s failed; it starts again in %.0f s", name, delay_s)
+        if asyncio.get_running_loop().time() - started > RESTART_MAX_S:
+            delay_s = RESTART_FIRST_S
+        await asyncio.sleep(delay_s)
+        delay_s = min(delay_s * 2, RESTART_MAX_S)

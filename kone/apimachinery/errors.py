@@ -1,0 +1,241 @@
+"""What goes wrong, in Kubernetes' words: metav1.Status with reason, code and causes, and the field errors that make them up.
+
+StatusError is the only exception that verbs, admission and clients raise for a refused request; the API server writes it as it is.
+The texts are those of k8s.io/apimachinery (api/errors, util/validation/field).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Status = dict[str, Any]
+
+
+class StatusError(Exception):
+    """A request that the API refuses. `status` is the metav1.Status body; its code is the HTTP status."""
+
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        *,
+        details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.details = dict(details or {})
+        self.headers = dict(headers or {})
+
+    @property
+    def status(self) -> Status:
+        body: Status = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure"}
+        if self.message:
+            body["message"] = self.message
+        if self.reason:
+            body["reason"] = self.reason
+        if self.details:
+            body["details"] = self.details
+        body["code"] = self.code
+        return body
+
+    @classmethod
+    def from_status(cls, status: Mapping[str, Any]) -> StatusError:
+        """The error that a server's Status answer stands for."""
+        return cls(
+            int(status.get("code") or 500),
+            str(status.get("reason") or ""),
+            str(status.get("message") or ""),
+            details=status.get("details"),
+        )
+
+
+def _details(group_resource: str, name: str = "", **more: Any) -> dict[str, Any]:
+    resource, _, group = group_resource.partition(".")
+    found: dict[str, Any] = {"name": name, "group": group, "kind": resource, **more}
+    return {k: v for k, v in found.items() if v not in ("", None)}
+
+
+def not_found(group_resource: str, name: str) -> StatusError:
+    """404 NotFound; group_resource as "pods" or "deployments.apps"."""
+    return StatusError(
+        404, "NotFound", f"{group_resource} {go_quote(name)} not found", details=_details(group_resource, name)
+    )
+
+
+def already_exists(group_resource: str, name: str) -> StatusError:
+    return StatusError(
+        409,
+        "AlreadyExists",
+        f"{group_resource} {go_quote(name)} already exists",
+        details=_details(group_resource, name),
+    )
+
+
+def conflict(group_resource: str, name: str, why: str) -> StatusError:
+    message = f"Operation cannot be fulfilled on {group_resource} {go_quote(name)}: {why}"
+    return StatusError(409, "Conflict", message, details=_details(group_resource, name))
+
+
+MODIFIED = "the object has been modified; please apply your changes to the latest version and try again"
+
+
+def forbidden(group_resource: str, name: str, why: str) -> StatusError:
+    """403; the text differs with what is known, as apierrors.NewForbidden."""
+    if not group_resource:
+        message = f"forbidden: {why}"
+    elif not name:
+        message = f"{group_resource} is forbidden: {why}"
+    else:
+        message = f"{group_resource} {go_quote(name)} is forbidden: {why}"
+    return StatusError(403, "Forbidden", message, details=_details(group_resource, name))
+
+
+def unauthorized() -> StatusError:
+    return StatusError(401, "Unauthorized", "Unauthorized")
+
+
+def bad_request(message: str) -> StatusError:
+    return StatusError(400, "BadRequest", message)
+
+
+def method_not_supported(group_resource: str, verb: str) -> StatusError:
+    message = f"{verb} is not supported on resources of kind {go_quote(group_resource)}"
+    return StatusError(405, "MethodNotAllowed", message, details=_details(group_resource))
+
+
+def expired(message: str) -> StatusError:
+    """410 Expired: a resourceVersion or continue token that history no longer covers."""
+    return StatusError(410, "Expired", message)
+
+
+def too_many_requests(message: str, retry_after_s: int) -> StatusError:
+    details: dict[str, Any] = {"retryAfterSeconds": retry_after_s} if retry_after_s else {}
+    return StatusError(
+        429, "TooManyRequests", message, details=details, headers={"Retry-After": str(retry_after_s or 1)}
+    )
+
+
+def internal_error(why: str) -> StatusError:
+    return StatusError(500, "InternalError", f"Internal error occurred: {why}", details={"causes": [{"message": why}]})
+
+
+def service_unavailable(why: str) -> StatusError:
+    return StatusError(503, "ServiceUnavailable", why)
+
+
+def invalid(group_kind: str, name: str, errors: Sequence[FieldError]) -> StatusError:
+    """422 Invalid with one cause a field error; group_kind as "Pod" or "Deployment.apps"."""
+    causes = [{"reason": e.kind, "message": e.body(), "field": e.field} for e in errors]
+    texts = list(dict.fromkeys(str(e) for e in errors))
+    why = texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
+    message = f"{group_kind} {go_quote(name)} is invalid: {why}"
+    details = _details(group_kind, name)
+    if causes:
+        details["causes"] = causes
+    return StatusError(422, "Invalid", message, details=details)
+
+
+FieldErrorKind = Literal[
+    "FieldValueRequired",
+    "FieldValueInvalid",
+    "FieldValueDuplicate",
+    "FieldValueNotSupported",
+    "FieldValueForbidden",
+    "FieldValueTooLong",
+    "FieldValueTooMany",
+    "FieldValueTypeInvalid",
+    "FieldValueNotFound",
+    "InternalError",
+]
+
+_TITLES: Mapping[str, str] = {
+    "FieldValueRequired": "Required value",
+    "FieldValueInvalid": "Invalid value",
+    "FieldValueDuplicate": "Duplicate value",
+    "FieldValueNotSupported": "Unsupported value",
+    "FieldValueForbidden": "Forbidden",
+    "FieldValueTooLong": "Too long",
+    "FieldValueTooMany": "Too many",
+    "FieldValueTypeInvalid": "Invalid value",
+    "FieldValueNotFound": "Not found",
+    "InternalError": "Internal error",
+}
+_VALUELESS = {"FieldValueRequired", "FieldValueForbidden", "FieldValueTooLong", "FieldValueTooMany", "InternalError"}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One finding about one field (field.Error). `field` is its path, e.g. "spec.containers[0].name"."""
+
+    kind: FieldErrorKind
+    field: str
+    detail: str = ""
+    value: Any = None
+
+    def body(self) -> str:
+        """The error without its path: "Invalid value: \\"x\\": must be …"."""
+        text = _TITLES[self.kind]
+        if self.kind not in _VALUELESS:
+            text += f": {go_value(self.value)}"
+        return f"{text}: {self.detail}" if self.detail else text
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.body()}"
+
+
+def required(field: str, detail: str = "") -> FieldError:
+    return FieldError("FieldValueRequired", field, detail)
+
+
+def invalid_value(field: str, value: Any, detail: str) -> FieldError:
+    return FieldError("FieldValueInvalid", field, detail, value)
+
+
+def duplicate(field: str, value: Any) -> FieldError:
+    return FieldError("FieldValueDuplicate", field, "", value)
+
+
+def not_supported(field: str, value: Any, supported: Iterable[str]) -> FieldError:
+    """`supported` in upstream's order: sorted where upstream sorts its set."""
+    return FieldError(
+        "FieldValueNotSupported", field, "supported values: " + ", ".join(go_quote(v) for v in supported), value
+    )
+
+
+def forbidden_field(field: str, detail: str) -> FieldError:
+    return FieldError("FieldValueForbidden", field, detail)
+
+
+def too_long(field: str, max_bytes: int) -> FieldError:
+    return FieldError("FieldValueTooLong", field, f"may not be more than {max_bytes} bytes")
+
+
+def too_many(field: str, actual: int, max_items: int) -> FieldError:
+    return FieldError("FieldValueTooMany", field, f"{actual}: must have at most {max_items} items")
+
+
+def type_invalid(field: str, value: Any, detail: str) -> FieldError:
+    return FieldError("FieldValueTypeInvalid", field, detail, value)
+
+
+def field_not_found(field: str, value: Any) -> FieldError:
+    return FieldError("FieldValueNotFound", field, "", value)
+
+
+def go_quote(text: str) -> str:
+    """A string as Go's %q writes it."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\x7f")
+
+
+def go_value(value: Any) -> str:
+    """A value as field errors print it: strings quoted, structures as JSON, nothing as null."""
+    if isinstance(value, str):
+        return go_quote(value)
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

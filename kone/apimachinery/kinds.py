@@ -1,0 +1,78 @@
+"""Names of API resources: group, version and plural as one value, and the resources that kone's own loops speak of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class GVR(NamedTuple):
+    """GroupVersionResource, e.g. GVR("apps", "v1", "deployments"); the core group is ""."""
+
+    group: str
+    version: str
+    resource: str
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def group_resource(self) -> str:
+        """As error messages write it: "deployments.apps", "pods"."""
+        return f"{self.resource}.{self.group}" if self.group else self.resource
+
+
+class GVK(NamedTuple):
+    """GroupVersionKind, e.g. GVK("apps", "v1", "Deployment")."""
+
+    group: str
+    version: str
+    kind: str
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def group_kind(self) -> str:
+        """As error messages write it: "Deployment.apps", "Pod"."""
+        return f"{self.kind}.{self.group}" if self.group else self.kind
+
+
+def parse_api_version(api_version: str) -> tuple[str, str]:
+    """(group, version) of an apiVersion: "apps/v1" -> ("apps", "v1"), "v1" -> ("", "v1")."""
+    group, _, version = api_version.rpartition("/")
+    return group, version
+
+
+BINDINGS = GVR("", "v1", "bindings")
+CONFIGMAPS = GVR("", "v1", "configmaps")
+ENDPOINTS = GVR("", "v1", "endpoints")
+EVENTS = GVR("", "v1", "events")
+LIMITRANGES = GVR("", "v1", "limitranges")
+NAMESPACES = GVR("", "v1", "namespaces")
+NODES = GVR("", "v1", "nodes")
+PERSISTENTVOLUMECLAIMS = GVR("", "v1", "persistentvolumeclaims")
+PERSISTENTVOLUMES = GVR("", "v1", "persistentvolumes")
+PODS = GVR("", "v1", "pods")
+PODTEMPLATES = GVR("", "v1", "podtemplates")
+REPLICATIONCONTROLLERS = GVR("", "v1", "replicationcontrollers")
+RESOURCEQUOTAS = GVR("", "v1", "resourcequotas")
+SECRETS = GVR("", "v1", "secrets")
+SERVICEACCOUNTS = GVR("", "v1", "serviceaccounts")
+SERVICES = GVR("", "v1", "services")
+CONTROLLERREVISIONS = GVR("apps", "v1", "controllerrevisions")
+DAEMONSETS = GVR("apps", "v1", "daemonsets")
+DEPLOYMENTS = GVR("apps", "v1", "deployments")
+REPLICASETS = GVR("apps", "v1", "replicasets")
+STATEFULSETS = GVR("apps", "v1", "statefulsets")
+CRONJOBS = GVR("batch", "v1", "cronjobs")
+JOBS = GVR("batch", "v1", "jobs")
+LEASES = GVR("coordination.k8s.io", "v1", "leases")
+ENDPOINTSLICES = GVR("discovery.k8s.io", "v1", "endpointslices")
+PODDISRUPTIONBUDGETS = GVR("policy", "v1", "poddisruptionbudgets")
+CLUSTERROLEBINDINGS = GVR("rbac.authorization.k8s.io", "v1", "clusterrolebindings")
+CLUSTERROLES = GVR("rbac.authorization.k8s.io", "v1", "clusterroles")
+ROLEBINDINGS = GVR("rbac.authorization.k8s.io", "v1", "rolebindings")
+ROLES = GVR("rbac.authorization.k8s.io", "v1", "roles")
+PRIORITYCLASSES = GVR("scheduling.k8s.io", "v1", "priorityclasses")

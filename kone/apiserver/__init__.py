@@ -1,0 +1,1 @@
+"""Bytes on the wire: HTTP requests become verbs, verbs become responses."""

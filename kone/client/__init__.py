@@ -1,0 +1,1 @@
+"""What every loop is given: a client, informers and an event recorder."""

@@ -1,0 +1,1 @@
+"""Wanting: one file a controller, each a pure plan and a thin act."""

@@ -1,0 +1,1 @@
+"""Making it reachable: pod network, service proxy, cluster DNS."""

@@ -1,0 +1,1 @@
+"""What the API is: one module per API group, each kind one screen."""

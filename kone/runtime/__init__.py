@@ -1,0 +1,1 @@
+"""Making it so: the kubelet on Docker."""

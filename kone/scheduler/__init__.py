@@ -1,0 +1,1 @@
+"""Where: upstream's scheduling framework, one file a plugin."""

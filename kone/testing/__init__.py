@@ -1,0 +1,1 @@
+"""A kone cluster inside your own test process."""
