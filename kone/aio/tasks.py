@@ -1,4 +1,4 @@
-"""Named, owned tasks: each long-running loop has a name, an owner that restarts it when it fails, and one way to stop."""
+"""Named, owned tasks: each long-running loop has a name, an owner that restarts it, and one way to stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RESTART_MAX_S = 30.0
 
 
 class TaskGroup:
-    """Owner of background tasks. `spawn` for work that ends, `guard` for loops that must not; `cancel` stops all of them."""
+    """Owner of background tasks: `spawn` for work that ends, `guard` for loops that must not; `cancel` stops all."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,7 +1,7 @@
-"""What goes wrong, in Kubernetes' words: metav1.Status with reason, code and causes, and the field errors that make them up.
+"""What goes wrong, in Kubernetes' words: metav1.Status with reason, code and causes, and the field errors behind it.
 
-StatusError is the only exception that verbs, admission and clients raise for a refused request; the API server writes it as it is.
-The texts are those of k8s.io/apimachinery (api/errors, util/validation/field).
+StatusError is the only exception that verbs, admission and clients raise for a refused request; the API server writes
+it as it is. The texts are those of k8s.io/apimachinery (api/errors, util/validation/field).
 """
 
 from __future__ import annotations

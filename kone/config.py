@@ -1,0 +1,225 @@
+"""Settings: one field, one unit, one default, one flag, one environment variable, one key of the config file.
+
+A flag beats the environment (`KONE_DATA_DIR`), which beats the file given by `--config` (`data-dir: …`), which beats
+the default. What is not given is derived: the DNS address is the tenth of the service range, and an instance with a
+name gets a data directory, address ranges and a kubelet port of its own, so that two nodes live on one host.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import os
+import re
+import socket
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+PARTS = ("controllers", "scheduler", "kubelet", "proxy", "dns")
+PROXY_MODES = ("auto", "ipvs", "nftables", "iptables", "userspace")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+_INSTANCE = re.compile(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?")
+
+
+class ConfigError(Exception):
+    """A setting that cannot be; the text is one line that says what to do."""
+
+
+def _setting(default: Any, help: str, *, metavar: str = "", choices: Sequence[str] = ()) -> Any:
+    return field(default=default, metadata={"help": help, "metavar": metavar, "choices": tuple(choices)})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `kone server` was told. An empty value means: derive it (`resolve`)."""
+
+    data_dir: str = _setting("", "where everything is kept (default /var/lib/kone)", metavar="DIR")
+    bind_address: str = _setting("0.0.0.0", "address that the API listens on", metavar="IP")
+    secure_port: int = _setting(6443, "port of the HTTPS API; 0 takes a free one", metavar="PORT")
+    node_name: str = _setting("", "name of this node (default: the host's name)", metavar="NAME")
+    node_ip: str = _setting("", "address of this node (default: the one that leads to the world)", metavar="IP")
+    cluster_cidr: str = _setting("", "addresses of pods (default 10.244.0.0/16)", metavar="CIDR")
+    service_cidr: str = _setting("", "addresses of Services (default 10.96.0.0/16)", metavar="CIDR")
+    cluster_dns: str = _setting("", "address of cluster DNS (default: the tenth of the service range)", metavar="IP")
+    cluster_domain: str = _setting("cluster.local", "domain of the cluster's names", metavar="DOMAIN")
+    service_node_port_range: str = _setting("30000-32767", "ports of NodePort Services", metavar="FIRST-LAST")
+    datastore: str = _setting(
+        "", "sqlite:///PATH, memory:// or postgresql://… (default: in the data directory)", metavar="URL"
+    )
+    proxy_mode: str = _setting("auto", "how Services reach the kernel", choices=PROXY_MODES)
+    disable: str = _setting("", f"parts to leave out, of {','.join(PARTS)}", metavar="LIST")
+    instance: str = _setting("", "name that keeps a second node on this host apart", metavar="NAME")
+    docker_host: str = _setting("", "Docker's socket (default unix:///var/run/docker.sock)", metavar="URL")
+    kubelet_port: int = _setting(
+        -1, "port of the kubelet's HTTPS server (default 10250; 0 takes a free one)", metavar="PORT"
+    )
+    max_pods: int = _setting(110, "how many pods this node takes", metavar="N")
+    log_level: str = _setting("info", "how much is logged", choices=LOG_LEVELS)
+    config: str = _setting("", "YAML file of these settings", metavar="FILE")
+
+    @property
+    def disabled(self) -> frozenset[str]:
+        return frozenset(part.strip() for part in self.disable.split(",") if part.strip())
+
+    @property
+    def data(self) -> Path:
+        return Path(self.data_dir)
+
+    @property
+    def socket_path(self) -> Path:
+        """The local door: the API as plain HTTP for programs on this host."""
+        return self.data / "kone.sock"
+
+    @property
+    def kubeconfig_path(self) -> Path:
+        return self.data / "admin.kubeconfig"
+
+    def runs(self, part: str) -> bool:
+        return part not in self.disabled
+
+
+def resolve(settings: Settings) -> Settings:
+    """Every derived setting filled in and every given one checked. Raises ConfigError."""
+    instance = settings.instance
+    if instance and not _INSTANCE.fullmatch(instance):
+        raise ConfigError(f"--instance {instance}: use up to 10 lower-case letters, digits and inner dashes")
+    # A named instance draws its ranges from its name: 60 pairs beside the default one, e.g. 10.130/10.190 for number 0.
+    number = zlib.crc32(instance.encode()) % 60
+    filled = dataclasses.replace(
+        settings,
+        data_dir=settings.data_dir or (f"/var/lib/kone-{instance}" if instance else "/var/lib/kone"),
+        node_name=(settings.node_name or socket.gethostname()).lower(),
+        cluster_cidr=settings.cluster_cidr or (f"10.{130 + number}.0.0/16" if instance else "10.244.0.0/16"),
+        service_cidr=settings.service_cidr
+        or (f"10.{190 + number // 2}.{number % 2 * 128}.0/17" if instance else "10.96.0.0/16"),
+        docker_host=settings.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock",
+        kubelet_port=settings.kubelet_port if settings.kubelet_port >= 0 else (0 if instance else 10250),
+    )
+    services = _network("--service-cidr", filled.service_cidr)
+    pods = _network("--cluster-cidr", filled.cluster_cidr)
+    if services.version == pods.version and services.overlaps(pods):
+        raise ConfigError(f"--service-cidr {services} overlaps --cluster-cidr {pods}: give two ranges apart")
+    if services.num_addresses < 32:
+        raise ConfigError(f"--service-cidr {services} is too small: give at least 32 addresses")
+    if not filled.cluster_dns:
+        filled = dataclasses.replace(filled, cluster_dns=str(services[10]))
+    if _address("--cluster-dns", filled.cluster_dns) not in services:
+        raise ConfigError(
+            f"--cluster-dns {filled.cluster_dns} is not in --service-cidr {services}: choose one of its addresses"
+        )
+    _address("--bind-address", filled.bind_address)
+    if filled.node_ip:
+        _address("--node-ip", filled.node_ip)
+    for flag, port in (("--secure-port", filled.secure_port), ("--kubelet-port", filled.kubelet_port)):
+        if not 0 <= port <= 65535:
+            raise ConfigError(f"{flag} {port}: give a port from 0 to 65535")
+    if unknown := filled.disabled - set(PARTS):
+        raise ConfigError(f"--disable {','.join(sorted(unknown))}: choose from {','.join(PARTS)}")
+    if filled.proxy_mode not in ("auto", "iptables"):
+        raise ConfigError(f"--proxy-mode {filled.proxy_mode}: this version of kone has iptables; use auto or iptables")
+    node_ports(filled)
+    if not filled.datastore:
+        filled = dataclasses.replace(filled, datastore=f"sqlite:///{filled.data.absolute()}/kone.db")
+    return filled
+
+
+def node_ports(settings: Settings) -> range:
+    """The NodePort range. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+)-(\d+)", settings.service_node_port_range)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
+        raise ConfigError(
+            f"--service-node-port-range {settings.service_node_port_range}: give FIRST-LAST, e.g. 30000-32767"
+        )
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+def _network(flag: str, text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag} {text}: {error}; give a range such as 10.96.0.0/16") from None
+
+
+def _address(flag: str, text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        raise ConfigError(f"{flag} {text}: this is not an IP address") from None
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse that answers a wrong flag with one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = ()) -> None:
+    """One flag for each setting, or for those named; a flag that is not given leaves no trace in the result."""
+    for setting in dataclasses.fields(Settings):
+        if names and setting.name not in names:
+            continue
+        parser.add_argument(
+            "--" + setting.name.replace("_", "-"),
+            dest=setting.name,
+            default=argparse.SUPPRESS,
+            type=int if isinstance(setting.default, int) else str,
+            help=setting.metadata["help"],
+            metavar=setting.metadata["metavar"] or None,
+            choices=setting.metadata["choices"] or None,
+        )
+
+
+def from_arguments(arguments: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Flags over environment over file over defaults, resolved. Raises ConfigError."""
+    flags = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Settings) if hasattr(arguments, f.name)}
+    given = _from_environment(environ) | flags
+    in_file = _from_file(Path(given["config"])) if given.get("config") else {}
+    return resolve(Settings(**(in_file | given)))
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        setting.name: _typed(setting, environ[variable], variable)
+        for setting in dataclasses.fields(Settings)
+        if (variable := "KONE_" + setting.name.upper()) in environ
+    }
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    import yaml  # only where a file is given: start-up time is imports
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: give a mapping of settings, e.g. secure-port: 6443")
+    known = {setting.name.replace("_", "-"): setting for setting in dataclasses.fields(Settings)}
+    if unknown := sorted(str(key) for key in content if key not in known):
+        raise ConfigError(f"--config {path}: unknown setting {unknown[0]}; known are {', '.join(sorted(known))}")
+    values = {}
+    for key, value in content.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        values[known[key].name] = _typed(known[key], text, f"--config {path}: {key}")
+    return values
+
+
+def _typed(setting: dataclasses.Field[Any], text: str, origin: str) -> Any:
+    choices = setting.metadata["choices"]
+    if choices and text not in choices:
+        raise ConfigError(f"{origin}: {text} is not one of {', '.join(choices)}")
+    if not isinstance(setting.default, int):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{origin}: {text} is not a number") from None
