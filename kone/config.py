@@ -223,3 +223,9 @@ def _typed(setting: dataclasses.Field[Any], text: str, origin: str) -> Any:
         return int(text)
     except ValueError:
         raise ConfigError(f"{origin}: {text} is not a number") from None
+
+
+def reload_log_level(settings: Settings) -> str:
+    """The log level as the config file says now; the one in force where there is no file. Raises ConfigError."""
+    in_file = _from_file(Path(settings.config)) if settings.config else {}
+    return str(in_file.get("log_level", settings.log_level))

@@ -1,0 +1,84 @@
+"""The process: `kone server` in the foreground. Event loop, signals, systemd, and one line when it is ready.
+
+SIGTERM and SIGINT stop it in stages; SIGHUP reloads certificates and the log level.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+import time
+
+from kone import config
+from kone.aio import systemd
+from kone.aio.tasks import TaskGroup
+from kone.config import ConfigError, Settings
+from kone.node import Node, StartError
+
+__all__ = ["StartError", "run"]
+
+log = logging.getLogger(__name__)
+
+STOP_BUDGET_S = 60.0
+
+
+def run(settings: Settings) -> None:
+    """Run a node until a signal stops it. Raises StartError where it cannot start."""
+    began = time.monotonic()
+    _log_to_stderr(settings.log_level)
+    try:
+        import uvloop
+    except ImportError:  # not on this platform: asyncio's own loop does
+        asyncio.run(_serve(settings, began))
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(settings, began))
+
+
+async def _serve(settings: Settings, began: float) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    background = TaskGroup("server")
+    node = Node(settings)
+    systemd.notify("STATUS=starting")
+    await node.start()
+    loop.add_signal_handler(signal.SIGHUP, lambda: background.spawn(_reload(node, settings), name="reload"))
+    # What start-up made lives as long as the process: keep the collector from walking it again and again.
+    gc.collect()
+    gc.freeze()
+    took_ms = (time.monotonic() - began) * 1000
+    print(f"kone is ready: {node.url} in {took_ms:.0f} ms", flush=True)
+    systemd.notify("READY=1", f"STATUS=serving {node.url}")
+    if (interval_s := systemd.watchdog_interval_s()) is not None:
+        background.guard(lambda: systemd.watchdog(interval_s), name="watchdog")
+    await stop.wait()
+    systemd.notify("STOPPING=1", "STATUS=stopping")
+    log.info("stopping")
+    await background.cancel()
+    await node.stop()
+
+
+async def _reload(node: Node, settings: Settings) -> None:
+    systemd.notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+    try:
+        level = config.reload_log_level(settings)
+    except ConfigError as error:
+        log.warning("the log level stays: %s", error)
+    else:
+        logging.getLogger().setLevel(level.upper())
+    await node.reload_certificates()
+    systemd.notify("READY=1", f"STATUS=serving {node.url}")
+    log.info("certificates and log level reloaded")
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", force=True
+    )
+    for noisy in ("aiohttp.access", "aiosqlite", "sqlalchemy", "pyroute2"):
+        logging.getLogger(noisy).setLevel("WARNING")

@@ -1,0 +1,106 @@
+"""`make replay`: play upstream's recorded conversations against a bare API, and let the counts of docs/replay.md only rise.
+
+The recordings and their player live beside the checkout, in ../shared/upstream (or $KONE_UPSTREAM). Without them there is
+nothing to play and the command says so. `--update` writes the new counts to docs/replay.md where none is lower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+UPSTREAM = Path(os.environ.get("KONE_UPSTREAM") or ROOT.parent / "shared" / "upstream")
+RECORD = ROOT / "docs" / "replay.md"
+READY_S = 30.0
+_COUNT = re.compile(r"^(\S+\.json): (\d+) of (\d+) scenarios hold$", re.M)
+_ROW = re.compile(r"^\| (\S+\.json) \| (\d+) \| (\d+) \|$", re.M)
+
+
+@contextlib.contextmanager
+def bare_api() -> Iterator[Path]:
+    """A bare API server on a free port; gives its kubeconfig."""
+    with tempfile.TemporaryDirectory(prefix="kone-replay-") as folder:
+        parts = "controllers,scheduler,kubelet,proxy,dns"
+        command = [BIN / "kone", "server", "--data-dir", folder, "--secure-port", "0", "--bind-address", "127.0.0.1"]
+        with open(Path(folder) / "log", "w") as log:
+            server = subprocess.Popen([*command, "--disable", parts], stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            if not line.startswith("kone is ready"):
+                raise SystemExit(f"the server did not start: {(Path(folder) / 'log').read_text()[-2000:]}")
+            yield Path(folder) / "admin.kubeconfig"
+        finally:
+            server.terminate()
+            server.wait(READY_S)
+            if server.stdout is not None:
+                server.stdout.close()
+
+
+def play(kubeconfig: Path, details: Path) -> dict[str, tuple[int, int]]:
+    """Scenarios held and played, by file. What differed is written to `details`."""
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+    found = {}
+    with open(details, "w") as log:
+        for corpus in sorted((UPSTREAM / "corpus").glob("*.json")):
+            began = time.monotonic()
+            answer = subprocess.run(
+                [UPSTREAM / "replay", kubeconfig, corpus], capture_output=True, text=True, env=environment, check=False
+            )
+            log.write(answer.stdout + answer.stderr)
+            match = _COUNT.search(answer.stdout)
+            if match is None:
+                raise SystemExit(f"{corpus.name} was not played: {answer.stderr[-2000:]}")
+            found[match[1]] = (int(match[2]), int(match[3]))
+            print(f"{match[1]}: {match[2]} of {match[3]} scenarios hold ({time.monotonic() - began:.0f} s)", flush=True)
+    return found
+
+
+def recorded() -> dict[str, int]:
+    """The counts that docs/replay.md promises."""
+    return {row[1]: int(row[2]) for row in _ROW.finditer(RECORD.read_text())} if RECORD.exists() else {}
+
+
+def write(found: dict[str, tuple[int, int]]) -> None:
+    rows = [f"| {name} | {held} | {played} |" for name, (held, played) in sorted(found.items())]
+    held, played = (sum(counts[i] for counts in found.values()) for i in (0, 1))
+    RECORD.write_text(
+        "# Upstream's recorded conversations\n\n"
+        "`make replay` plays the recordings of upstream's API server (kube-apiserver v1.37.2) against kone's bare API and\n"
+        "compares every answer. A scenario holds when each of its answers is upstream's. `.ci/run` fails when fewer hold\n"
+        "than stand here; `python -m tests.replay --update` writes the counts anew.\n\n"
+        f"{held} of {played} scenarios hold.\n\n"
+        "| file | scenarios that hold | scenarios |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+    )
+
+
+def main() -> int:
+    if not (UPSTREAM / "replay").exists():
+        print(f"{UPSTREAM} is not here: nothing is played")
+        return 0
+    details = ROOT / ".run" / "replay.log"
+    details.parent.mkdir(exist_ok=True)
+    with bare_api() as kubeconfig:
+        found = play(kubeconfig, details)
+    before = recorded()
+    fewer = {name: (found[name][0], n) for name, n in before.items() if name in found and found[name][0] < n}
+    for name, (now, then) in fewer.items():
+        print(f"{name}: {now} scenarios hold, docs/replay.md says {then}; see {details}")
+    if fewer:
+        return 1
+    if "--update" in sys.argv:
+        write(found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
