@@ -1,7 +1,7 @@
 """Fakes that keep the contracts of the real things: FakeClient is an API server's storage and write path in one dict.
 
-It knows what loops depend on (revisions, conflicts, finalizers, graceful pod deletion, status apart from spec), and nothing
-of defaults, validation or authorization. tests/contracts/test_client.py holds it to what the real clients do.
+It knows what loops depend on (revisions, conflicts, finalizers, graceful pod deletion, status apart from spec), and
+nothing of defaults, validation or authorization. tests/contracts/test_client.py holds it to what the real clients do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from kone.apimachinery.patch import json_patch, merge_patch, strategic_merge_patch
-from kone.apimachinery.selectors import parse_field_selector, parse_label_selector
 
 from kone.aio.clock import Clock, FakeClock
 from kone.apimachinery import errors
@@ -25,14 +24,15 @@ from kone.apimachinery.objects import (
     dig,
     gvk_of,
     is_deleting,
+    is_pod_terminal,
     key_of,
     labels_of,
     name_of,
-    remove_in,
     replace_in,
     resource_version_of,
     uid_of,
 )
+from kone.apimachinery.selectors import parse_field_selector, parse_label_selector
 from kone.apimachinery.timestamps import format_time
 from kone.client.client import EventType, Objects, PatchKind, Propagation
 from kone.client.view import View
@@ -41,7 +41,7 @@ Refusal = Callable[[str, GVR, Object], StatusError | None]
 
 
 class FakeClient:
-    """A Client whose world is a dict. `refuse` may answer a StatusError for (verb, resource, object): the test's say."""
+    """A Client whose world is a dict. `refuse` may give a StatusError for (verb, resource, object)."""
 
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or FakeClock()
@@ -70,6 +70,10 @@ class FakeClient:
         """Every object of the resource, for tests that look at the state of the world."""
         return list(self._matching(resource, namespace, "", ""))
 
+    def look(self, resource: GVR, obj: Object) -> Object:
+        """The newest state of the object."""
+        return self._get(resource, name_of(obj), key_of(obj).namespace)
+
     # Writing
 
     async def create(
@@ -94,6 +98,10 @@ class FakeClient:
         meta.setdefault("creationTimestamp", format_time(self.clock.now()))
         meta.setdefault("generation", 1)
         return self._commit(resource, {**obj, "metadata": meta}, None)
+
+    def overwrite(self, resource: GVR, obj: Object) -> Object:
+        """Store as it is, whatever the rules: status and spec alike."""
+        return self._commit(resource, obj, self.look(resource, obj))
 
     async def update(self, resource: GVR, obj: Object, *, subresource: str = "") -> Object:
         self._ask("update", resource, obj)
@@ -141,27 +149,25 @@ class FakeClient:
                 f"ResourceVersion in object meta: {resource_version_of(old)}"
             )
             raise errors.conflict(resource.group_resource, name, why)
-        finalizers = [f for f in old["metadata"].get("finalizers") or [] if f not in ("foregroundDeletion", "orphan")]
-        if propagation == "Foreground":
-            finalizers.append("foregroundDeletion")
-        elif propagation == "Orphan":
-            finalizers.append("orphan")
-        elif is_deleting(old):
-            finalizers = old["metadata"].get("finalizers") or []
-        new = replace_in(old, ("metadata", "finalizers"), finalizers)
-        if not finalizers:
-            new = remove_in(new, ("metadata", "finalizers"))
+        finalizers = list(old["metadata"].get("finalizers") or [])
+        if propagation:
+            finalizers = [f for f in finalizers if f not in _PROPAGATION.values()]
+        if propagation in _PROPAGATION:
+            finalizers.append(_PROPAGATION[propagation])
         grace = self._grace_of(resource, old, grace_s)
+        new = replace_in(old, ("metadata", "finalizers"), finalizers)
         if resource == NAMESPACES:
             new = replace_in(new, ("status", "phase"), "Terminating")
-        if grace or finalizers or (resource == NAMESPACES and dig(old, "spec", "finalizers")):
-            if not is_deleting(old):
-                new = replace_in(new, ("metadata", "deletionTimestamp"), format_time(self.clock.now() + grace))
-                new = replace_in(new, ("metadata", "deletionGracePeriodSeconds"), grace)
+        if not is_deleting(old):
+            new = replace_in(new, ("metadata", "deletionTimestamp"), format_time(self.clock.now() + grace))
+            new = replace_in(new, ("metadata", "deletionGracePeriodSeconds"), grace)
+        elif grace < old["metadata"]["deletionGracePeriodSeconds"]:
+            new = replace_in(new, ("metadata", "deletionGracePeriodSeconds"), grace)
+        if _is_held(resource, new):
             if new != old:
                 self._commit(resource, new, old)
-            return
-        self._remove(resource, old)
+        else:
+            self._remove(resource, old)
 
     async def delete_collection(
         self, resource: GVR, *, namespace: str = "", labels: str = "", fields: str = ""
@@ -236,22 +242,15 @@ class FakeClient:
             meta.pop("finalizers", None)
         meta["generation"] = old["metadata"]["generation"] + (new.get("spec") != old.get("spec"))
         new["metadata"] = meta
-        if is_deleting(new) and not meta.get("finalizers"):
-            if not (resource == NAMESPACES and dig(new, "spec", "finalizers")) and not (
-                resource == PODS and meta.get("deletionGracePeriodSeconds")
-            ):
-                self._remove(resource, new)
-                return new
+        if is_deleting(new) and not _is_held(resource, new):
+            self._remove(resource, new)
+            return new
         if new == old:
             return old
         return self._commit(resource, new, old)
 
     def _grace_of(self, resource: GVR, old: Object, asked: int | None) -> int:
-        if (
-            resource != PODS
-            or not dig(old, "spec", "nodeName")
-            or dig(old, "status", "phase") in ("Failed", "Succeeded")
-        ):
+        if resource != PODS or not dig(old, "spec", "nodeName") or is_pod_terminal(old):
             return 0
         return int(dig(old, "spec", "terminationGracePeriodSeconds", default=30)) if asked is None else asked
 
@@ -267,6 +266,16 @@ class FakeClient:
         else:
             raise errors.not_found(resource.group_resource, f"{name}/{sub}")
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+
+
+_PROPAGATION: Mapping[str, str] = {"Foreground": "foregroundDeletion", "Orphan": "orphan"}
+
+
+def _is_held(resource: GVR, obj: Object) -> bool:
+    """Whether an object being deleted must stay a while."""
+    if obj["metadata"].get("finalizers") or (resource == NAMESPACES and dig(obj, "spec", "finalizers")):
+        return True
+    return bool(obj["metadata"].get("deletionGracePeriodSeconds"))
 
 
 class _Fields(Mapping[str, str]):
@@ -290,40 +299,24 @@ class _Fields(Mapping[str, str]):
 
 def set_pod_status(client: FakeClient, pod: Object, **status: Any) -> Object:
     """Play the kubelet: merge `status` into the newest state of the pod."""
-    current = client._get(PODS, name_of(pod), key_of(pod).namespace)
-    return client._commit(PODS, replace_in(current, ("status",), {**(current.get("status") or {}), **status}), current)
+    current = client.look(PODS, pod)
+    return client.overwrite(PODS, replace_in(current, ("status",), {**(current.get("status") or {}), **status}))
 
 
 def ready_pod(client: FakeClient, pod: Object, ip: str = "10.244.0.9", node: str = "n1") -> Object:
     """Play scheduler and kubelet: bound, Running, Ready since now."""
     now = format_time(client.clock.now())
-    current = client._get(PODS, name_of(pod), key_of(pod).namespace)
-    if not dig(current, "spec", "nodeName"):
-        client._commit(PODS, replace_in(current, ("spec", "nodeName"), node), current)
-    conditions = [
-        {"type": kind, "status": "True", "lastTransitionTime": now}
-        for kind in ("PodScheduled", "Ready", "ContainersReady")
-    ]
-    return set_pod_status(
-        client,
-        pod,
-        phase="Running",
-        conditions=conditions,
-        podIP=ip,
-        podIPs=[{"ip": ip}],
-        hostIP="192.0.2.1",
-        startTime=now,
-    )
+    if not dig(client.look(PODS, pod), "spec", "nodeName"):
+        client.overwrite(PODS, replace_in(client.look(PODS, pod), ("spec", "nodeName"), node))
+    kinds = ("PodScheduled", "Initialized", "ContainersReady", "Ready")
+    conditions = [{"type": kind, "status": "True", "lastTransitionTime": now} for kind in kinds]
+    status = {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "hostIP": "192.0.2.1", "startTime": now}
+    return set_pod_status(client, pod, conditions=conditions, **status)
 
 
 def make_node(name: str = "n1", **more: Any) -> Object:
-    node = {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
-        "spec": {},
-    }
-    return {**node, **more}
+    meta = {"name": name, "labels": {"kubernetes.io/hostname": name}}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": {}, **more}
 
 
 def names(objects: Iterable[Object]) -> list[str]:
