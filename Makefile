@@ -135,7 +135,7 @@ test: venv deps docker ## rings 1 to 4: needs root and Docker, sets itself up
 .PHONY: testdeps
 testdeps:
 	@missing=""
-	for package in postgresql curl; do
+	for package in postgresql curl systemd; do
 		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
 	done
 	if [ -n "$$missing" ]; then

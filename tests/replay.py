@@ -1,7 +1,7 @@
-"""`make replay`: play upstream's recorded conversations against a bare API, and let the counts of docs/replay.md only rise.
+"""`make replay`: play upstream's recorded conversations against a bare API; the counts of docs/replay.md only rise.
 
-The recordings and their player live beside the checkout, in ../shared/upstream (or $KONE_UPSTREAM). Without them there is
-nothing to play and the command says so. `--update` writes the new counts to docs/replay.md where none is lower.
+The recordings and their player live beside the checkout, in ../shared/upstream (or $KONE_UPSTREAM). Without them there
+is nothing to play and the command says so. `--update` writes the new counts to docs/replay.md where none is lower.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def write(found: dict[str, tuple[int, int]]) -> None:
     held, played = (sum(counts[i] for counts in found.values()) for i in (0, 1))
     RECORD.write_text(
         "# Upstream's recorded conversations\n\n"
-        "`make replay` plays the recordings of upstream's API server (kube-apiserver v1.37.2) against kone's bare API and\n"
-        "compares every answer. A scenario holds when each of its answers is upstream's. `.ci/run` fails when fewer hold\n"
-        "than stand here; `python -m tests.replay --update` writes the counts anew.\n\n"
+        "`make replay` plays the recordings of upstream's API server (v1.37.2) against kone's bare API and\n"
+        "compares every answer. A scenario holds when each of its answers is upstream's. `.ci/run` fails when\n"
+        "fewer hold than stand here; `python -m tests.replay --update` writes the counts anew.\n\n"
         f"{held} of {played} scenarios hold.\n\n"
         "| file | scenarios that hold | scenarios |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )

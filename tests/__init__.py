@@ -1,0 +1,1 @@
+"""kone's tests: they mirror kone/ and read as specification."""

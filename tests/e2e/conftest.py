@@ -1,0 +1,89 @@
+"""The whole node that ring 4 shares, the image its pods run, and a namespace for each test."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.node_process import BIN, NodeProcess, eventually, run
+
+IMAGE = "kone-test/busybox:1"
+INSTANCE = "e2e"
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """A busybox image made from Debian's static busybox: no registry is needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy("/bin/busybox", f"{folder}/busybox")
+        Path(folder, "Dockerfile").write_text(
+            "FROM scratch\nCOPY busybox /bin/busybox\n"
+            'RUN ["/bin/busybox", "--install", "/bin"]\nENV PATH=/bin\nCMD ["/bin/sh"]\n'
+        )
+        run("docker", "build", "--quiet", "--tag", IMAGE, folder)
+    return IMAGE
+
+
+def cleaned_up(process: NodeProcess, *flags: str) -> None:
+    """Stop a node and remove every trace of it."""
+    process.stop()
+    run(BIN / "kone", "cleanup", "--data-dir", process.data, *flags)
+
+
+@pytest.fixture(scope="session")
+def whole_node(image: str) -> Iterator[NodeProcess]:
+    """One whole node, Ready, as instance "e2e": its bridge, chains and containers are apart from any other's."""
+    folder = Path(tempfile.mkdtemp(prefix="kone-e2e-"))
+    process = NodeProcess(folder / "data", "--secure-port", "0", "--instance", INSTANCE, "--log-level", "info")
+    try:
+        process.start()
+        eventually(
+            lambda: (
+                subprocess.run(
+                    [BIN / "kone", "status", "--data-dir", process.data], capture_output=True, check=False
+                ).returncode
+                == 0
+            )
+        )
+        yield process
+    finally:
+        cleaned_up(process, "--instance", INSTANCE)
+        shutil.rmtree(folder)
+
+
+@dataclass
+class Place:
+    """A namespace of a test's own on the shared node."""
+
+    node: NodeProcess
+    namespace: str
+    image: str
+
+    def kubectl(self, *words: str, check: bool = True, input: str | None = None, timeout_s: float = 120) -> str:
+        return self.node.kubectl("-n", self.namespace, *words, check=check, input=input, timeout_s=timeout_s)
+
+    def get(self, *words: str) -> dict[str, object]:
+        return self.node.get("-n", self.namespace, *words)  # type: ignore[no-any-return]
+
+    def apply(self, manifest: str) -> str:
+        return self.kubectl("apply", "-f", "-", input=manifest)
+
+    def events(self, name: str) -> list[tuple[str, str]]:
+        """(reason, message) of the events about the object of that name."""
+        listed = self.node.get("-n", self.namespace, "events", "--field-selector", f"involvedObject.name={name}")
+        return [(e["reason"], e["message"]) for e in listed["items"]]
+
+
+@pytest.fixture
+def place(whole_node: NodeProcess, image: str) -> Iterator[Place]:
+    namespace = f"t-{uuid.uuid4().hex[:8]}"
+    whole_node.kubectl("create", "namespace", namespace)
+    yield Place(whole_node, namespace, image)
+    whole_node.kubectl("delete", "namespace", namespace, "--wait=false")

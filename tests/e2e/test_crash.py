@@ -1,0 +1,184 @@
+"""kill -9: 20 rounds under 8 writers and 8 watchers lose no write, reuse no revision and leave no watch gap."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sqlite3
+import ssl
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import yaml
+
+from tests.e2e.node_process import BARE_API, NodeProcess
+
+pytestmark = pytest.mark.ring4
+
+ROUNDS = 20
+WRITERS = 8
+WATCHERS = 8
+CONFIGMAPS = "/api/v1/namespaces/default/configmaps"
+
+
+class Door:
+    """The API as one client sees it across restarts."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        view = yaml.safe_load(kubeconfig.read_text())
+        self.url = view["clusters"][0]["cluster"]["server"]
+        user = view["users"][0]["user"]
+        folder = kubeconfig.parent
+        self.tls = ssl.create_default_context(cadata=_pem(view["clusters"][0]["cluster"]["certificate-authority-data"]))
+        pair = folder / "test-client.pem"
+        pair.write_text(_pem(user["client-certificate-data"]) + _pem(user["client-key-data"]))
+        self.tls.load_cert_chain(pair)
+
+    def session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(self.url, connector=aiohttp.TCPConnector(ssl=self.tls, limit=0))
+
+
+def _pem(data: str) -> str:
+    import base64
+
+    return base64.b64decode(data).decode()
+
+
+class Ledger:
+    """What the API acknowledged, and what each watcher saw."""
+
+    def __init__(self) -> None:
+        self.acknowledged: dict[str, int] = {}  # name -> newest acknowledged revision
+        self.deleted: set[str] = set()
+        self.in_doubt: set[str] = set()  # an answer never came: the write may or may not be there
+        self.revisions: dict[int, str] = {}  # revision -> what was acknowledged under it
+        self.seen: list[list[tuple[int, str, str]]] = [[] for _ in range(WATCHERS)]
+
+    def acknowledge(self, name: str, revision: int, what: str) -> None:
+        assert revision not in self.revisions, f"revision {revision} was given to {self.revisions[revision]} and {what}"
+        self.revisions[revision] = what
+        self.acknowledged[name] = revision
+
+
+async def write(number: int, round_: int, session: aiohttp.ClientSession, ledger: Ledger) -> None:
+    """Create, patch and delete until the server dies."""
+    count = 0
+    while True:
+        name = f"w{number}-r{round_}-{count}"
+        count += 1
+        ledger.in_doubt.add(name)
+        try:
+            body: dict[str, Any] = {
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": name},
+                "data": {"n": "0"},
+            }
+            async with session.post(CONFIGMAPS, json=body) as answer:
+                assert answer.status == 201, await answer.text()
+                made = await answer.json()
+            ledger.acknowledge(name, int(made["metadata"]["resourceVersion"]), f"create {name}")
+            for turn in range(random.randrange(3)):
+                async with session.patch(
+                    f"{CONFIGMAPS}/{name}",
+                    data=json.dumps({"data": {"n": str(turn + 1)}}),
+                    headers={"Content-Type": "application/merge-patch+json"},
+                ) as answer:
+                    assert answer.status == 200, await answer.text()
+                    made = await answer.json()
+                ledger.acknowledge(name, int(made["metadata"]["resourceVersion"]), f"patch {name}")
+            if random.random() < 0.3:
+                async with session.delete(f"{CONFIGMAPS}/{name}") as answer:
+                    assert answer.status == 200, await answer.text()
+                del ledger.acknowledged[name]
+                ledger.deleted.add(name)
+            ledger.in_doubt.discard(name)
+        except (aiohttp.ClientError, OSError, json.JSONDecodeError):
+            return
+
+
+async def watch(number: int, since: int, session: aiohttp.ClientSession, ledger: Ledger, until: str = "") -> None:
+    """Follow from `since` until the server dies, or until an object named `until` is seen."""
+    query = {"watch": "1", "resourceVersion": str(since), "allowWatchBookmarks": "false"}
+    try:
+        async with session.get(CONFIGMAPS, params=query, timeout=aiohttp.ClientTimeout(total=None)) as answer:
+            assert answer.status == 200, await answer.text()
+            async for line in answer.content:
+                if not line.endswith(b"\n"):
+                    return  # cut off in the middle by the kill
+                event = json.loads(line)
+                assert event["type"] in ("ADDED", "MODIFIED", "DELETED"), event
+                revision = int(event["object"]["metadata"]["resourceVersion"])
+                name = event["object"]["metadata"]["name"]
+                ledger.seen[number].append((revision, event["type"], name))
+                if name == until:
+                    return
+    except (aiohttp.ClientError, OSError):
+        return
+
+
+async def one_round(server: NodeProcess, round_: int, ledger: Ledger, start_revision: int) -> None:
+    async with Door(server.kubeconfig).session() as session:
+        watchers = [
+            asyncio.create_task(watch(n, seen[-1][0] if (seen := ledger.seen[n]) else start_revision, session, ledger))
+            for n in range(WATCHERS)
+        ]
+        writers = [asyncio.create_task(write(n, round_, session, ledger)) for n in range(WRITERS)]
+        await asyncio.sleep(random.uniform(0.2, 0.6))
+        server.kill()
+        await asyncio.gather(*writers, *watchers)
+
+
+async def test_twenty_rounds_of_kill_9_lose_nothing(tmp_path: Path) -> None:
+    server = NodeProcess(tmp_path / "data", "--bind-address", "127.0.0.1", "--secure-port", "0", "--disable", BARE_API)
+    ledger = Ledger()
+    try:
+        server.start()
+        async with Door(server.kubeconfig).session() as session, session.get(CONFIGMAPS) as answer:
+            start_revision = int((await answer.json())["metadata"]["resourceVersion"])
+        for round_ in range(ROUNDS):
+            await one_round(server, round_, ledger, start_revision)
+            server.start()
+        async with Door(server.kubeconfig).session() as session:
+            async with session.get(CONFIGMAPS) as answer:
+                listed = await answer.json()
+            end = int(listed["metadata"]["resourceVersion"])
+            async with session.post(
+                CONFIGMAPS, json={"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "the-end"}}
+            ) as answer:
+                assert answer.status == 201
+                last = int((await answer.json())["metadata"]["resourceVersion"])
+            assert last > end
+            async with asyncio.timeout(30):
+                since = [seen[-1][0] if seen else start_revision for seen in ledger.seen]
+                await asyncio.gather(*(watch(n, since[n], session, ledger, "the-end") for n in range(WATCHERS)))
+    finally:
+        server.stop()
+
+    present = {item["metadata"]["name"]: int(item["metadata"]["resourceVersion"]) for item in listed["items"]}
+    lost = {
+        n for n, revision in ledger.acknowledged.items() if present.get(n, 0) < revision and n not in ledger.in_doubt
+    }
+    lost |= {
+        n
+        for n, revision in ledger.acknowledged.items()
+        if n in ledger.in_doubt and 0 < present.get(n, revision) < revision
+    }
+    assert not lost
+    assert not {n for n in ledger.deleted if n in present}
+    assert len(ledger.acknowledged) > ROUNDS * WRITERS
+
+    first = ledger.seen[0]
+    for seen in ledger.seen:
+        revisions = [revision for revision, _, _ in seen]
+        assert revisions == sorted(set(revisions)), "a watcher saw an event twice or out of order"
+        assert seen == first, "two watchers saw different histories"
+    shown = {revision for revision, _, _ in first}
+    assert set(ledger.revisions) <= shown, "a watcher missed an acknowledged write"
+
+    with sqlite3.connect(tmp_path / "data" / "kone.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
