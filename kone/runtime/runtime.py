@@ -225,7 +225,6 @@ class ContainerStatus:
     tty: bool = False
     log_path: str = ""  # the runtime's own file, for whoever may read it; "" where there is none
     resources: Resources = field(default_factory=Resources)
-    user: tuple[int, int, tuple[int, ...]] | None = None  # uid, gid, supplementary groups of the first process
     labels: Mapping[str, str] = field(default_factory=dict)
     mounts: Sequence[Mount] = ()
     stop_signal: str = ""
@@ -351,7 +350,7 @@ class Runtime(Protocol):
 
     # containers
     async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
-        """Idempotent by (uid, name, restart_count): a leftover of a crash under that name is used if it never ran."""
+        """Idempotent by (uid, name, restart_count): a leftover of that name that does not run is replaced."""
 
     async def start_container(self, container_id: str) -> ContainerStatus:
         """Run it. Raises StartFailed when the process cannot be started."""
