@@ -1,0 +1,19 @@
+"""The Registry of everything that kone serves: one table of the modules that declare resources."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kone.registry.resource import Registry, Resource
+
+_MODULES: Sequence[Sequence[Resource]] = ()
+"""One line a module, each the RESOURCES of an API group, in the order of discovery."""
+
+
+def builtin() -> Registry:
+    """A new Registry with every built-in resource; what is added to it later (custom resources) stays its own."""
+    registry = Registry()
+    for resources in _MODULES:
+        for resource in resources:
+            registry.add(resource)
+    return registry
