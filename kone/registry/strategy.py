@@ -110,11 +110,11 @@ class Strategy:
         return ()
 
     def selectable_fields(self, obj: Object) -> dict[str, str]:
-        """What fieldSelector may ask for beyond metadata.name and metadata.namespace; same keys for every object, also {}."""
+        """What fieldSelector may ask for beyond metadata.name and .namespace; same keys for every object, also {}."""
         return {}
 
     def unknown_field_label(self, label: str) -> str:
-        """The refusal of a field selector on any other field. Kinds that convert labels upstream have their own words."""
+        """The refusal of a field selector on any other field; kinds that convert labels upstream word it their way."""
         if self.selectable_fields({}):
             return f"field label not supported: {label}"
         return f'{go_quote(label)} is not a known field selector: only "metadata.name", "metadata.namespace"'
