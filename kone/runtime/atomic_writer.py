@@ -1,0 +1,97 @@
+"""Files that change all at once: how configMap, secret, projected and downwardAPI volumes are updated under a reader.
+
+The layout is that of upstream's volumes, which programs rely on: the files lie in a directory named after the time,
+`..data` is a link to it, and each visible name is a link through `..data`. An update makes a new directory and renames
+one link, so a reader sees the old files or the new ones, never a mixture.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DATA = "..data"
+READ_ONLY_BITS, READ_WRITE_BITS = 0o440, 0o660  # what fsGroup adds to a file (kubelet's SetVolumeOwnership)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a payload. `mode` are its permission bits; `user` owns it where set."""
+
+    data: bytes
+    mode: int
+    user: int | None = None
+
+
+def write(target: Path, files: Mapping[str, File], stamp: str, group: int | None = None) -> bool:
+    """Make `target` hold exactly `files`, by relative path. Whether anything changed.
+
+    `stamp` names the new directory, e.g. "2026_11_25_03_36_32"; `group` owns everything where set (fsGroup).
+    """
+    group_bits = 0 if group is None else READ_ONLY_BITS
+    if _current(target) == {path: (file.data, file.mode & 0o7777 | group_bits) for path, file in files.items()}:
+        return False
+    new = Path(tempfile.mkdtemp(prefix=f"..{stamp}.", dir=target))
+    new.chmod(0o755)
+    for path, file in files.items():
+        place = new / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file.data)
+        if file.user is not None:
+            os.chown(place, file.user, -1)
+        place.chmod(file.mode)
+    if group is not None:
+        own(new, group, read_only=True)
+    link = target / f"{DATA}_tmp"
+    link.unlink(missing_ok=True)
+    link.symlink_to(new.name)
+    old = target / DATA
+    previous = old.readlink() if old.is_symlink() else None
+    link.rename(old)
+    _link_names(target, {path.split("/")[0] for path in files})
+    if previous is not None:
+        shutil.rmtree(target / previous, ignore_errors=True)
+    return True
+
+
+def own(top: Path, group: int, *, read_only: bool) -> None:
+    """Give a tree to a group as fsGroup does: readable (and writable unless read_only), directories setgid."""
+    for folder, _, names in os.walk(top):
+        for path in (folder, *(os.path.join(folder, name) for name in names)):
+            if os.path.islink(path):
+                continue
+            state = os.lstat(path)
+            mode = state.st_mode & 0o7777 | (READ_ONLY_BITS if read_only else READ_WRITE_BITS)
+            if os.path.isdir(path):
+                mode |= 0o2110
+            if state.st_gid != group:
+                os.chown(path, -1, group)
+            if state.st_mode & 0o7777 != mode:
+                os.chmod(path, mode)
+
+
+def _current(target: Path) -> dict[str, tuple[bytes, int]] | None:
+    """What is there now, by path; None before the first write."""
+    data = target / DATA
+    if not data.is_symlink():
+        return None
+    found = {}
+    for folder, _, names in os.walk(data):
+        for name in names:
+            path = Path(folder, name)
+            found[str(path.relative_to(data))] = (path.read_bytes(), path.stat().st_mode & 0o7777)
+    return found
+
+
+def _link_names(target: Path, wanted: set[str]) -> None:
+    for name in wanted:
+        link = target / name
+        if not link.is_symlink():
+            link.symlink_to(f"{DATA}/{name}")
+    for name in os.listdir(target):
+        if not name.startswith("..") and name not in wanted:
+            (target / name).unlink()
