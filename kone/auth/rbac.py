@@ -140,7 +140,7 @@ class RbacAuthorizer:
         else:
             raise StatusError(500, "InternalError", f"unsupported role reference kind: {go_quote(str(kind or ''))}")
         if entry is None:
-            raise not_found((ROLES if kind == "Role" else CLUSTERROLES).group_resource, name)
+            raise not_found(f"{kind.lower()}.{RBAC_GROUP}", name)  # the singular, as upstream's listers say it
         return entry.obj.get("rules") or []
 
     def _forget(self, _event: object) -> None:

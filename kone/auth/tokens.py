@@ -279,7 +279,7 @@ class ServiceAccountTokens:
         name = str(account.get("name", ""))
         found = self._get("serviceaccounts", namespace, name)
         if found is None:
-            raise ValueError(f"serviceaccounts {go_quote(name)} not found")
+            raise ValueError(f"serviceaccount {go_quote(name)} not found")
         if uid_of(found) != account.get("uid"):
             raise ValueError(f"service account UID ({uid_of(found)}) does not match claim ({account.get('uid', '')})")
         if self._is_deleted(found):

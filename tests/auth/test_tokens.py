@@ -219,7 +219,7 @@ async def test_an_ending_pod_keeps_its_token_for_a_minute(world: World) -> None:
 def test_a_deleted_account_ends_all_its_tokens(world: World) -> None:
     token = world.token()
     world.caches.of("", "serviceaccounts").remove("ns", "sa")
-    with pytest.raises(ValueError, match='serviceaccounts "sa" not found'):
+    with pytest.raises(ValueError, match='serviceaccount "sa" not found'):
         world.user(token)
 
 
