@@ -143,14 +143,14 @@ class Volumes:
         medium = empty.get("medium") or ""
         if medium == "Memory" and not mounts.is_mount_point(str(path)):
             limit = parse_quantity(empty["sizeLimit"]).value() if empty.get("sizeLimit") else 0
-            mounts.mount_tmpfs(str(path), f"size={limit}" if limit else "")
+            mounts.mount_tmpfs(str(path), f"size={limit}" if limit else "")  # its mode is 1777, as upstream leaves it
             made = True
         elif medium.startswith("HugePages"):
             raise PayloadError(f"medium {medium} is not available on this node")
-        if made:
+        elif made:
             path.chmod(0o777)
-            if group is not None:
-                atomic_writer.own(path, group, read_only=False)
+        if made and group is not None:
+            atomic_writer.own(path, group, read_only=False)
 
     async def _files(self, pod: Object, volume: str, sources: Sequence[Source]) -> dict[str, File]:
         files: dict[str, File] = {}
