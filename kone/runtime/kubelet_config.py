@@ -1,0 +1,38 @@
+"""Settings of the kubelet: one field, one unit, one default; and where its files lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class KubeletConfig:
+    """What node.py tells the kubelet. Times are in seconds."""
+
+    node_name: str
+    node_ips: tuple[str, ...]  # IPv4 first
+    data_dir: Path  # kone's; the kubelet's files are below kubelet/
+    cluster_dns: str = "10.96.0.10"
+    cluster_domain: str = "cluster.local"
+    instance: str = "default"
+    max_pods: int = 110
+    port: int = 10250
+    server_cert: Path | None = None
+    server_key: Path | None = None
+    client_ca: Path | None = None
+    node_labels: dict[str, str] = field(default_factory=dict)
+    sync_s: float = 60.0  # each pod is looked at again at least this often (syncFrequency)
+    allowed_unsafe_sysctls: tuple[str, ...] = ()
+
+    @property
+    def root_dir(self) -> Path:
+        return self.data_dir / "kubelet"
+
+    @property
+    def pods_dir(self) -> Path:
+        return self.root_dir / "pods"
+
+    def pod_dir(self, pod_uid: str) -> Path:
+        """A pod's files: etc/ (hosts, resolv.conf, hostname), containers/<name>/ (termination messages), volumes/."""
+        return self.pods_dir / pod_uid
