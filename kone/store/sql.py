@@ -144,7 +144,7 @@ class SqlLog:
         try:
             connection = await self._connected()
             async with connection.begin():
-                return dict((await connection.execute(sa.select(MARKS))).tuples().all())
+                return dict((await connection.execute(sa.select(MARKS))).all())
         except (sa.exc.DBAPIError, OSError) as error:
             raise self._failed(error) from error
 
