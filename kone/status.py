@@ -27,7 +27,7 @@ class Report:
     problem: str = ""
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
     """http.client over a unix socket."""
 
     def __init__(self, path: str) -> None:
@@ -41,7 +41,7 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def _ask(settings: Settings, path: str) -> tuple[int, bytes]:
-    connection = _UnixConnection(str(settings.socket_path))
+    connection = UnixConnection(str(settings.socket_path))
     try:
         connection.request("GET", path)
         answer = connection.getresponse()

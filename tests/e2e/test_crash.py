@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import random
 import sqlite3
@@ -29,22 +30,15 @@ class Door:
 
     def __init__(self, kubeconfig: Path) -> None:
         view = yaml.safe_load(kubeconfig.read_text())
-        self.url = view["clusters"][0]["cluster"]["server"]
-        user = view["users"][0]["user"]
-        folder = kubeconfig.parent
-        self.tls = ssl.create_default_context(cadata=_pem(view["clusters"][0]["cluster"]["certificate-authority-data"]))
-        pair = folder / "test-client.pem"
-        pair.write_text(_pem(user["client-certificate-data"]) + _pem(user["client-key-data"]))
-        self.tls.load_cert_chain(pair)
+        cluster = view["clusters"][0]["cluster"]
+        self.url = cluster["server"]
+        self.headers = {"Authorization": f"Bearer {view['users'][0]['user']['token']}"}
+        ca = base64.b64decode(cluster["certificate-authority-data"]).decode()
+        self.tls = ssl.create_default_context(cadata=ca)
 
     def session(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(self.url, connector=aiohttp.TCPConnector(ssl=self.tls, limit=0))
-
-
-def _pem(data: str) -> str:
-    import base64
-
-    return base64.b64decode(data).decode()
+        connector = aiohttp.TCPConnector(ssl=self.tls, limit=0)
+        return aiohttp.ClientSession(self.url, connector=connector, headers=self.headers)
 
 
 class Ledger:
