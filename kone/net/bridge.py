@@ -1,0 +1,210 @@
+"""The pods' network: one bridge, one link and one address a pod, ways out, and the node's ports that lead in.
+
+It is the kubelet's PodNetwork. Everything is idempotent, since kone may be killed between any two steps: what the file
+of addresses, the kernel and the kubelet say is brought together by `start` and `restore`.
+
+Pod to pod, pod to host and pod to world go through the host's IP layer (see links.py). What leaves for anything but
+pods is masqueraded; forwarding is accepted before Docker's policy DROP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kone.net.firewall import ChainId, Firewall, Jump
+from kone.net.host_ports import HostPortLike, HostPortTable, PodPorts, dnat_rules, host_ports_of, return_rules
+from kone.net.ipam import Ipam
+from kone.net.links import BridgeSpec, Links
+from kone.net.names import Names
+
+log = logging.getLogger(__name__)
+
+IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """The ranges of this node. One range a family, IPv4 first."""
+
+    pod_cidrs: Sequence[str]  # this node's pods
+    cluster_cidrs: Sequence[str]  # all nodes' pods: what goes there keeps its source address
+    service_cidrs: Sequence[str] = ()  # led to the bridge, so that Services are reached without a default route
+    local_addresses: Sequence[str] = ()  # further addresses of the node's own, on the bridge: cluster DNS
+    mtu: int = 0  # 0: as the link of the default route
+
+
+class BridgeNetwork:
+    """PodNetwork on a Linux bridge. Raises LinkError, FirewallError, AddressesExhausted, OSError."""
+
+    def __init__(self, names: Names, config: NetworkConfig, data_dir: Path, firewall: Firewall) -> None:
+        self._names = names
+        self._config = config
+        self._firewall = firewall
+        self._ipam = Ipam(data_dir / "net" / "ipam.json", config.pod_cidrs)
+        self._links = Links()
+        self._ports = HostPortTable(data_dir / "net" / "host-ports.json")
+        self._busy: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    @property
+    def gateways(self) -> list[str]:
+        """The bridge's own addresses, as pods see the host."""
+        return self._ipam.gateways
+
+    @property
+    def addresses(self) -> Mapping[str, Sequence[str]]:
+        """Who has which: addresses by pod UID."""
+        return self._ipam.pods
+
+    async def start(self) -> None:
+        """Make bridge, routes and rules, and take over the addresses that pods of an earlier run have."""
+        if IP_FORWARD.read_text().strip() != "1":
+            IP_FORWARD.write_text("1")
+        mtu = self._config.mtu or await self._links.uplink_mtu()
+        await self._links.ensure_bridge(self._spec(), mtu)
+        self._ipam.load()
+        self._ports.load()
+        known = {self._names.veth(uid) for uid in self._ipam.pods}
+        for veth in await self._links.veths(self._names.bridge, self._names.veth_prefix):
+            # A pod that only the kernel remembers keeps its address until `restore` says whether it lives.
+            if veth.name not in known and veth.address and self._ipam.adopt(veth.name, [veth.address]):
+                log.warning("pod link %s has address %s, which the file did not know", veth.name, veth.address)
+        await self._firewall.apply(self._chains(), jumps=self._jumps())
+
+    async def stop(self) -> None:
+        """Let go; links, addresses and rules stay for the pods that use them."""
+        await self._links.close()
+
+    async def restore(self, live_pod_uids: set[str]) -> None:
+        """Keep what these pods have; free the addresses and links of all others."""
+        live = {self._names.veth(uid): uid for uid in live_pod_uids}
+        for owner, addresses in list(self._ipam.pods.items()):
+            if owner in live:  # known by its link only: now the pod has a name
+                self._ipam.release(owner)
+                self._ipam.adopt(live[owner], addresses)
+        veths = await self._links.veths(self._names.bridge, self._names.veth_prefix)
+        await self._links.delete(*(veth.name for veth in veths if veth.name not in live))
+        for uid in self._ports.pods.keys() - live_pod_uids:
+            await self._lead(uid, None)
+        self._ipam.release(*(uid for uid in self._ipam.pods if uid not in live_pod_uids))
+
+    async def attach(
+        self, *, pod_uid: str, pod_name: str, namespace: str, netns: str, host_ports: Sequence[HostPortLike]
+    ) -> list[str]:
+        """Wire the pod's network namespace; its IPs, IPv4 first, the same on every call."""
+        async with self._alone(pod_uid):
+            known = pod_uid in self._ipam.pods
+            ips = self._ipam.allocate(pod_uid)
+            name = self._names.veth(pod_uid)
+            try:
+                await self._links.ensure_veth(self._names.bridge, name, netns, ips, self._ipam.gateways)
+                ports = host_ports_of(host_ports)
+                await self._lead(pod_uid, (ips[0], ports) if ports else None)
+            except BaseException:
+                if not known:
+                    await asyncio.shield(self._free(pod_uid))
+                raise
+            log.debug("wired pod %s/%s uid=%s link=%s ips=%s", namespace, pod_name, pod_uid, name, ips)
+            return ips
+
+    async def detach(self, *, pod_uid: str) -> None:
+        """Free the pod's link, host ports and address, in this order. Idempotent."""
+        async with self._alone(pod_uid):
+            await self._free(pod_uid)
+
+    async def _free(self, pod_uid: str) -> None:
+        await self._lead(pod_uid, None)
+        await self._links.delete(self._names.veth(pod_uid))
+        self._ipam.release(pod_uid)
+
+    async def _lead(self, pod_uid: str, ports: PodPorts | None) -> None:
+        """Have these ports of the node lead to the pod, and no others."""
+        before = self._ports.pods.get(pod_uid)
+        if before == ports:
+            return
+        self._ports.put(pod_uid, ports)
+        try:
+            await self._firewall.apply(self._port_chains())
+        except BaseException:
+            self._ports.put(pod_uid, before)
+            raise
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, pod_uid: str) -> AsyncIterator[None]:
+        """One call at a time for each pod."""
+        lock, users = self._busy.get(pod_uid, (asyncio.Lock(), 0))
+        self._busy[pod_uid] = lock, users + 1
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._busy.pop(pod_uid)
+            if users > 1:
+                self._busy[pod_uid] = lock, users - 1
+
+    # What is wanted of the kernel
+
+    def _spec(self) -> BridgeSpec:
+        gateways = [f"{pool.gateway}/{pool.network.prefixlen}" for pool in self._ipam.pools]
+        own = [f"{a}/{128 if ':' in a else 32}" for a in self._config.local_addresses]
+        return BridgeSpec(self._names.bridge, gateways, own, list(self._config.service_cidrs))
+
+    def _chains(self) -> dict[ChainId, Sequence[str]]:
+        bridge = self._names.bridge
+        pods = next(_of_version(4, self._config.pod_cidrs))
+        cluster = next(_of_version(4, self._config.cluster_cidrs), pods)
+        return {
+            ChainId("filter", self._names.chain("FORWARD")): [
+                # A packet that connection tracking cannot place would pass with its address unwritten, and reset the
+                # connection it belongs to.
+                f"-o {bridge} -m conntrack --ctstate INVALID -j DROP",
+                f"-i {bridge} -m conntrack --ctstate INVALID -j DROP",
+                f"-i {bridge} -j ACCEPT",
+                f"-o {bridge} -j ACCEPT",
+            ],
+            ChainId("filter", self._names.chain("INPUT")): [
+                # route_localnet lets pods address 127.0.0.1 of the host; only what a rule led there may come in.
+                f"-i {bridge} -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+                f"-i {bridge} -s {pods} -j ACCEPT",
+            ],
+            ChainId("nat", self._names.chain("EGRESS")): [
+                f"-s {pods} -d 224.0.0.0/4 -j RETURN",
+                f"-s {pods} ! -d {cluster} -j MASQUERADE --random-fully",
+            ],
+            **self._port_chains(),
+        }
+
+    def _port_chains(self) -> dict[ChainId, Sequence[str]]:
+        return {
+            ChainId("nat", self._names.chain("HOSTPORTS")): dnat_rules(self._ports.pods),
+            ChainId("nat", self._names.chain("HOSTPORT-RET")): return_rules(self._ports.pods, self._names.bridge),
+        }
+
+    def _jumps(self) -> list[Jump]:
+        chain = self._names.chain
+        return [
+            Jump("filter", "FORWARD", chain("FORWARD"), rank=10),
+            Jump("filter", "INPUT", chain("INPUT"), rank=10),
+            Jump("nat", "PREROUTING", chain("HOSTPORTS"), rank=10),
+            Jump("nat", "OUTPUT", chain("HOSTPORTS"), rank=10),
+            Jump("nat", "POSTROUTING", chain("HOSTPORT-RET"), rank=10),
+            Jump("nat", "POSTROUTING", chain("EGRESS"), rank=11),
+        ]
+
+
+def _of_version(version: int, cidrs: Sequence[str]) -> Iterator[str]:
+    return (cidr for cidr in cidrs if ipaddress.ip_network(cidr).version == version)
+
+
+async def remove_links(names: Names) -> list[str]:
+    """Delete the instance's bridge and its pods' links; what was deleted."""
+    links = Links()
+    try:
+        return await links.delete_prefixed(names.veth_prefix, names.bridge)
+    finally:
+        await links.close()

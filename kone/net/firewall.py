@@ -1,0 +1,430 @@
+"""kone's chains in iptables: what they shall hold, written as it changes, and made right when someone else changed it.
+
+Parts (the bridge, host ports, the iptables proxier) say what their chains hold; only chains that differ from what was
+written last go to the kernel, by one `iptables-restore --noflush`, which replaces each table's named chains in one
+step. Built-in chains get nothing but jumps to kone's own, so that removal is total and nobody else's rule is touched.
+
+iptables has two kernels behind one command line, legacy and nf_tables; kone takes the one that Docker's chains are in,
+else the one that `iptables` stands for. Tables and built-in chains that are not there before kone (nf_tables makes them
+at the first rule) are noted in the kernel itself, as empty chains KONE-MADE-…, and removed with the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from kone.aio.tasks import TaskGroup
+from kone.net.names import Names, chain_prefix_of
+from kone.net.rules_watch import Changes, watch_legacy, watch_nft
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+Backend = Literal["nft", "legacy"]
+RESTORE_TIMEOUT_S = 60.0
+SETTLE_S = 0.1  # someone else's change is usually several transactions: look when they are through
+MEND_INTERVAL_S = 0.5  # two programs that both want to be first must not spin
+MADE = {"PREROUTING": "PRE", "INPUT": "IN", "FORWARD": "FWD", "OUTPUT": "OUT", "POSTROUTING": "POST", "": "TABLE"}
+
+
+class FirewallError(Exception):
+    """The kernel or iptables refused rules; the text holds the rule."""
+
+
+class ChainId(NamedTuple):
+    """A chain in a table ("nat", "filter"); `chain` is its full name."""
+
+    table: str
+    chain: str
+
+
+@dataclass(frozen=True, slots=True)
+class Jump:
+    """From a built-in chain to one of kone's; several in one built-in chain stand in the order of `rank`."""
+
+    table: str
+    builtin: str
+    chain: str
+    rank: int = 0
+
+
+@dataclass(slots=True)
+class Saved:
+    """What iptables-save tells of one table."""
+
+    counts: dict[str, int] = field(default_factory=dict)  # rules of each chain that is not built in
+    builtin: dict[str, list[str]] = field(default_factory=dict)  # rules of each built-in chain, without "-A NAME "
+    policies: dict[str, str] = field(default_factory=dict)
+
+
+def parse_save(text: str) -> dict[str, Saved]:
+    """Tables by name from the text of iptables-save."""
+    tables: dict[str, Saved] = {}
+    table = Saved()
+    for line in text.splitlines():
+        if line.startswith("-A "):
+            _, chain, rule = line.split(" ", 2)
+            if chain in table.builtin:
+                table.builtin[chain].append(rule)
+            else:
+                table.counts[chain] = table.counts.get(chain, 0) + 1
+        elif line.startswith(":"):
+            chain, policy = line[1:].split(" ")[:2]
+            if policy == "-":
+                table.counts.setdefault(chain, 0)
+            else:
+                table.builtin.setdefault(chain, [])
+                table.policies[chain] = policy
+        elif line.startswith("*"):
+            table = tables.setdefault(line[1:].strip(), Saved())
+    return tables
+
+
+def restore_text(
+    chains: Mapping[ChainId, Sequence[str]],
+    lines: Mapping[str, Sequence[str]],
+    removed: Iterable[ChainId] = (),
+) -> str:
+    """Input for `iptables-restore --noflush`: chains replaced as a whole, then `lines` of each table, then removals."""
+    removed = list(removed)
+    tables = sorted({c.table for c in chains} | {c.table for c in removed} | set(lines))
+    text = []
+    for table in tables:
+        mine = [(c.chain, rules) for c, rules in chains.items() if c.table == table]
+        gone = [c.chain for c in removed if c.table == table]
+        text.append(f"*{table}")
+        text += [f":{chain} - [0:0]" for chain, _ in mine]
+        text += [f":{chain} - [0:0]" for chain in gone]  # emptied first: they may lead to one another
+        text += [f"-A {chain} {rule}" for chain, rules in mine for rule in rules]
+        text += lines.get(table, ())
+        text += [f"-X {chain}" for chain in gone]
+        text.append("COMMIT")
+    return "\n".join(text) + "\n"
+
+
+def jump_lines(jumps: Sequence[Jump], builtin: str, present: Sequence[str], names: Names) -> list[str]:
+    """What makes the jumps of one built-in chain right, given its rules: [] where they are.
+
+    Right is: each once, in order, and nothing before them that could decide, which in `filter` is anything but a jump
+    to kone's or Docker's own chains. (Docker puts its chains first when it starts; they concern Docker's links only.)
+    """
+    wanted = [j.chain for j in sorted(jumps, key=lambda j: j.rank)]
+    table = jumps[0].table
+    targets = [_target(rule) for rule in present]
+    mine = [t for t in targets if names.owns_chain(t)]
+    if mine == wanted:
+        before = targets[: targets.index(wanted[-1])]
+        if table != "filter" or all(t.startswith(("KONE-", "DOCKER")) for t in before):
+            return []
+    deleted = [f"-D {builtin} {rule}" for rule, t in zip(present, targets, strict=True) if names.owns_chain(t)]
+    return deleted + [f"-I {builtin} {number} -j {chain}" for number, chain in enumerate(wanted, 1)]
+
+
+def _target(rule: str) -> str:
+    words = rule.split(" ")
+    return words[words.index("-j") + 1] if "-j" in words else ""
+
+
+class Firewall:
+    """All of one instance's chains of one address family."""
+
+    def __init__(self, names: Names, *, family: int = 4, backend: Backend | None = None) -> None:
+        self.names = names
+        self._tool = "iptables" if family == 4 else "ip6tables"
+        self._nft_family = "ip" if family == 4 else "ip6"
+        self._family = family
+        self._forced = backend
+        self._variant = ""  # "-nft", "-legacy" or "" for what the plain name stands for
+        self.backend: Backend = "nft"
+        self._desired: dict[ChainId, tuple[str, ...]] = {}
+        self._jumps: list[Jump] = []
+        self._installed: dict[ChainId, tuple[str, ...]] = {}
+        self._known: set[ChainId] = set()  # own chains in the kernel, ours of now or left by an earlier run
+        self._checked: set[tuple[str, str]] = set()  # built-in chains whose jumps are in place
+        self._missing: set[tuple[str, str]] | None = None  # (table, built-in or "") that nf_tables did not have
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kone-iptables")
+        self._tasks = TaskGroup("firewall")
+        self._changes = Changes()
+        self.mended = 0
+
+    async def start(self) -> None:
+        """Find the backend and what an earlier run left, and begin to watch. Raises FirewallError."""
+        tables = await self._call(self._begin)
+        self._known = {
+            ChainId(name, chain) for name, t in tables.items() for chain in t.counts if self.names.owns_chain(chain)
+        }
+        self._tasks.guard(self._watch, name="firewall-watch")
+        self._tasks.guard(self._mend_loop, name="firewall-mend")
+
+    async def stop(self) -> None:
+        """Let go; the rules stay."""
+        await self._tasks.cancel()
+        self._thread.shutdown(wait=False)
+
+    async def apply(
+        self,
+        chains: Mapping[ChainId, Sequence[str]],
+        *,
+        jumps: Iterable[Jump] = (),
+        removed: Iterable[ChainId] = (),
+        prune: Callable[[ChainId], bool] | None = None,
+    ) -> None:
+        """Make these chains hold these rules and the jumps be there, in one transaction of each table.
+
+        `removed` chains must be led to by none that stays. `prune` names the caller's chains: those of an earlier run
+        that nobody asks for any more are removed too. Idempotent; chains that have not changed cost nothing.
+        Raises FirewallError; then what was asked is forgotten, and the kernel is as before in each table that refused.
+        """
+        async with self._lock:
+            before, jumps_before = dict(self._desired), list(self._jumps)
+            self._desired |= {chain: tuple(rules) for chain, rules in chains.items()}
+            gone = set(removed)
+            if prune is not None:
+                gone |= {c for c in self._known if c not in self._desired and prune(c)}
+            for chain in gone:
+                self._desired.pop(chain, None)
+            self._jumps += [jump for jump in jumps if jump not in self._jumps]
+            try:
+                await self._write(list(chains), gone & self._known)
+            except BaseException:
+                self._desired, self._jumps = before, jumps_before
+                raise
+
+    async def verify(self) -> int:
+        """Compare the kernel with what it shall be and mend it; how many chains were wrong. Raises FirewallError."""
+        async with self._lock:
+            tables = await self._call(self._save)
+            wrong = [
+                chain
+                for chain, rules in self._desired.items()
+                if (tables.get(chain.table) or Saved()).counts.get(chain.chain, -1) != len(rules)
+            ]
+            broken = {(j.table, j.builtin) for j in self._jumps if self._jump_lines(j.table, j.builtin, tables)}
+            if wrong or broken:
+                for chain in wrong:
+                    self._installed.pop(chain, None)
+                self._checked -= broken
+                await self._write(wrong, set(), tables)
+                self.mended += 1
+                log.warning(
+                    "mended rules that someone else changed: chains=%d jumps=%d first=%s",
+                    len(wrong),
+                    len(broken),
+                    wrong[0].chain if wrong else next(iter(broken))[1],
+                )
+            return len(wrong) + len(broken)
+
+    async def cleanup(self) -> None:
+        """Remove every chain and jump of this instance, and what nf_tables made for them. Raises FirewallError."""
+        async with self._lock:
+            self._desired.clear()
+            self._jumps.clear()
+            self._installed.clear()
+            self._checked.clear()
+            self._known.clear()
+            await self._call(self._remove_all)
+
+    # Writing
+
+    async def _write(
+        self, candidates: Sequence[ChainId], removed: set[ChainId], tables: Mapping[str, Saved] | None = None
+    ) -> None:
+        changed = {c: self._desired[c] for c in candidates if self._installed.get(c) != self._desired[c]}
+        builtins = {(j.table, j.builtin) for j in self._jumps} - self._checked
+        lines: dict[str, list[str]] = {}
+        if builtins:
+            if tables is None:
+                tables = await self._call(self._save)
+            changed |= self._notes(builtins | {(c.table, "") for c in changed})
+            for table, builtin in sorted(builtins):
+                lines.setdefault(table, []).extend(self._jump_lines(table, builtin, tables))
+        if not changed and not removed and not any(lines.values()):
+            self._checked |= builtins
+            return
+        text = restore_text(changed, lines, removed)
+        try:
+            await self._call(lambda: self._restore(text))
+        except BaseException:
+            # One table may have taken its part: what is in the kernel of these chains is no longer known.
+            for chain in changed:
+                self._installed.pop(chain, None)
+            raise
+        self._installed |= changed
+        self._known |= set(changed)
+        for chain in removed:
+            self._installed.pop(chain, None)
+            self._known.discard(chain)
+        self._checked |= builtins
+
+    def _jump_lines(self, table: str, builtin: str, tables: Mapping[str, Saved]) -> list[str]:
+        wanted = [j for j in self._jumps if (j.table, j.builtin) == (table, builtin)]
+        present = (tables.get(table) or Saved()).builtin.get(builtin, [])
+        return jump_lines(wanted, builtin, present, self.names)
+
+    def _notes(self, places: Iterable[tuple[str, str]]) -> dict[ChainId, tuple[str, ...]]:
+        """The empty chains that say which tables and built-in chains kone's rules brought about."""
+        notes: dict[ChainId, tuple[str, ...]] = {}
+        for table, builtin in places:
+            if (table, builtin) in (self._missing or ()):
+                notes[ChainId(table, self.names.chain(f"MADE-{MADE[builtin]}"))] = ()
+        self._desired |= notes
+        return notes
+
+    # Watching
+
+    async def _watch(self) -> None:
+        if self.backend == "nft":
+            await watch_nft(self._changes)
+        else:
+            await watch_legacy(self._changes, ("nat", "filter"))
+
+    async def _mend_loop(self) -> None:
+        while True:
+            await self._changes.wait()
+            await asyncio.sleep(SETTLE_S)
+            self._changes.clear()
+            try:
+                await self.verify()
+            except FirewallError as error:
+                log.error("rules that someone else changed could not be mended, trying again: %s", error)
+                self._changes.set()
+            await asyncio.sleep(MEND_INTERVAL_S)
+
+    # In the thread
+
+    async def _call(self, work: Callable[[], Result]) -> Result:
+        # Shielded: a transaction that has begun is finished, and what it did is known.
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    def _begin(self) -> dict[str, Saved]:
+        self._variant, self.backend = self._choose()
+        if self.backend == "nft":
+            self._missing = self._absent()
+        return self._save()
+
+    def _choose(self) -> tuple[str, Backend]:
+        if self._forced is not None:
+            return f"-{self._forced}", self._forced
+        default: Backend = "nft" if "nf_tables" in self._run([self._tool, "-V"]) else "legacy"
+        other: Backend = "legacy" if default == "nft" else "nft"
+        if shutil.which(f"{self._tool}-{other}-save") is not None and (other == "nft" or _legacy_tables()):
+            here, there = self._run([f"{self._tool}-save"]), self._run([f"{self._tool}-{other}-save"])
+            if ":DOCKER" in there and ":DOCKER" not in here:
+                return f"-{other}", other
+        return "", default
+
+    def _absent(self) -> set[tuple[str, str]]:
+        """The tables and built-in chains that are not in the kernel, except those that an earlier run noted."""
+        every = {(table, builtin) for table in ("nat", "filter") for builtin in MADE}
+        if shutil.which("nft") is None:
+            return set()  # then nothing can tell, nor remove them
+        there: set[tuple[str, str]] = set()
+        noted: set[tuple[str, str]] = set()
+        roles = {self.names.chain(f"MADE-{short}"): builtin for builtin, short in MADE.items()}
+        for item in json.loads(self._run(["nft", "-j", "list", "chains", self._nft_family]))["nftables"]:
+            chain = item.get("chain") or {}
+            if chain.get("hook"):
+                there.add((chain["table"], chain["name"]))
+            elif chain.get("name") in roles:
+                noted.add((chain["table"], roles[chain["name"]]))
+        for item in json.loads(self._run(["nft", "-j", "list", "tables", self._nft_family]))["nftables"]:
+            if "table" in item:
+                there.add((item["table"]["name"], ""))
+        return every - there | noted
+
+    def _save(self) -> dict[str, Saved]:
+        return parse_save(self._run([f"{self._tool}{self._variant}-save"]))
+
+    def _restore(self, text: str) -> None:
+        self._run([f"{self._tool}{self._variant}-restore", "--noflush", "-w", "10"], text)
+        if self.backend == "legacy":
+            self._changes.rebase()
+
+    def _run(self, command: Sequence[str], text: str | None = None) -> str:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        except OSError as error:
+            raise FirewallError(f"{command[0]} cannot be run ({error.strerror}): install iptables") from error
+        self._changes.own(process.pid)
+        try:
+            out, err = process.communicate(text, timeout=RESTORE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise FirewallError(f"{command[0]} did not end within {RESTORE_TIMEOUT_S:.0f} s") from None
+        if process.returncode != 0:
+            raise FirewallError(f"{command[0]}: {_explain(err, text or '')}")
+        return out
+
+    def _remove_all(self) -> None:
+        self._variant, self.backend = self._choose()
+        tables = self._save()
+        removed = [ChainId(n, c) for n, t in tables.items() for c in t.counts if self.names.owns_chain(c)]
+        if not removed:
+            return
+        lines = {
+            name: [
+                f"-D {builtin} {rule}"
+                for builtin, rules in table.builtin.items()
+                for rule in rules
+                if self.names.owns_chain(_target(rule))
+            ]
+            for name, table in tables.items()
+        }
+        self._restore(restore_text({}, {n: ls for n, ls in lines.items() if ls}, removed))
+        if self.backend == "nft" and shutil.which("nft") is not None:
+            self._remove_made({c for c in removed if c.chain.startswith(self.names.chain("MADE-"))})
+
+    def _remove_made(self, notes: set[ChainId]) -> None:
+        """Take away the built-in chains and tables that kone brought about, unless someone uses them by now.
+
+        Where another instance does, it inherits the notes, and with them the duty.
+        """
+        tables = self._save()
+        made = {f"{self.names.chain('MADE-')}{short}": builtin for builtin, short in MADE.items()}
+        script: list[str] = []
+        for table in sorted({note.table for note in notes}):
+            saved = tables.get(table) or Saved()
+            mine = {made[note.chain] for note in notes if note.table == table}
+            if heir := next((prefix for chain in saved.counts if (prefix := chain_prefix_of(chain))), ""):
+                script += [
+                    f"add chain {self._nft_family} {table} {heir}MADE-{MADE[builtin]}" for builtin in sorted(mine)
+                ]
+                continue
+            used = {b for b, rules in saved.builtin.items() if rules or saved.policies[b] != "ACCEPT"}
+            if "" in mine and not saved.counts and not used:
+                script.append(f"delete table {self._nft_family} {table}")
+            else:
+                script += [f"delete chain {self._nft_family} {table} {b}" for b in sorted(mine - used - {""})]
+        if script:
+            self._run(["nft", "-f", "-"], "\n".join(script) + "\n")
+
+
+def _legacy_tables() -> bool:
+    try:
+        return bool(Path("/proc/net/ip_tables_names").read_text().strip())
+    except OSError:
+        return False
+
+
+def _explain(err: str, text: str) -> str:
+    """iptables-restore's complaint with the line it speaks of."""
+    message = " ".join(err.split())
+    lines = text.splitlines()
+    for word, number in zip(message.split(), message.split()[1:], strict=False):
+        digits = number.rstrip(":.")
+        if word.lower().rstrip(":") == "line" and digits.isdigit() and 0 < int(digits) <= len(lines):
+            return f"{message} [{lines[int(digits) - 1]}]"
+    return message

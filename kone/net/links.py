@@ -1,0 +1,338 @@
+"""The door to rtnetlink (pyroute2): the bridge, the pods' links, their addresses and routes.
+
+Every call runs in one thread of its own, so that neither the kernel's lock on links nor pyroute2's coding holds up the
+event loop; deletions, which the kernel takes 20 to 40 ms for, run in a second one so that no pod waits for another's
+end. pyroute2's asyncio classes cannot be used: uvloop refuses netlink sockets. Nor can its `netns=`: that forks this
+whole process. Entering a pod's namespace is done here, by setns(2) in the thread, around the making of one socket.
+
+A pod's end carries its whole address as /32 (/128) and sends everything to the gateway, which is the bridge: traffic
+between pods passes the host's IP layer, where replies meet the connection tracking that rewrote the request. So
+Services work from pod to pod, and to a pod itself, without br_netfilter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import ipaddress
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+CLONE_NEWNET = 0x40000000
+RT_SCOPE_LINK = 253
+DEFAULT_MTU = 1500
+POD_LINK = "eth0"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class LinkError(Exception):
+    """The kernel refused a change to links, addresses or routes; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Veth:
+    """The host's end of a pod's link, as the kernel has it."""
+
+    name: str
+    index: int
+    address: str  # the pod's IPv4 address, read from the link's MAC; "" where it tells none
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSpec:
+    """What the bridge shall be. Addresses and routes as CIDR."""
+
+    name: str
+    gateways: Sequence[str]  # e.g. 10.244.0.1/24: the pods' way out
+    addresses: Sequence[str] = ()  # further ones, e.g. 10.96.0.10/32 for cluster DNS
+    routes: Sequence[str] = ()  # ranges that lead here, e.g. 10.96.0.0/16: Services are reached without a default route
+
+
+class Links:
+    """Links of the namespace in which this process runs."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kone-links")
+        self._deletions = ThreadPoolExecutor(1, thread_name_prefix="kone-unlinks")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._host: Any = None
+        self._home = -1
+
+    async def close(self) -> None:
+        await self._run(self._close)
+        self._thread.shutdown(wait=False)
+        self._deletions.shutdown(wait=False)
+
+    async def uplink_mtu(self) -> int:
+        """The MTU of the link that the default route leads to; 1500 where there is none."""
+        return await self._run(self._uplink_mtu)
+
+    async def ensure_bridge(self, spec: BridgeSpec, mtu: int) -> bool:
+        """Make the bridge what `spec` says; True where something had to be changed. Raises LinkError."""
+        return await self._run(lambda: self._ensure_bridge(spec, mtu))
+
+    async def veths(self, bridge: str, prefix: str) -> list[Veth]:
+        """The pods' links on the bridge; none where there is no bridge."""
+        return await self._run(lambda: self._veths(bridge, prefix))
+
+    async def ensure_veth(self, bridge: str, name: str, netns: str, ips: Sequence[str], gateways: Sequence[str]) -> int:
+        """Give the namespace a link to the bridge, its addresses and its ways out; the host's end's index.
+
+        Idempotent; a half-made link of the same name is made anew. `mtu` is the bridge's. Raises LinkError.
+        """
+        return await self._run(lambda: self._ensure_veth(bridge, name, netns, ips, gateways))
+
+    async def delete(self, *names: str) -> None:
+        """Delete links; those that are gone already are none to worry about."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._deletions, lambda: _delete(names))
+
+    async def delete_prefixed(self, prefix: str, *names: str) -> list[str]:
+        """Delete the links of these names and every one that begins with `prefix`; what was deleted."""
+        return await self._run(lambda: self._delete_prefixed(prefix, names))
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    # In the thread
+
+    def _open(self) -> Any:
+        if self._host is None:
+            self._loop = asyncio.SelectorEventLoop()
+            self._home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            self._host = _iproute(self._loop)
+        return self._host
+
+    def _close(self) -> None:
+        if self._host is not None:
+            self._host.close()
+            self._host = None
+            os.close(self._home)
+            if self._loop is not None:
+                # One turn lets closed transports finish.
+                self._loop.run_until_complete(asyncio.sleep(0))
+                self._loop.close()
+
+    @contextlib.contextmanager
+    def _inside(self, netns: int) -> Iterator[Any]:
+        """An IPRoute of another namespace. While it is being opened, /proc/sys/net is that namespace's too."""
+        _setns(netns)
+        try:
+            with contextlib.suppress(OSError):  # a read-only /proc/sys: redirects then stay accepted
+                # A redirect would have pods talk past the host, where Services and policies are.
+                Path("/proc/sys/net/ipv4/conf/all/accept_redirects").write_text("0")
+                Path(f"/proc/sys/net/ipv4/conf/{POD_LINK}/accept_redirects").write_text("0")
+            inside = _iproute(self._loop)
+        finally:
+            _setns(self._home)
+        try:
+            yield inside
+        finally:
+            inside.close()
+
+    def _uplink_mtu(self) -> int:
+        host = self._open()
+        for route in host.get_default_routes(family=socket.AF_INET):
+            if (index := route.get("oif")) and (links := tuple(host.get_links(index))):
+                return int(links[0].get("mtu") or DEFAULT_MTU)
+        return DEFAULT_MTU
+
+    def _ensure_bridge(self, spec: BridgeSpec, mtu: int) -> bool:
+        host = self._open()
+        changed = False
+        with _refusal(f"making bridge {spec.name}"):
+            index = _index(host, spec.name)
+            if index is None:
+                host.link("add", ifname=spec.name, kind="bridge", mtu=mtu, address=_mac(0x0A, spec.gateways[0]))
+                index = _index(host, spec.name)
+                changed = True
+            (link,) = host.get_links(index)
+            if link.get("mtu") != mtu:
+                host.link("set", index=index, mtu=mtu)
+            if not link["flags"] & 1:  # IFF_UP
+                host.link("set", index=index, state="up")
+                changed = True
+            present = {f"{a.get('address')}/{a['prefixlen']}" for a in host.get_addr(index=index)}
+            for cidr in [*spec.gateways, *spec.addresses]:
+                if cidr not in present:
+                    address, _, length = cidr.partition("/")
+                    host.addr("add", index=index, address=address, prefixlen=int(length))
+                    changed = True
+            for cidr in spec.routes:
+                network = ipaddress.ip_network(cidr)
+                family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
+                present_routes = {
+                    (r.get("dst"), r["dst_len"]) for r in host.get_routes(family=family, oif=index, table=254)
+                }
+                if (str(network.network_address), network.prefixlen) not in present_routes:
+                    with _tolerating(errno.EEXIST):  # the host leads the range elsewhere: that is its say
+                        host.route("add", dst=cidr, oif=index, scope=RT_SCOPE_LINK, family=family)
+                        changed = True
+        with contextlib.suppress(OSError):
+            # So that a NodePort or hostPort answers on 127.0.0.1: the address may then be rewritten on its way here.
+            Path(f"/proc/sys/net/ipv4/conf/{spec.name}/route_localnet").write_text("1")
+        return changed
+
+    def _veths(self, bridge: str, prefix: str) -> list[Veth]:
+        host = self._open()
+        index = _index(host, bridge)
+        if index is None:
+            return []
+        found = []
+        for link in host.get_links(master=index):
+            name = str(link.get("ifname") or "")
+            if name.startswith(prefix):
+                found.append(Veth(name, link["index"], _address_in(str(link.get("address") or ""))))
+        return found
+
+    def _ensure_veth(self, bridge: str, name: str, netns: str, ips: Sequence[str], gateways: Sequence[str]) -> int:
+        host = self._open()
+        try:
+            namespace = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise LinkError(f"opening network namespace {netns}: {error.strerror}") from error
+        try:
+            with _refusal(f"wiring {netns} to {bridge}"):
+                master = _index(host, bridge)
+                (bridge_link,) = host.get_links(master)
+                index = _index(host, name)
+                if index is not None:
+                    with self._inside(namespace) as inside:
+                        if _is_wired(inside, ips):
+                            return index
+                    host.link("del", index=index)
+                host.link(
+                    "add",
+                    ifname=name,
+                    kind="veth",
+                    master=master,
+                    state="up",
+                    mtu=bridge_link.get("mtu"),
+                    address=_mac(0x0E, ips[0]),
+                    peer={
+                        "ifname": POD_LINK,
+                        "net_ns_fd": namespace,
+                        "address": _mac(0x0A, ips[0]),
+                        "mtu": bridge_link.get("mtu"),
+                    },
+                )
+                index = _index(host, name)
+                # Where br_netfilter is loaded the bridge itself sends on what a rule led back to the pod it came from.
+                host.brport("set", index=index, mode=1)
+                with self._inside(namespace) as inside:
+                    _wire(inside, ips, gateways)
+                assert index is not None
+                return index
+        finally:
+            os.close(namespace)
+
+    def _delete_prefixed(self, prefix: str, names: Sequence[str]) -> list[str]:
+        found = [str(link.get("ifname")) for link in self._open().get_links()]
+        doomed = [name for name in found if name in names or (prefix and name.startswith(prefix))]
+        _delete(doomed)
+        return doomed
+
+
+def _iproute(loop: asyncio.AbstractEventLoop | None) -> Any:
+    from pyroute2 import IPRoute  # 110 ms and 13 MB: only where there is a network to make
+
+    # The socket is made here, in the namespace of this thread; pyroute2 takes it over by its number.
+    link_socket = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 0)
+    return IPRoute(fileno=link_socket.detach(), use_event_loop=loop)
+
+
+def _setns(namespace: int) -> None:
+    if _libc.setns(namespace, CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise LinkError(f"entering a network namespace: {os.strerror(number)}")
+
+
+def _index(route: Any, name: str) -> int | None:
+    found = route.link_lookup(ifname=name)
+    return int(found[0]) if found else None
+
+
+def _is_wired(inside: Any, ips: Sequence[str]) -> bool:
+    """Whether the namespace has its link, up, with these addresses and a way out."""
+    index = _index(inside, POD_LINK)
+    if index is None:
+        return False
+    (link,) = inside.get_links(index)
+    present = {str(a.get("address")) for a in inside.get_addr(index=index)}
+    ways = [route for route in inside.get_default_routes() if route.get("oif") == index]
+    return bool(link["flags"] & 1) and present.issuperset(ips) and len(ways) >= len(ips)
+
+
+def _wire(inside: Any, ips: Sequence[str], gateways: Sequence[str]) -> None:
+    inside.link("set", index=1, state="up")  # lo
+    index = _index(inside, POD_LINK)
+    inside.link("set", index=index, state="up")
+    for ip, gateway in zip(ips, gateways, strict=True):
+        v6 = ":" in ip
+        length = 128 if v6 else 32
+        inside.addr("add", index=index, address=ip, prefixlen=length)
+        family = socket.AF_INET6 if v6 else socket.AF_INET
+        inside.route("add", dst=f"{gateway}/{length}", oif=index, scope=RT_SCOPE_LINK, family=family)
+        inside.route("add", dst="::/0" if v6 else "0.0.0.0/0", gateway=gateway, oif=index, family=family)
+
+
+def _delete(names: Sequence[str]) -> None:
+    loop = asyncio.SelectorEventLoop()
+    route = _iproute(loop)
+    try:
+        for name in names:
+            with _refusal(f"deleting link {name}"), _tolerating(errno.ENODEV):
+                if (index := _index(route, name)) is not None:
+                    route.link("del", index=index)
+    finally:
+        route.close()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.close()
+
+
+def _mac(first: int, ip: str) -> str:
+    """A locally administered MAC that follows from the address: 0a:58:0a:f4:00:05 for 10.244.0.5.
+
+    The host's end of a pod's link begins with 0e: so the kernel itself remembers which address the pod has.
+    """
+    packed = ipaddress.ip_address(ip.partition("/")[0]).packed[-4:]
+    return ":".join(f"{octet:02x}" for octet in (first, 0x58, *packed))
+
+
+def _address_in(mac: str) -> str:
+    octets = mac.split(":")
+    if octets[:2] != ["0e", "58"] or len(octets) != 6:
+        return ""
+    return str(ipaddress.IPv4Address(bytes(int(octet, 16) for octet in octets[2:])))
+
+
+@contextlib.contextmanager
+def _refusal(doing: str) -> Iterator[None]:
+    from pyroute2 import NetlinkError
+
+    try:
+        yield
+    except NetlinkError as error:
+        raise LinkError(f"{doing}: {os.strerror(error.code)}") from error
+
+
+@contextlib.contextmanager
+def _tolerating(code: int) -> Iterator[None]:
+    from pyroute2 import NetlinkError
+
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code != code:
+            raise

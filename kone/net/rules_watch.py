@@ -1,0 +1,139 @@
+"""Noticing that someone else changed packet filter rules, without asking the kernel over and over.
+
+nf_tables tells of each transaction by netlink, with the process that made it; a socket filter lets only that one
+message through, so an idle node does nothing. The legacy tables tell nothing: their size is read every two seconds,
+by one system call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import logging
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Sequence
+
+log = logging.getLogger(__name__)
+
+NETLINK_NETFILTER = 12
+NFNLGRP_NFTABLES = 7
+SOL_NETLINK = 270
+NETLINK_ADD_MEMBERSHIP = 1
+NFT_MSG_NEWGEN = 10 << 8 | 15  # subsystem nf_tables, message 15
+NFTA_GEN_PROC_PID = 2
+SO_ATTACH_FILTER = 26
+IPT_SO_GET_INFO = 64
+LEGACY_INTERVAL_S = 2.0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Changes:
+    """A flag that somebody else's change raises. Processes that were named as `own` raise nothing."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._own: deque[int] = deque(maxlen=64)
+        self.generation = 0
+
+    def own(self, pid: int) -> None:
+        """The rules that this process changes are kone's."""
+        self._own.append(pid)
+
+    def rebase(self) -> None:
+        """Kone has just written: what the legacy tables are now is what they shall be."""
+        self.generation += 1
+
+    def seen(self, pid: int) -> None:
+        if pid not in self._own:
+            self._event.set()
+
+    def set(self) -> None:
+        self._event.set()
+
+    def clear(self) -> None:
+        self._event.clear()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+
+async def watch_nft(changes: Changes) -> None:
+    """Run for ever, raising the flag at each transaction of another process in nf_tables."""
+    loop = asyncio.get_running_loop()
+    broken: asyncio.Future[None] = loop.create_future()
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    with socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER) as events:
+        _only(events, NFT_MSG_NEWGEN)
+        events.bind((0, 0))
+        events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+
+        def read() -> None:
+            try:
+                while True:
+                    changes.seen(_generation_pid(events.recv(65536)))
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:  # some were lost: then there were some
+                    changes.set()
+                elif not broken.done():
+                    broken.set_exception(error)
+
+        loop.add_reader(events, read)
+        try:
+            await broken
+        finally:
+            loop.remove_reader(events)
+
+
+async def watch_legacy(changes: Changes, tables: Sequence[str]) -> None:
+    """Run for ever, raising the flag when a table's shape is not what it was after kone's last write."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
+        generation, shapes = -1, b""
+        while True:
+            if generation != changes.generation:
+                generation, shapes = changes.generation, _shapes(raw, tables)
+            elif (now := _shapes(raw, tables)) != shapes:
+                shapes = now
+                changes.set()
+            await asyncio.sleep(LEGACY_INTERVAL_S)
+
+
+def _only(events: socket.socket, message_type: int) -> None:
+    """Have the kernel drop every message but those of one type (classic BPF on the netlink header's second field)."""
+    program = [
+        (0x28, 0, 0, 4),  # load the half-word at 4, in network order
+        (0x15, 0, 1, socket.htons(message_type)),
+        (0x06, 0, 0, 0xFFFFFFFF),
+        (0x06, 0, 0, 0),
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    events.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HP", len(program), ctypes.addressof(code)))
+
+
+def _generation_pid(message: bytes) -> int:
+    """The process that made the transaction; 0 where the message does not say."""
+    offset = 20  # nlmsghdr and nfgenmsg
+    while offset + 4 <= len(message):
+        length, kind = struct.unpack_from("HH", message, offset)
+        if kind & 0x3FFF == NFTA_GEN_PROC_PID:
+            return int(struct.unpack_from(">I", message, offset + 4)[0])
+        offset += max(4, (length + 3) & ~3)
+    return 0
+
+
+def _shapes(raw: socket.socket, tables: Sequence[str]) -> bytes:
+    """Entry counts, sizes and hook offsets of the legacy tables."""
+    shapes = b""
+    for table in tables:
+        info = ctypes.create_string_buffer(table.encode().ljust(32, b"\0") + bytes(52), 84)
+        length = ctypes.c_uint32(84)
+        if _libc.getsockopt(raw.fileno(), socket.SOL_IP, IPT_SO_GET_INFO, info, ctypes.byref(length)) != 0:
+            log.debug("table %s cannot be read: %s", table, os.strerror(ctypes.get_errno()))
+            continue
+        shapes += info.raw
+    return shapes
