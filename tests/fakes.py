@@ -11,8 +11,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from kone.apimachinery.patch import json_patch, merge_patch, strategic_merge_patch
-
 from kone.aio.clock import Clock, FakeClock
 from kone.apimachinery import errors
 from kone.apimachinery.errors import StatusError
@@ -117,6 +115,8 @@ class FakeClient:
         subresource: str = "",
         kind: PatchKind = "merge",
     ) -> Object:
+        from kone.apimachinery.patch import json_patch, merge_patch, strategic_merge_patch
+
         old = self._get(resource, name, namespace)
         self._ask("patch", resource, old)
         if kind == "merge":
@@ -225,7 +225,8 @@ class FakeClient:
         if resource_version_of(obj) not in ("", resource_version_of(old)):
             raise errors.conflict(resource.group_resource, key.name, errors.MODIFIED)
         if subresource == "status":
-            new = replace_in(old, ("status",), obj.get("status") or {})
+            # As upstream's status strategies: the spec stays, metadata (annotations, finalizers) goes along.
+            new = {**old, "metadata": obj["metadata"], "status": obj.get("status") or {}}
         elif subresource == "finalize":
             new = replace_in(old, ("spec", "finalizers"), dig(obj, "spec", "finalizers", default=[]))
         elif subresource == "scale":

@@ -65,7 +65,11 @@ class Reader(Protocol):
 
 
 class Writer(Protocol):
-    """Writing. Every method raises StatusError as the API answers it; what is given is never changed."""
+    """Writing. Every method raises StatusError as the API answers it; what is given is never changed.
+
+    Read your writes: when a write returns, this client's informers show it. So a loop that looks at its informer again
+    never acts on the world before its own last act, and needs no account of what it still expects to see.
+    """
 
     async def create(
         self, resource: GVR, obj: Object, *, namespace: str = "", subresource: str = "", name: str = ""
