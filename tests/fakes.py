@@ -30,6 +30,7 @@ from kone.apimachinery.objects import (
     resource_version_of,
     uid_of,
 )
+from kone.apimachinery.patch import json_patch, merge_patch, strategic_merge_patch
 from kone.apimachinery.selectors import parse_field_selector, parse_label_selector
 from kone.apimachinery.timestamps import format_time
 from kone.client.client import EventType, Objects, PatchKind, Propagation
@@ -115,8 +116,6 @@ class FakeClient:
         subresource: str = "",
         kind: PatchKind = "merge",
     ) -> Object:
-        from kone.apimachinery.patch import json_patch, merge_patch, strategic_merge_patch
-
         old = self._get(resource, name, namespace)
         self._ask("patch", resource, old)
         if kind == "merge":

@@ -346,12 +346,8 @@ async def test_endpoints_kept_by_users_are_mirrored(world: World) -> None:
             {"addresses": ["10.9.9.2"], "conditions": {"ready": True}, "hostname": "h"},
             {"addresses": ["10.9.9.3"], "conditions": {"ready": False}},
         ]
-        await world.edit(
-            ENDPOINTS,
-            made,
-            "subsets",
-            value=[{"addresses": [{"ip": "10.9.9.4"}], "ports": [{"name": "x", "port": 82}]}],
-        )
+        subset = {"addresses": [{"ip": "10.9.9.4"}], "ports": [{"name": "x", "port": 82}]}
+        await world.edit(ENDPOINTS, made, "subsets", value=[subset])
         [changed] = world.client.of(ENDPOINTSLICES)
         assert (name_of(changed), changed["ports"][0]["port"]) == (name_of(slice_), 82)
         await world.edit(

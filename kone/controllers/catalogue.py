@@ -1,0 +1,22 @@
+"""Every controller of kone: what kube-controller-manager runs, in the order in which they start."""
+
+from __future__ import annotations
+
+from kone.controllers.controller import Controller
+from kone.controllers.deployment import DEPLOYMENT_CONTROLLER
+from kone.controllers.endpoints import ENDPOINTS_CONTROLLER
+from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
+from kone.controllers.endpointslice_mirroring import ENDPOINTSLICE_MIRRORING_CONTROLLER
+from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTROLLER_CONTROLLER
+
+
+def all_controllers() -> list[Controller]:
+    """The controllers in start order; their names are unique."""
+    return [
+        DEPLOYMENT_CONTROLLER,
+        REPLICASET_CONTROLLER,
+        REPLICATION_CONTROLLER_CONTROLLER,
+        ENDPOINTSLICE_CONTROLLER,
+        ENDPOINTS_CONTROLLER,
+        ENDPOINTSLICE_MIRRORING_CONTROLLER,
+    ]
