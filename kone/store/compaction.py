@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from kone.store.store import Retention
 
-STEP_S = 0.020  # the longest that a step should hold the writer
-FIRST_STEP_ROWS = 64
-MAX_STEP_ROWS = 4096
+STEP_S = 0.020  # the longest that a step may hold the writer; sizes aim at half of it
+FIRST_STEP = 64
+MAX_STEP = 4096
 
 
 @dataclass(slots=True)
@@ -55,33 +55,40 @@ class Window:
 
 @dataclass(slots=True)
 class Garbage:
-    """Rows that are needed only while history goes back before the event that replaced them."""
+    """Rows that are needed only while history goes back before the event that replaced them, in the order of these
+    events."""
 
     _rows: deque[tuple[int, int]] = field(default_factory=deque)  # the event's revision, the row that it made useless
-    step_rows: int = FIRST_STEP_ROWS
 
     def add(self, event: int, row: int) -> None:
         self._rows.append((event, row))
 
     def ready(self, floor: int) -> bool:
+        """Are there rows that history from `floor` on does not need?"""
         return bool(self._rows) and self._rows[0][0] <= floor
 
-    def take(self, floor: int) -> tuple[list[int], int]:
-        """The rows of one step, and the floor that holds once they are gone. What is taken must be forgotten."""
+    def take(self, floor: int, limit: int) -> tuple[list[int], int]:
+        """At most `limit` such rows, and the floor that holds once they are gone. What is taken must be forgotten."""
         taken: list[int] = []
         last = 0
-        while self.ready(floor) and len(taken) < self.step_rows:
+        while self.ready(floor) and len(taken) < limit:
             last, row = self._rows.popleft()
             taken.append(row)
-        return taken, floor if not self.ready(floor) else last
+        return taken, last if self.ready(floor) else floor
 
     def put_back(self, rows: list[int], floor: int) -> None:
         """Return what could not be forgotten, to be tried again."""
         self._rows.extendleft((floor, row) for row in reversed(rows))
 
+
+@dataclass(slots=True)
+class Pace:
+    """How much a step may do, learnt from how long the last one held the writer."""
+
+    size: int = FIRST_STEP
+
     def took(self, seconds: float) -> None:
-        """Fit the next step's size to how long the last one held the writer."""
-        if seconds > STEP_S:
-            self.step_rows = max(self.step_rows // 2, 1)
-        elif seconds < STEP_S / 2:
-            self.step_rows = min(self.step_rows * 2, MAX_STEP_ROWS)
+        if seconds > STEP_S / 2:
+            self.size = max(self.size // 2, 1)
+        elif seconds < STEP_S / 4:
+            self.size = min(self.size * 2, MAX_STEP)

@@ -21,7 +21,7 @@ import orjson
 from kone.aio.broadcast import Reader, Ring
 from kone.aio.clock import Clock
 from kone.apimachinery.objects import Object
-from kone.store.compaction import Garbage, Window
+from kone.store.compaction import Garbage, Pace, Window
 from kone.store.frozen import ProtectedEntry
 from kone.store.log import DELETE, PUT, PUT_VOLATILE, Log, LogConflict, Row
 from kone.store.store import (
@@ -47,7 +47,8 @@ FIRST_REVISION = 1  # of a store without writes; "0" means something else to cli
 BATCH_WRITES = 512  # a transaction's size, so that no commit waits long for others' writes
 RESERVE = 1000  # volatile revisions between two marks on disk; a crash skips what is left of them
 LOOK_EVERY_S = 15.0  # how often history is cut
-STEP_EVERY_BATCHES = 16  # under load compaction takes a step after so many transactions; else when the writer is idle
+STEP_EVERY_BATCHES = 16  # under load compaction takes a step after so many transactions
+IDLE_S = 0.02  # else when nobody wrote for so long
 DECODED_EVENTS = 1000  # states replaced by older events keep their bytes only
 CONFLICT_ROUNDS = 20  # how often a batch is tried again after another process wrote first
 
@@ -100,6 +101,8 @@ class LogStore:
         self._released = 0  # the position in history up to which replaced states were released
         self._window = Window(retention)
         self._garbage = Garbage()
+        self._row_pace = Pace()
+        self._page_pace = Pace()
         self._revision = FIRST_REVISION
         self._given = FIRST_REVISION  # the newest revision given out; ahead of _revision after a failed commit
         self._reserved = 0
@@ -217,29 +220,44 @@ class LogStore:
             self._wake.set_result(None)
 
     async def _write_forever(self) -> None:
-        while True:
-            if self._queue:
-                batch = self._take()
-                try:
-                    await self._commit_batch(batch)
-                except Exception as error:
-                    if not isinstance(error, StoreError):
-                        log.exception("a transaction of %d commits failed", len(batch))
-                    self._refuse(batch, error)
-                self._batches_since_step += 1
-            if self._step_is_due():
-                await self._step()
-            elif not self._queue:
-                if self._closing:
-                    return
-                self._wake = asyncio.get_running_loop().create_future()
-                await self._wake
-                self._wake = None
+        while not (self._closing and not self._queue):
+            try:
+                await self._write_once()
+            except Exception:
+                log.exception("a step of the store's writer failed; it goes on with the next")
+                self._steps_paused = True
 
-    def _step_is_due(self) -> bool:
-        if self._steps_paused or self._closing or not (self._may_shrink or self._garbage.ready(self._oldest)):
-            return False
-        return not self._queue or self._batches_since_step >= STEP_EVERY_BATCHES
+    async def _write_once(self) -> None:
+        """Commit what waits; else, or when it has waited for long enough, a step of compaction; else sleep."""
+        if self._queue:
+            batch = self._take()
+            try:
+                await self._commit_batch(batch)
+            except Exception as error:
+                if not isinstance(error, StoreError):
+                    log.exception("a transaction of %d commits failed", len(batch))
+                self._refuse(batch, error)
+            self._batches_since_step += 1
+        rows_wait = not self._steps_paused and self._garbage.ready(self._oldest)
+        if rows_wait and self._batches_since_step >= STEP_EVERY_BATCHES:
+            await self._forget_some()
+        elif not self._queue and not self._closing:
+            space_waits = not self._steps_paused and self._may_shrink
+            await self._sleep(IDLE_S if rows_wait or space_waits else None)
+            if not self._queue and rows_wait:
+                await self._forget_some()
+            elif not self._queue and space_waits:
+                await self._shrink_some()
+
+    async def _sleep(self, seconds: float | None) -> None:
+        """Until there is something to write, or for so long."""
+        loop = asyncio.get_running_loop()
+        self._wake = loop.create_future()
+        timer = None if seconds is None else loop.call_later(seconds, self._rouse)
+        await self._wake
+        self._wake = None
+        if timer is not None:
+            timer.cancel()
 
     def _take(self) -> _Batch:
         batch: _Batch = []
@@ -266,7 +284,7 @@ class LogStore:
                 first = len(stage.events)
                 try:
                     self._stage(stage, pending.writes)
-                except StoreError as error:
+                except (StoreError, TypeError, ValueError) as error:  # the latter two: what is no JSON
                     self._refuse([pending], error)
                 else:
                     answers.append((pending, first, len(stage.events)))
@@ -303,7 +321,7 @@ class LogStore:
         try:
             for write in writes:
                 self._stage_one(stage, write)
-        except StoreError:
+        except BaseException:
             stage.revision = revision
             del stage.events[events:], stage.rows[rows:]
             for key, state in states.items():
@@ -354,7 +372,7 @@ class LogStore:
     def _stamped(self, key: str, obj: Object, revision: int) -> Entry:
         stamped = dict(obj)
         stamped["metadata"] = {**(obj.get("metadata") or {}), "resourceVersion": str(revision)}
-        return self._entry(key, revision, orjson.dumps(stamped), stamped)
+        return self._entry(key, revision, encode(stamped), stamped)
 
     def _apply(self, stage: _Stage) -> None:
         """What was staged has become durable: now it is so."""
@@ -492,27 +510,41 @@ class LogStore:
         for listener in self._compacted:
             listener(floor)
 
-    async def _step(self) -> None:
-        """One step of compaction: forget some rows, or give some space back."""
+    async def _forget_some(self) -> None:
+        """One step of compaction: rows that no revision in the window needs."""
         self._batches_since_step = 0
-        rows, floor = self._garbage.take(self._oldest)
+        rows, floor = self._garbage.take(self._oldest, self._row_pace.size)
         began = time.perf_counter()
         try:
-            if rows:
-                await self._log.forget(rows, floor=floor)
-                self._may_shrink = True
-            else:
-                self._may_shrink = await self._log.shrink(self._garbage.step_rows)
+            await self._log.forget(rows, floor=floor)
         except StoreError as error:
             log.warning("compaction waits %.0f s: %s", LOOK_EVERY_S, error)
             self._garbage.put_back(rows, floor)
             self._steps_paused = True
             return
-        self._garbage.took(time.perf_counter() - began)
+        self._row_pace.took(time.perf_counter() - began)
+        self._may_shrink = True
         for row in rows:
             key = self._tombstones.pop(row, None)
             if key is not None and self._stored_rows.get(key) == row:
                 del self._stored_rows[key]
+
+    async def _shrink_some(self) -> None:
+        """One step of giving space back to the file system."""
+        began = time.perf_counter()
+        try:
+            self._may_shrink = await self._log.shrink(self._page_pace.size)
+        except StoreError as error:
+            log.warning("shrinking waits %.0f s: %s", LOOK_EVERY_S, error)
+            self._steps_paused = True
+            return
+        self._page_pace.took(time.perf_counter() - began)
+
+
+def encode(obj: Object) -> bytes:
+    """JSON in no more memory than it takes: orjson leaves its whole buffer, 8 KB at least, with the bytes that it
+    returns."""
+    return bytes(memoryview(orjson.dumps(obj)))
 
 
 def undo(events: Sequence[Event]) -> dict[str, Entry | None]:

@@ -101,7 +101,7 @@ class SqlLog:
                 connection = await self._connected()
                 async with connection.begin():
                     found = [Row(*row) for row in await connection.execute(query)]
-            except (sa.exc.DBAPIError, OSError) as error:
+            except (sa.exc.SQLAlchemyError, OSError) as error:
                 raise self._failed(error) from error
             if found:
                 yield found
@@ -137,7 +137,7 @@ class SqlLog:
             async with connection.begin():
                 for statement in statements:
                     await connection.execute(statement)
-        except (sa.exc.DBAPIError, OSError) as error:
+        except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._failed(error) from error
 
     async def _read_marks(self) -> dict[str, int]:
@@ -145,7 +145,7 @@ class SqlLog:
             connection = await self._connected()
             async with connection.begin():
                 return dict((await connection.execute(sa.select(MARKS))).all())
-        except (sa.exc.DBAPIError, OSError) as error:
+        except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._failed(error) from error
 
     async def _migrate(self, connection: AsyncConnection) -> None:
@@ -265,7 +265,7 @@ class FileLog(SqliteLog):
             for pragma in pragmas:
                 await self._driver.execute_fetchall(f"PRAGMA {pragma}")
             await self._make_tables(connection)
-        except (sqlite3.Error, sa.exc.DBAPIError) as error:
+        except (sqlite3.Error, sa.exc.SQLAlchemyError) as error:
             raise _unopened(self.path, error) from error
         _sync_directory(self.path.parent)
 
@@ -275,8 +275,8 @@ class FileLog(SqliteLog):
             if free <= self._free_pages_kept:
                 return False
             count = min(pages, free - self._free_pages_kept)
-            await self._driver.execute_fetchall(f"PRAGMA incremental_vacuum({count})")
-            await self._driver.commit()
+            # a script, because sqlite3 runs any other statement without columns for one step only: one page
+            await self._driver.executescript(f"PRAGMA incremental_vacuum({count})")
         except sqlite3.Error as error:
             raise self._failed(error) from error
         return bool(count < free - self._free_pages_kept)
@@ -356,7 +356,7 @@ class PostgresLog(SqlLog):
             connection = await self._connected()
             async with connection.begin():
                 await self._migrate(connection)
-        except (sa.exc.DBAPIError, OSError) as error:
+        except (sa.exc.SQLAlchemyError, OSError) as error:
             raise DatastoreUnwritable(
                 f"cannot use {self.where}: {_reason(error)}: see to the server, the user and the database's rights"
             ) from error
@@ -385,7 +385,7 @@ class PostgresLog(SqlLog):
                 await connection.execute(_POSTGRES_INSERT, [row._asdict() for row in rows])
         except sa.exc.IntegrityError as error:
             raise LogConflict(f"{self.where}: {_reason(error)}") from error
-        except (sa.exc.DBAPIError, OSError) as error:
+        except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._failed(error) from error
 
 
