@@ -28,3 +28,14 @@ def service_account_user(
     """The user that a service account's token stands for."""
     groups = ("system:serviceaccounts", f"system:serviceaccounts:{namespace}", AUTHENTICATED)
     return User(f"{SERVICE_ACCOUNT_PREFIX}{namespace}:{name}", uid, groups, extra or {})
+
+
+NODES_GROUP = "system:nodes"
+NODE_USER_PREFIX = "system:node:"
+
+
+def node_identity(user: User) -> str | None:
+    """The node that a user is: "" for a member of system:nodes without a node's name, None for anybody else."""
+    if NODES_GROUP not in user.groups:
+        return None
+    return user.name[len(NODE_USER_PREFIX) :] if user.name.startswith(NODE_USER_PREFIX) else ""

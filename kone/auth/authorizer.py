@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from kone.apimachinery.access import AccessRequest
 from kone.apimachinery.objects import Object
-from kone.apimachinery.users import SYSTEM_MASTERS, User
+from kone.apimachinery.users import SYSTEM_MASTERS, User, node_identity
 from kone.auth import node_authorizer, rbac
-from kone.auth.node_authorizer import NodeAuthorizer, node_identity
+from kone.auth.node_authorizer import NodeAuthorizer
 from kone.auth.rbac import Escalation, RbacAuthorizer
 
 ALWAYS_ALLOWED_PATHS = frozenset({"/livez", "/readyz", "/healthz"})  # upstream's --authorization-always-allow-paths

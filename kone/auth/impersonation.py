@@ -17,13 +17,14 @@ from kone.apimachinery.errors import StatusError, bad_request, go_quote
 from kone.apimachinery.users import (
     ANONYMOUS,
     AUTHENTICATED,
+    NODE_USER_PREFIX,
+    NODES_GROUP,
     SERVICE_ACCOUNT_PREFIX,
     SYSTEM_MASTERS,
     UNAUTHENTICATED,
     User,
 )
 from kone.auth.authentication import Headers
-from kone.auth.node_authorizer import NODE_USER_PREFIX, NODES_GROUP
 
 AUTHENTICATION_GROUP = "authentication.k8s.io"
 MANY = 4  # from so many groups or extras on, one check for all of them is tried first

@@ -12,11 +12,9 @@ from typing import Any, Protocol
 from kone.apimachinery.access import AccessRequest
 from kone.apimachinery.objects import Object, annotations_of, dig, namespace_of
 from kone.apimachinery.pod_references import claim_names, config_map_names, resource_claim_names, secret_names
-from kone.apimachinery.users import User
+from kone.apimachinery.users import User, node_identity
 from kone.auth.rbac import Entry, Rule, compile_rule
 
-NODES_GROUP = "system:nodes"
-NODE_USER_PREFIX = "system:node:"
 LEASE_NAMESPACE = "kube-node-lease"
 MIRROR_POD = "kubernetes.io/config.mirror"
 PODS_BY_NODE = "spec.nodeName"
@@ -30,13 +28,6 @@ class Cache(Protocol):
 
 class Caches(Protocol):
     def of(self, group: str, resource: str) -> Cache: ...
-
-
-def node_identity(user: User) -> str | None:
-    """The node that a user is: "" for a member of system:nodes without a node's name, None for anybody else."""
-    if NODES_GROUP not in user.groups:
-        return None
-    return user.name[len(NODE_USER_PREFIX) :] if user.name.startswith(NODE_USER_PREFIX) else ""
 
 
 def _node_of(pod: Object) -> Iterator[str]:
