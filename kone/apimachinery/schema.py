@@ -20,7 +20,7 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
-from kone.apimachinery.errors import StatusError, bad_request, go_quote
+from kone.apimachinery.errors import StatusError, bad_request, go_quote, json_word
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object, deep_copy
 from kone.apimachinery.quantity import FORMAT_ERROR, canonical_text
@@ -114,7 +114,7 @@ class _Mismatch(Exception):
 
     def error(self) -> DecodeError:
         expected = self.expected
-        what = _json_word(self.found)
+        what = json_word(self.found)
         if type(self.found) in (int, float) and expected.bits:
             what = f"number {json.dumps(self.found)}"
         where = f"struct field {self.struct}.{'.'.join(reversed(self.path))}" if self.struct else "value"
@@ -128,19 +128,6 @@ class _Mismatch(Exception):
         if expected.kind in ("slice", "map"):
             return f"cannot restore {expected.kind} from {found}"
         return f"unrecognized type: {expected.kind}"
-
-
-def _json_word(value: Any) -> str:
-    match value:
-        case str():
-            return "string"
-        case bool():
-            return "bool"
-        case int() | float():
-            return "number"
-        case list():
-            return "array"
-    return "object"
 
 
 def _go_kind(value: Any) -> str:
@@ -369,14 +356,14 @@ def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> 
                 if item or kept:
                     out[key] = item
             elif code == STRUCT:
-                if kind is not dict:
+                if kind is not dict and not isinstance(item, dict):
                     raise _Mismatch(item, go_type)
                 seen = len(unknown)
                 out[key] = _struct(_definitions.get(go_type.struct) or go_type.definition(), item, unknown)
                 if len(unknown) > seen:
                     _prefix(unknown, seen, key)
             elif code == STRUCTS:
-                if kind is not list:
+                if kind is not list and not isinstance(item, list):
                     raise _Mismatch(item, go_type)
                 if item or kept:
                     out[key] = _structs(go_type, item, unknown, key)
@@ -386,7 +373,7 @@ def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> 
                 if item or kept:
                     out[key] = item
             elif code == STRING_MAP:
-                if kind is not dict:
+                if kind is not dict and not isinstance(item, dict):
                     raise _Mismatch(item, go_type)
                 if item or kept:
                     out[key] = copied = dict(item)
@@ -399,7 +386,7 @@ def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> 
                 if item or kept:
                     out[key] = item
             elif code == STRINGS:
-                if kind is not list:
+                if kind is not list and not isinstance(item, list):
                     raise _Mismatch(item, go_type)
                 if item or kept:
                     out[key] = texts = list(item)
@@ -407,7 +394,7 @@ def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> 
                         if type(text) is not str:
                             texts[i] = _value(go_type.element, text, unknown) if text is not None else ""
             elif code == QUANTITY_MAP:
-                if kind is not dict:
+                if kind is not dict and not isinstance(item, dict):
                     raise _Mismatch(item, go_type)
                 if item or kept:
                     out[key] = {

@@ -1,0 +1,94 @@
+"""What a request brings along besides its object, and what a verb gives back: small values shared by verbs, app and
+local client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import orjson
+
+from kone.apimachinery.objects import Object
+from kone.apimachinery.users import User
+
+FieldValidation = Literal["Ignore", "Warn", "Strict"]
+
+
+@dataclass(slots=True)
+class RequestContext:
+    """Who asks and how. `warnings` grows while the request is served; the server sends them as Warning headers."""
+
+    user: User
+    dry_run: bool = False
+    field_manager: str = ""
+    field_validation: FieldValidation = "Warn"
+    strict_errors: list[str] = field(default_factory=list)
+    """What strict decoding found wrong with the body's text: fields given twice."""
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+
+class Stored(Protocol):
+    """A state as the cache keeps it: its JSON, and the object, decoded when first asked for."""
+
+    @property
+    def obj(self) -> Object: ...
+    @property
+    def encoded(self) -> bytes: ...
+
+
+class Answer:
+    """What a verb answers: an object, made here or as it is stored. `code` is the HTTP status."""
+
+    __slots__ = ("_obj", "_stored", "code")
+
+    def __init__(self, obj: Object | None = None, stored: Stored | None = None, code: int = 200) -> None:
+        self._obj = obj
+        self._stored = stored
+        self.code = code
+
+    @property
+    def obj(self) -> Object:
+        """The object, read-only."""
+        if self._obj is not None:
+            return self._obj
+        assert self._stored is not None
+        return self._stored.obj
+
+    @property
+    def encoded(self) -> bytes:
+        """Its JSON, made only where it is not stored."""
+        return self._stored.encoded if self._stored is not None else orjson.dumps(self._obj)
+
+    def with_code(self, code: int) -> Answer:
+        return Answer(self._obj, self._stored, code)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteOptions:
+    """metav1.DeleteOptions; None means not given. `grace_s` is in seconds."""
+
+    grace_s: int | None = None
+    uid: str | None = None
+    resource_version: str | None = None
+    propagation: str | None = None
+    orphan_dependents: bool | None = None
+
+    def as_object(self, dry_run: bool) -> Object:
+        """As admission plugins and webhooks see it."""
+        obj: Object = {"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"}
+        if self.grace_s is not None:
+            obj["gracePeriodSeconds"] = self.grace_s
+        preconditions = {k: v for k, v in (("uid", self.uid), ("resourceVersion", self.resource_version)) if v}
+        if preconditions:
+            obj["preconditions"] = preconditions
+        if self.propagation is not None:
+            obj["propagationPolicy"] = self.propagation
+        if self.orphan_dependents is not None:
+            obj["orphanDependents"] = self.orphan_dependents
+        if dry_run:
+            obj["dryRun"] = ["All"]
+        return obj

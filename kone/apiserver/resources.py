@@ -1,0 +1,378 @@
+"""Requests for resources: which verb a method is on a path, its options, its body, and how it is answered.
+
+The app has settled who asks and that they may; here the request meets `Verbs`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from kone.aio.clock import Clock
+from kone.apimachinery.errors import StatusError, bad_request
+from kone.apimachinery.kinds import GVK
+from kone.apimachinery.objects import Object
+from kone.apimachinery.patch import PatchKind
+from kone.apimachinery.users import User
+from kone.apiserver import codec, options, subresources, tables
+from kone.apiserver.context import Answer, DeleteOptions, RequestContext
+from kone.apiserver.negotiation import PLAIN, Output, negotiate
+from kone.apiserver.options import ListOptions, first, parse_list_options, parse_write_options
+from kone.apiserver.reads import ListPage
+from kone.apiserver.requests import Parameters, RequestInfo
+from kone.apiserver.responses import Frames, WatchWriter, list_body, object_body, reply
+from kone.apiserver.verbs import Verbs
+from kone.registry.resource import Resource
+
+log = logging.getLogger(__name__)
+
+BOOKMARK_EVERY_S: Final = 60.0
+WATCH_MIN_S: Final = 1800.0  # without timeoutSeconds a watch ends after a random time from this to twice this
+PATCH_KINDS: Final[Mapping[str, PatchKind]] = {
+    "application/json-patch+json": "json",
+    "application/merge-patch+json": "merge",
+    "application/strategic-merge-patch+json": "strategic",
+}
+DEPRECATED: Final[Mapping[tuple[str, str], str]] = {
+    ("", "endpoints"): "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+    ("", "componentstatuses"): "v1 ComponentStatus is deprecated in v1.19+",
+}
+_DURATION: Final = re.compile(r"^[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$|^[-+]?0$")
+
+
+def no_such_route() -> StatusError:
+    return StatusError(404, "NotFound", "the server could not find the requested resource", details={})
+
+
+def no_such_method() -> StatusError:
+    message = "the server does not allow this method on the requested resource"
+    return StatusError(405, "MethodNotAllowed", message, details={})
+
+
+class Resources:
+    """Serves /api and /apis paths that name a resource. `stopping` ends every watch when it is set."""
+
+    def __init__(self, verbs: Verbs, clock: Clock) -> None:
+        self._verbs = verbs
+        self._clock = clock
+        self._frames = Frames()
+        self._watches: set[asyncio.Task[Any]] = set()
+
+    def end_watches(self) -> None:
+        """Let every watcher's client watch elsewhere, or again: the server stops."""
+        for task in self._watches:
+            task.cancel()
+
+    @property
+    def watching(self) -> int:
+        return len(self._watches)
+
+    async def serve(
+        self, request: web.BaseRequest, info: RequestInfo, query: Parameters, user: User
+    ) -> web.StreamResponse:
+        """Answer a request for a resource. Raises StatusError."""
+        resource = self._verbs.registry.find(info.group, info.version, info.resource)
+        if resource is None:
+            raise no_such_route()
+        call = _Call(self, request, info, query, user, resource)
+        return await call.serve()
+
+
+class _Call:
+    """One request for one resource."""
+
+    def __init__(
+        self,
+        server: Resources,
+        request: web.BaseRequest,
+        info: RequestInfo,
+        query: Parameters,
+        user: User,
+        resource: Resource,
+    ) -> None:
+        self.server = server
+        self.verbs = server._verbs
+        self.request = request
+        self.info = info
+        self.query = query
+        self.resource = resource
+        self.name = info.parts[1] if len(info.parts) > 1 else ""
+        self.namespace = info.namespace if resource.namespaced else ""
+        self.ctx = RequestContext(user)
+        if (deprecated := DEPRECATED.get((info.group, info.resource))) is not None:
+            self.ctx.warn(deprecated)
+
+    async def serve(self) -> web.StreamResponse:
+        info, resource, method = self.info, self.resource, self.request.method
+        if resource.namespaced != bool(info.namespace) and (info.resource != "namespaces" or info.group):
+            self._check_scope(method)
+        if "timeout" in self.query and not _DURATION.match(self.query["timeout"][0]):
+            text = self.query["timeout"][0]
+            why = f'time: invalid duration "{text}"'
+            raise bad_request(f"invalid timeout specified in the request URL - {why}")
+        if info.watch_path:
+            return await self._watch_path(method)
+        if info.subresource:
+            return await self._subresource(method)
+        return await (self._item(method) if self.name else self._collection(method))
+
+    def _check_scope(self, method: str) -> None:
+        """Of a namespaced resource without a namespace one can only list; others have no namespace at all."""
+        if not self.resource.namespaced or self.name:
+            raise no_such_route()
+        if method != "GET":
+            raise no_such_method()
+
+    async def _collection(self, method: str) -> web.StreamResponse:
+        verbs = self.resource.verbs
+        if method == "GET" and "list" in verbs:
+            if self.info.verb == "watch":
+                return await self._watch(parse_list_options(self.query))
+            return await self._list()
+        if method == "POST" and "create" in verbs:
+            return await self._create()
+        if method == "DELETE" and "deletecollection" in verbs:
+            return await self._delete_collection()
+        raise no_such_method()
+
+    async def _item(self, method: str) -> web.StreamResponse:
+        if self.resource.virtual:
+            raise no_such_route()
+        verbs = self.resource.verbs
+        if method == "GET" and "get" in verbs:
+            return self._get()
+        if method == "PUT" and "update" in verbs:
+            return await self._update()
+        if method == "PATCH" and "patch" in verbs:
+            return await self._patch()
+        if method == "DELETE" and "delete" in verbs:
+            return await self._delete()
+        raise no_such_method()
+
+    async def _subresource(self, method: str) -> web.StreamResponse:
+        part = self.resource.all_subresources().get(self.info.subresource)
+        if part is None or len(self.info.parts) > 3:
+            raise no_such_route()
+        verbs = part.verbs
+        if method == "GET" and "get" in verbs:
+            return self._get()
+        if method == "PUT" and "update" in verbs:
+            return await self._update()
+        if method == "PATCH" and "patch" in verbs:
+            return await self._patch()
+        if method == "POST" and "create" in verbs:
+            return await self._create()
+        raise no_such_method()
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def _output(self, *, streams: bool = False) -> Output:
+        accept = self.request.headers.get("Accept")
+        if accept is None or accept == "application/json" or accept == "*/*":
+            found = PLAIN
+        else:
+            found = negotiate(accept, streams=streams)
+        pretty = self.query.get("pretty") if self.query else None
+        if pretty and options.parse_bool(pretty[0]) and not found.pretty:
+            return Output(found.media, found.transform, found.meta_version, True)
+        return found
+
+    def _include(self, output: Output) -> tables.Include:
+        return tables.parse_include(first(self.query, "includeObject")) if output.transform == "Table" else "Metadata"
+
+    def _answer(self, answer: Answer, output: Output) -> web.Response:
+        body = object_body(self.resource, answer, output, self._include(output), self.server._clock.now())
+        return reply(body, code=answer.code, content_type=output.content_type, warnings=self.ctx.warnings)
+
+    def _get(self) -> web.Response:
+        output = self._output()
+        answer = subresources.read(
+            self.verbs,
+            self.resource,
+            self.info.subresource,
+            self.name,
+            self.namespace,
+            first(self.query, "resourceVersion"),
+        )
+        return self._answer(answer, output)
+
+    async def _list(self) -> web.Response:
+        output = self._output(streams=True)
+        chosen = parse_list_options(self.query)
+        include = self._include(output)
+        page = await self.verbs.list(self.resource, chosen, namespace=self.namespace)
+        return self._page(page, output, include)
+
+    def _page(self, page: ListPage, output: Output, include: tables.Include) -> web.Response:
+        body = list_body(self.resource, page, output, include, self.server._clock.now())
+        return reply(body, content_type=output.content_type, warnings=self.ctx.warnings)
+
+    async def _watch_path(self, method: str) -> web.StreamResponse:
+        """The old /watch/ prefix: as ?watch=1; a name is as a field selector."""
+        if self.info.verb != "watch" or self.info.subresource:
+            raise no_such_route()
+        if method != "GET" or "watch" not in self.resource.verbs:
+            raise no_such_method()
+        chosen = parse_list_options(self.query, watch=True)
+        if self.name:
+            fields = f"metadata.name={self.name}"
+            chosen = ListOptions(
+                chosen.labels,
+                fields,
+                resource_version=chosen.resource_version,
+                watch=True,
+                timeout_s=chosen.timeout_s,
+                allow_bookmarks=chosen.allow_bookmarks,
+            )
+        return await self._watch(chosen)
+
+    async def _watch(self, chosen: ListOptions) -> web.StreamResponse:
+        output = self._output(streams=True)
+        include = self._include(output)
+        watch = self.verbs.watch(self.resource, chosen, namespace=self.namespace)
+        writer = WatchWriter(watch, output, include, self.server._frames, self.server._clock.now)
+        headers = CIMultiDict({"Content-Type": "application/json", "Cache-Control": "no-cache, private"})
+        response = web.StreamResponse(headers=headers)
+        response.enable_chunked_encoding()
+        loop = asyncio.get_running_loop()
+        timeout_s = float(chosen.timeout_s or 0) or WATCH_MIN_S * (1 + random.random())
+        deadline = loop.time() + timeout_s
+        task = asyncio.current_task()
+        assert task is not None
+        self.server._watches.add(task)
+        try:
+            await response.prepare(self.request)
+            if watch.error is not None:
+                await response.write(writer.error(watch.error))
+                return response
+            if initial := watch.initial():
+                await response.write(writer.events(initial))
+            if watch.marks_end:
+                await response.write(writer.bookmark(watch.revision, ends_initial=True))
+            next_bookmark = loop.time() + BOOKMARK_EVERY_S
+            while (now := loop.time()) < deadline and not watch.ended:
+                wait_s = deadline - now
+                if chosen.allow_bookmarks:
+                    wait_s = min(wait_s, next_bookmark - now)
+                events = await watch.next(max(wait_s, 0.0))
+                if events:
+                    await response.write(writer.events(events))
+                elif chosen.allow_bookmarks and loop.time() >= next_bookmark:
+                    await response.write(writer.bookmark(watch.revision))
+                    next_bookmark = loop.time() + BOOKMARK_EVERY_S
+            return response
+        except (ConnectionResetError, BrokenPipeError):
+            return response
+        except asyncio.CancelledError:
+            if task.cancelling() and self.request.transport is not None and not self.request.transport.is_closing():
+                task.uncancel()  # the server stops: end the stream in good order
+                return response
+            raise
+        finally:
+            self.server._watches.discard(task)
+            watch.close()
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    async def _body(self) -> bytes:
+        """The whole body. Raises 413."""
+        length = self.request.content_length
+        if length is not None and length > codec.BODY_MAX_BYTES:
+            raise codec.too_large()
+        if not self.request.body_exists:
+            return b""
+        if self.request.headers.get("Expect", "").lower() == "100-continue" and self.request.transport is not None:
+            self.request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        try:
+            return await self.request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise codec.too_large() from None
+
+    def _take_options(self, kind: str) -> None:
+        if not self.query:
+            return
+        chosen = parse_write_options(self.query, kind)
+        self.ctx.dry_run = chosen.dry_run
+        self.ctx.field_manager = chosen.field_manager
+        self.ctx.field_validation = chosen.field_validation
+
+    def _decode(self, body: bytes, want: GVK) -> Object:
+        content_type = self.request.headers.get("Content-Type", "")
+        found = codec.decode(body, content_type, want, strict=self.ctx.field_validation != "Ignore")
+        self.ctx.strict_errors = found.strict_errors
+        return found.obj
+
+    async def _create(self) -> web.Response:
+        output = self._output()
+        body = await self._body()
+        self._take_options("CreateOptions")
+        resource, subresource = self.resource, self.info.subresource
+        if not subresource and not resource.virtual:
+            obj = self._decode(body, resource.gvk)
+            return self._answer(await self.verbs.create(self.ctx, resource, obj, namespace=self.namespace), output)
+        obj = self._decode(body, subresources.body_kind(resource, subresource))
+        answer = await subresources.act(
+            self.verbs, self.ctx, resource, subresource, obj, namespace=self.namespace, name=self.name
+        )
+        return self._answer(answer, output)
+
+    async def _update(self) -> web.Response:
+        output = self._output()
+        body = await self._body()
+        self._take_options("UpdateOptions")
+        subresource = self.info.subresource
+        obj = self._decode(body, subresources.body_kind(self.resource, subresource))
+        answer = await subresources.replace(
+            self.verbs, self.ctx, self.resource, subresource, self.name, obj, namespace=self.namespace
+        )
+        return self._answer(answer, output)
+
+    async def _patch(self) -> web.Response:
+        output = self._output()
+        kind = PATCH_KINDS.get(self.request.headers.get("Content-Type", "").partition(";")[0].strip())
+        if kind is None:
+            raise StatusError(415, "UnsupportedMediaType", "415: Unsupported Media Type", details={})
+        body = await self._body()
+        self._take_options("PatchOptions")
+        answer = await subresources.amend(
+            self.verbs,
+            self.ctx,
+            self.resource,
+            self.info.subresource,
+            self.name,
+            codec.parse_patch(body),
+            kind,
+            namespace=self.namespace,
+        )
+        return self._answer(answer, output)
+
+    async def _delete_options(self) -> DeleteOptions:
+        """From the body where there is one, else from the query."""
+        body = await self._body()
+        if body:
+            found = codec.parse_delete_options(body, self.request.headers.get("Content-Type", ""))
+            chosen, self.ctx.dry_run = options.parse_delete_body(found)
+        else:
+            chosen, self.ctx.dry_run = options.parse_delete_query(self.query)
+        return chosen
+
+    async def _delete(self) -> web.Response:
+        output = self._output()
+        chosen = await self._delete_options()
+        answer = await self.verbs.delete(self.ctx, self.resource, self.name, chosen, namespace=self.namespace)
+        return self._answer(answer, output)
+
+    async def _delete_collection(self) -> web.Response:
+        output = self._output()
+        include = self._include(output)
+        selected = parse_list_options({k: v for k, v in self.query.items() if k != "watch"})
+        chosen = await self._delete_options()
+        page = await self.verbs.delete_collection(self.ctx, self.resource, selected, chosen, namespace=self.namespace)
+        return self._page(page, output, include)

@@ -1,0 +1,49 @@
+"""The scale subresource: an autoscaling/v1 Scale as a view on another kind's replicas."""
+
+from __future__ import annotations
+
+from kone.apimachinery.errors import FieldError, invalid, invalid_value
+from kone.apimachinery.kinds import GVK
+from kone.apimachinery.objects import Object, dig, metadata, replace_in
+from kone.apimachinery.selectors import from_label_selector
+from kone.registry.resource import Resource, ScaleSpec
+
+SCALE = GVK("autoscaling", "v1", "Scale")
+_SHOWN = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+
+
+def scale_of(spec: ScaleSpec, obj: Object) -> Object:
+    """The Scale of an object."""
+    replicas = dig(obj, *spec.spec_replicas, default=0)
+    status: Object = {"replicas": dig(obj, *spec.status_replicas, default=0)}
+    selector = (
+        spec.selector(obj) if spec.selector is not None else str(from_label_selector(dig(obj, "spec", "selector")))
+    )
+    if selector:
+        status["selector"] = selector
+    meta = metadata(obj)
+    return {
+        "kind": SCALE.kind,
+        "apiVersion": SCALE.api_version,
+        "metadata": {key: meta[key] for key in _SHOWN if key in meta},
+        "spec": {"replicas": replicas} if replicas else {},
+        "status": status,
+    }
+
+
+def scaled(spec: ScaleSpec, obj: Object, scale: Object) -> Object:
+    """The object with the replicas of the Scale, and with its resourceVersion, which is the lock. Raises 422."""
+    replicas = dig(scale, "spec", "replicas", default=0)
+    errors: list[FieldError] = []
+    if replicas < 0:
+        errors.append(invalid_value("spec.replicas", replicas, "must be greater than or equal to 0"))
+    if errors:
+        raise invalid(SCALE.group_kind, metadata(scale).get("name", ""), errors)
+    version = metadata(scale).get("resourceVersion", "")
+    changed = replace_in(obj, spec.spec_replicas, replicas)
+    return replace_in(changed, ("metadata", "resourceVersion"), version)
+
+
+def scale_spec(resource: Resource) -> ScaleSpec:
+    assert resource.scale is not None, "only asked where discovery lists the subresource"
+    return resource.scale

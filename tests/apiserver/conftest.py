@@ -1,0 +1,149 @@
+"""A write path on a memory store with four small kinds, so that its rules are tested apart from those of real kinds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+
+import pytest
+
+from kone.admission.chain import Chain
+from kone.aio.clock import FakeClock
+from kone.apimachinery.access import AccessRequest
+from kone.apimachinery.errors import FieldError, invalid_value
+from kone.apimachinery.kinds import CONFIGMAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS
+from kone.apimachinery.objects import Object, dig
+from kone.apimachinery.users import SYSTEM_MASTERS, User
+from kone.apiserver.context import RequestContext
+from kone.apiserver.verbs import Verbs
+from kone.cache.watch_cache import Caches
+from kone.registry.allocators import Allocators
+from kone.registry.resource import Registry, Resource, ScaleSpec
+from kone.registry.strategy import SpecStrategy, StatusStrategy, Strategy
+from kone.store.store import open_store
+
+ADMIN = User("admin", groups=(SYSTEM_MASTERS, "system:authenticated"))
+
+
+class PodRules(SpecStrategy):
+    returns_deleted = True
+
+    def selectable_fields(self, obj: Object) -> dict[str, str]:
+        return {
+            "status.phase": dig(obj, "status", "phase", default=""),
+            "spec.nodeName": dig(obj, "spec", "nodeName", default=""),
+        }
+
+    def graceful_deletion_s(self, obj: Object, requested: int | None) -> int | None:
+        if not dig(obj, "spec", "nodeName"):
+            return 0
+        return 30 if requested is None else requested
+
+    def initial_status(self, obj: Object) -> Object:
+        return {"phase": "Pending"}
+
+
+class DeploymentRules(SpecStrategy):
+    def default(self, obj: Object) -> None:
+        obj.setdefault("spec", {}).setdefault("replicas", 1)
+
+    def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
+        if obj["spec"]["replicas"] < 0:
+            yield invalid_value("spec.replicas", obj["spec"]["replicas"], "must be greater than or equal to 0")
+
+
+class NamespaceRules(Strategy):
+    returns_deleted = True
+
+    def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
+        if old is None:
+            obj["spec"] = {"finalizers": ["kubernetes"]}
+            obj["status"] = {"phase": "Active"}
+
+    def has_finalizers(self, obj: Object) -> bool:
+        return super().has_finalizers(obj) or bool(dig(obj, "spec", "finalizers"))
+
+    def mark_deleting(self, obj: Object) -> None:
+        obj["metadata"].pop("deletionGracePeriodSeconds", None)
+        obj["status"] = {"phase": "Terminating"}
+
+
+class LeaseRules(Strategy):
+    create_on_update = True
+    unconditional_update = False
+
+
+def small_registry() -> Registry:
+    registry = Registry()
+    deployments, pods = DeploymentRules(), PodRules()
+    for resource in (
+        Resource(gvr=CONFIGMAPS, kind="ConfigMap", strategy=Strategy()),
+        Resource(gvr=PODS, kind="Pod", strategy=pods, status=StatusStrategy(pods)),
+        Resource(
+            gvr=DEPLOYMENTS,
+            kind="Deployment",
+            strategy=deployments,
+            status=StatusStrategy(deployments),
+            scale=ScaleSpec(),
+        ),
+        Resource(gvr=NAMESPACES, kind="Namespace", strategy=NamespaceRules(), namespaced=False),
+        Resource(gvr=LEASES, kind="Lease", strategy=LeaseRules()),
+    ):
+        registry.add(resource)
+    return registry
+
+
+class AllowAll:
+    """An authorizer that lets everybody."""
+
+    def allowed(self, user: User, request: AccessRequest) -> tuple[bool, str]:
+        return True, ""
+
+
+@dataclass
+class Small:
+    """The verbs under test and what the tests say to them."""
+
+    verbs: Verbs
+    registry: Registry
+    clock: FakeClock
+
+    def ctx(self, **options: object) -> RequestContext:
+        return RequestContext(ADMIN, **options)  # type: ignore[arg-type]
+
+    def resource(self, gvr: tuple[str, str, str]) -> Resource:
+        found = self.registry.find(*gvr)
+        assert found is not None
+        return found
+
+    async def make(self, gvr: tuple[str, str, str], name: str = "a", namespace: str = "ns", **fields: object) -> Object:
+        meta = {"name": name, **fields.pop("metadata", {})}  # type: ignore[dict-item]
+        answer = await self.verbs.create(
+            self.ctx(), self.resource(gvr), {"metadata": meta, **fields}, namespace=namespace
+        )
+        assert answer.code == 201
+        return answer.obj
+
+    def get(self, gvr: tuple[str, str, str], name: str = "a", namespace: str = "ns") -> Object | None:
+        entry = self.verbs.cache(self.resource(gvr)).get(namespace, name)
+        return None if entry is None else entry.obj
+
+
+@pytest.fixture
+async def small() -> AsyncIterator[Small]:
+    clock = FakeClock()
+    store = await open_store("memory://", clock=clock)
+    caches = Caches(store)
+    await caches.start()
+    registry = small_registry()
+    verbs = Verbs(
+        registry=registry,
+        store=store,
+        caches=caches,
+        admission=Chain([]),
+        authorizer=AllowAll(),
+        allocators=Allocators(),
+        clock=clock,
+    )
+    yield Small(verbs, registry, clock)
+    await store.close()
