@@ -31,6 +31,7 @@ class StatusError(Exception):
         self.reason = reason
         self.message = message
         self.details = dict(details or {})
+        self._has_details = details is not None  # upstream answers an empty "details" for some errors, none for others
         self.headers = dict(headers or {})
 
     @property
@@ -40,7 +41,7 @@ class StatusError(Exception):
             body["message"] = self.message
         if self.reason:
             body["reason"] = self.reason
-        if self.details:
+        if self._has_details:
             body["details"] = self.details
         body["code"] = self.code
         return body
@@ -239,3 +240,30 @@ def go_value(value: Any) -> str:
     if isinstance(value, str):
         return go_quote(value)
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def json_word(value: Any) -> str:
+    """What Go's JSON decoder calls a decoded value: "string", "number", "bool", "array", "object"."""
+    match value:
+        case str():
+            return "string"
+        case bool():
+            return "bool"
+        case int() | float():
+            return "number"
+        case list():
+            return "array"
+    return "object"
+
+
+def go_format(value: Any) -> str:
+    """A value as Go's %v prints decoded JSON: map[a:1 b:[x y]], <nil>."""
+    if isinstance(value, Mapping):
+        return "map[" + " ".join(f"{key}:{go_format(value[key])}" for key in sorted(value)) + "]"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + " ".join(map(go_format, value)) + "]"
+    if value is None:
+        return "<nil>"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
