@@ -169,10 +169,16 @@ class FakeClient:
             self._remove(resource, old)
 
     async def delete_collection(
-        self, resource: GVR, *, namespace: str = "", labels: str = "", fields: str = ""
+        self,
+        resource: GVR,
+        *,
+        namespace: str = "",
+        labels: str = "",
+        fields: str = "",
+        propagation: Propagation = "",
     ) -> None:
         for obj in list(self._matching(resource, namespace, labels, fields)):
-            await self.delete(resource, name_of(obj), namespace=namespace or key_of(obj).namespace)
+            await self.delete(resource, name_of(obj), namespace=key_of(obj).namespace, propagation=propagation)
 
     # The world
 

@@ -115,11 +115,17 @@ class LocalClient:
         await self._verbs.delete(self._context(), self._find(resource), name, options, namespace=namespace)
 
     async def delete_collection(
-        self, resource: GVR, *, namespace: str = "", labels: str = "", fields: str = ""
+        self,
+        resource: GVR,
+        *,
+        namespace: str = "",
+        labels: str = "",
+        fields: str = "",
+        propagation: Propagation = "",
     ) -> None:
-        selected = ListOptions(labels=labels, fields=fields)
+        selected, options = ListOptions(labels=labels, fields=fields), DeleteOptions(propagation=propagation or None)
         await self._verbs.delete_collection(
-            self._context(), self._find(resource), selected, DeleteOptions(), namespace=namespace
+            self._context(), self._find(resource), selected, options, namespace=namespace
         )
 
     def _context(self) -> RequestContext:

@@ -105,8 +105,15 @@ class Writer(Protocol):
         """Delete; `uid` and `resource_version` are preconditions (409 Conflict), "" means none."""
 
     async def delete_collection(
-        self, resource: GVR, *, namespace: str = "", labels: str = "", fields: str = ""
-    ) -> None: ...
+        self,
+        resource: GVR,
+        *,
+        namespace: str = "",
+        labels: str = "",
+        fields: str = "",
+        propagation: Propagation = "",
+    ) -> None:
+        """Delete every object of the namespace that matches both selectors."""
 
 
 class Client(Reader, Writer, Protocol):

@@ -7,16 +7,24 @@ from kone.controllers.deployment import DEPLOYMENT_CONTROLLER
 from kone.controllers.endpoints import ENDPOINTS_CONTROLLER
 from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
 from kone.controllers.endpointslice_mirroring import ENDPOINTSLICE_MIRRORING_CONTROLLER
+from kone.controllers.garbage_collector import GARBAGE_COLLECTOR
+from kone.controllers.namespace import NAMESPACE_CONTROLLER
 from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTROLLER_CONTROLLER
+from kone.controllers.root_ca import ROOT_CA_PUBLISHER
+from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
 
 
 def all_controllers() -> list[Controller]:
     """The controllers in start order; their names are unique."""
     return [
+        SERVICE_ACCOUNT_CONTROLLER,
+        ROOT_CA_PUBLISHER,
         DEPLOYMENT_CONTROLLER,
         REPLICASET_CONTROLLER,
         REPLICATION_CONTROLLER_CONTROLLER,
         ENDPOINTSLICE_CONTROLLER,
         ENDPOINTS_CONTROLLER,
         ENDPOINTSLICE_MIRRORING_CONTROLLER,
+        NAMESPACE_CONTROLLER,
+        GARBAGE_COLLECTOR,
     ]

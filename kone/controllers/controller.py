@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
-from kone.aio.workqueue import BACKOFF_FIRST_S, WorkQueue
+from kone.aio.workqueue import BACKOFF_FIRST_S, BACKOFF_MAX_S, WorkQueue
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVR
 from kone.apimachinery.objects import Key, Object, controller_of, key_of, namespace_of, uid_of
@@ -61,6 +61,10 @@ class Reconciler(ABC):
     async def reconcile(self, key: Key) -> Result | None:
         """Make the world right for the key. Raises to be called again after a back-off."""
 
+    def subject(self, key: Key) -> Object | None:
+        """The object that a key names, to tell its users of a failure."""
+        return self.primary.get(*key)
+
     def started(self) -> Iterable[Key]:
         """Called once, when the informers are synced and before the first event: keys that no event would bring."""
         return ()
@@ -106,7 +110,8 @@ class Controller:
     component: str = ""
     workers: int = 5
     backoff_s: float = BACKOFF_FIRST_S
-    """How long a key that failed waits; doubled at each further failure."""
+    """How long a key that failed waits; doubled at each further failure, up to the next."""
+    backoff_max_s: float = BACKOFF_MAX_S
 
 
 # From an event to keys: for the object itself, for its owner, or a map of the controller's own.
@@ -150,7 +155,8 @@ class Loop:
         self, controller: Controller, client: Client, recorder: EventRecorder, clock: Clock, settings: Settings
     ):
         self.controller = controller
-        self.queue: WorkQueue[Key] = WorkQueue(clock, name=controller.name, first_s=controller.backoff_s)
+        first_s, max_s = controller.backoff_s, controller.backoff_max_s
+        self.queue: WorkQueue[Key] = WorkQueue(clock, name=controller.name, first_s=first_s, max_s=max_s)
         self._recorder = recorder
         self._reconciler = controller.make(Context(client, recorder, clock, self.queue, settings))
         self._tasks = TaskGroup(controller.name)
@@ -213,7 +219,7 @@ class Loop:
         except Exception as error:
             delay_s = self.queue.add_backing_off(key)
             log.exception("reconcile failed: controller=%s key=%s again_in=%.3gs", name, key, delay_s)
-            subject = self._reconciler.primary.get(*key)
+            subject = self._reconciler.subject(key)
             if subject is not None:
                 message = f"Controller {name} failed and will try again: {type(error).__name__}: {error}"
                 self._recorder.event(subject, "Warning", "ReconcileFailed", message)
