@@ -205,6 +205,8 @@ class LogStore:
         self._rouse()
         if self._writer is not None:
             await asyncio.gather(self._writer, return_exceptions=True)
+        self._refuse(self._queue, StoreClosed())  # the writer was cancelled before it took them
+        self._queue.clear()
         try:
             await self._store_volatile()
         except StoreError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ async def _prepared(opened: SqlLog) -> SqlLog:
     return opened
 
 
-class SqlLog:
+class SqlLog(ABC):
     """What the databases have in common. Implements `Log` for those that say how to connect and how to append."""
 
     def __init__(self, where: str) -> None:
@@ -81,11 +82,12 @@ class SqlLog:
         self._engine: AsyncEngine | None = None
         self._connection: AsyncConnection | None = None
 
+    @abstractmethod
     async def open(self) -> None:
-        raise NotImplementedError
+        """Connect, and make or migrate the tables. Raises DatastoreError."""
 
-    async def append(self, rows: Sequence[Row]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def append(self, rows: Sequence[Row]) -> None: ...
 
     async def shrink(self, pages: int) -> bool:
         return False
@@ -382,11 +384,8 @@ class PostgresLog(SqlLog):
         try:
             connection = await self._connected()
             async with connection.begin():
-                await connection.execute(_POSTGRES_INSERT, [row._asdict() for row in rows])
+                await connection.execute(LOG.insert(), [row._asdict() for row in rows])
         except sa.exc.IntegrityError as error:
             raise LogConflict(f"{self.where}: {_reason(error)}") from error
         except (sa.exc.SQLAlchemyError, OSError) as error:
             raise self._failed(error) from error
-
-
-_POSTGRES_INSERT = LOG.insert()

@@ -19,9 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from kone.aio.clock import FakeClock
 from kone.store import sql
-from kone.store.log_store import LOOK_EVERY_S
+from kone.store.log_store import LOOK_EVERY_S, LogStore
 from kone.store.store import (
     DatastoreError,
+    DatastoreFailed,
     DatastoreLocked,
     DatastoreTooNew,
     DatastoreUnwritable,
@@ -195,6 +196,21 @@ async def test_the_file_shrinks_again_when_history_goes(path: Path) -> None:
     assert path.stat().st_size < 2 * 2**20  # 4 MB of objects were written
     store = await open_store(url(path))
     assert store.revision == 2051
+    await store.close()
+
+
+async def test_a_full_disk_refuses_writes_serves_reads_and_is_over_when_there_is_space(path: Path) -> None:
+    log = await sql.open_log(url(path))
+    assert isinstance(log, sql.FileLog)
+    await log._driver.execute_fetchall("PRAGMA max_page_count=30")
+    store = await LogStore.load(log, Retention(), FakeClock(), protect=True)
+    [made] = await store.commit(Write(KEY, obj()))
+    big = [Write(f"{KEY}{n}", obj(fill="x" * 5000)) for n in range(50)]
+    with pytest.raises(DatastoreFailed, match="full"):
+        await store.commit(*big)
+    assert (await store.get(KEY), await store.get(f"{KEY}0")) == (made.entry, None)
+    await log._driver.execute_fetchall("PRAGMA max_page_count=1000000")
+    assert len(await store.commit(*big)) == 50
     await store.close()
 
 
