@@ -73,6 +73,7 @@ class DockerRuntime:
         self._connector: aiohttp.UnixConnector | None = None
         self._info: Mapping[str, Any] = {}
         self._may_protect = False
+        self._told = False
         self._starting = asyncio.Lock()
         self._limit = asyncio.Semaphore(INSPECTS_AT_ONCE)
 
@@ -84,9 +85,10 @@ class DockerRuntime:
             try:
                 self._info = await _answer(docker._query_json("info"))
                 self._may_protect = await asyncio.to_thread(_may_lower_oom_score, self._host)
-                if not self._may_protect:
+                if not self._may_protect and not self._told:
+                    self._told = True
                     log.warning(
-                        "this host does not let containers have a negative oom_score_adj (CAP_SYS_RESOURCE); they get 0"
+                        "no container gets a negative oom_score_adj: dockerd lacks CAP_SYS_RESOURCE on this host"
                     )
                 await self._ensure_pause_image(docker)
             except RuntimeUnavailable:

@@ -16,13 +16,14 @@ class KubeletConfig:
     cluster_dns: str = "10.96.0.10"
     cluster_domain: str = "cluster.local"
     instance: str = "default"
+    pod_cidr: str = ""
     max_pods: int = 110
-    port: int = 10250
-    server_cert: Path | None = None
+    port: int = 10250  # 0: any free one
+    server_address: str = "0.0.0.0"
+    server_cert: Path | None = None  # without certificates the kubelet serves nothing
     server_key: Path | None = None
     client_ca: Path | None = None
     node_labels: dict[str, str] = field(default_factory=dict)
-    sync_s: float = 60.0  # each pod is looked at again at least this often (syncFrequency)
     allowed_unsafe_sysctls: tuple[str, ...] = ()
 
     @property

@@ -1,0 +1,364 @@
+"""The kubelet: pods bound to this node, made so by Docker.
+
+It starts in an order with reasons: the node registers first (the API shows why it is not ready while Docker is away),
+then the runtime, then what pods need of the host; the list of what runs comes before any pod is looked at, since a pod
+whose containers are not seen would be started twice; the workers come last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from kone.aio.clock import Clock
+from kone.aio.tasks import TaskGroup
+from kone.apimachinery.kinds import NODES, PODS, SERVICES
+from kone.apimachinery.objects import (
+    Object,
+    dig,
+    is_deleting,
+    is_pod_terminal,
+    replace_in,
+    uid_of,
+)
+from kone.apimachinery.pod_resources import Amounts, amounts
+from kone.client.client import Client, EventType, Informer, Unsubscribe
+from kone.client.events import EventRecorder
+from kone.runtime.backoff import Backoff
+from kone.runtime.cgroups import Cgroups
+from kone.runtime.container_config import GRACE_PERIOD
+from kone.runtime.environment import PodFacts, field_value, resource_value
+from kone.runtime.handlers import Handlers
+from kone.runtime.images import ImageManager
+from kone.runtime.kubelet_config import KubeletConfig
+from kone.runtime.kubelet_parts import KubeletParts
+from kone.runtime.lifecycle import Hooks
+from kone.runtime.node_status import NodeInfo, NodeStatus, host_facts
+from kone.runtime.pleg import Pleg
+from kone.runtime.pod_admit import REJECTED, refuse
+from kone.runtime.pod_files import PodFiles
+from kone.runtime.pod_network import PodNetwork
+from kone.runtime.pod_spec import find_container, is_host_network
+from kone.runtime.pod_status import Verdict, rejected_status
+from kone.runtime.pod_worker import Phase, PodWorker
+from kone.runtime.probes import Probes
+from kone.runtime.runtime import (
+    ContainerState,
+    ContainerStatus,
+    Image,
+    PodMeta,
+    Runtime,
+    RuntimeFault,
+    RuntimeStatus,
+    Sandbox,
+)
+from kone.runtime.server import KubeletServer, Tls
+from kone.runtime.status_manager import StatusManager
+from kone.runtime.termination_message import last_words
+from kone.runtime.volumes import Volumes
+
+log = logging.getLogger(__name__)
+
+RUNTIME_RETRY_S = 2.0
+
+
+class Kubelet:
+    """`start` returns once the node is registered and, where Docker answers, its pods are being looked after.
+
+    `stop` leaves every container running. Also the PodSource of parts.py.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        runtime: Runtime,
+        network: PodNetwork,
+        recorder: EventRecorder,
+        clock: Clock,
+        config: KubeletConfig,
+    ) -> None:
+        self._client, self._runtime, self._network = client, runtime, network
+        self._recorder, self._clock, self._config = recorder, clock, config
+        self._pods = client.informer(PODS, fields=f"spec.nodeName={config.node_name}")
+        self._nodes = client.informer(NODES, fields=f"metadata.name={config.node_name}")
+        self._services: Informer = client.informer(SERVICES)
+        self._tasks = TaskGroup("kubelet")
+        self._workers: dict[str, PodWorker] = {}
+        self._rejected: dict[str, Verdict] = {}
+        self._pleg = Pleg(runtime, clock, self.sync_pod, lambda status: last_words(runtime, status))
+        self._statuses = StatusManager(client, self._pods, clock)
+        self._handlers = Handlers(runtime)
+        self._probes = Probes(self._handlers, recorder, clock, self.sync_pod)
+        self._volumes = Volumes(client, config.root_dir, clock, self._downward_value)
+        self._parts: KubeletParts | None = None
+        self._node_status: NodeStatus | None = None
+        self._server: KubeletServer | None = None
+        self._unsubscribe: Unsubscribe = lambda: None
+        self._allocatable: tuple[Object, Amounts] = ({}, {})
+
+    # Life
+
+    async def start(self) -> None:
+        self._config.pods_dir.mkdir(parents=True, exist_ok=True)
+        await self._start_server()
+        await self._start_node_status()
+        for informer in (self._pods, self._nodes, self._services):
+            await informer.wait_synced()
+        if not await self._bring_up():
+            self._tasks.spawn(self._bring_up_later(), name="kubelet.wait-for-runtime")
+
+    async def stop(self) -> None:
+        """Stop looking after pods and let go; what runs goes on running."""
+        self._unsubscribe()
+        await self._tasks.cancel()
+        await self._pleg.stop()
+        await self._probes.stop()
+        if self._parts is not None:
+            await self._volumes.stop()
+        await self._statuses.stop()
+        if self._node_status is not None:
+            await self._node_status.stop()
+        if self._server is not None:
+            await self._server.stop()
+        await self._handlers.close()
+
+    async def _start_server(self) -> None:
+        config = self._config
+        if config.server_cert is None or config.server_key is None or config.client_ca is None:
+            return
+        tls = Tls(config.server_cert, config.server_key, config.client_ca)
+        self._server = KubeletServer(self, self._runtime, self._clock, config.node_name, tls)
+        await self._server.start(config.server_address, config.port)
+
+    @property
+    def port(self) -> int:
+        """Where the kubelet's server listens."""
+        return self._server.port if self._server is not None else self._config.port
+
+    def reload_certificates(self) -> None:
+        if self._server is not None:
+            self._server.reload_certificates()
+
+    async def _start_node_status(self) -> None:
+        config = self._config
+        info = NodeInfo(
+            name=config.node_name,
+            addresses=[*(("InternalIP", ip) for ip in config.node_ips), ("Hostname", config.node_name)],
+            kubelet_port=self.port,
+            pod_cidr=config.pod_cidr,
+            max_pods=config.max_pods,
+            labels=config.node_labels,
+        )
+        self._node_status = NodeStatus(
+            self._client,
+            self._recorder,
+            self._clock,
+            info,
+            host_facts(config.root_dir),
+            self._runtime_status,
+            self._images,
+        )
+        await self._node_status.start()
+
+    async def _runtime_status(self) -> RuntimeStatus:
+        return await self._runtime.status()
+
+    async def _images(self) -> Sequence[Image]:
+        try:
+            return await self._runtime.images()
+        except RuntimeFault:
+            return []
+
+    async def _bring_up_later(self) -> None:
+        while not await self._bring_up():
+            await self._clock.sleep(RUNTIME_RETRY_S)
+
+    async def _bring_up(self) -> bool:
+        """Everything that needs the runtime; whether it was there."""
+        try:
+            await self._runtime.start()
+        except RuntimeFault as fault:
+            log.warning("pods wait: %s", fault)
+            return False
+        found = await self._runtime.status()
+        instance = "" if self._config.instance == "default" else self._config.instance
+        cgroups = Cgroups(version=found.cgroup_version, driver=found.cgroup_driver, instance=instance)
+        await cgroups.start()
+        await self._volumes.start()
+        self._parts = KubeletParts(
+            client=self._client,
+            recorder=self._recorder,
+            clock=self._clock,
+            config=self._config,
+            runtime=self._runtime,
+            network=self._network,
+            pleg=self._pleg,
+            statuses=self._statuses,
+            images=ImageManager(self._runtime, self._clock),
+            volumes=self._volumes,
+            probes=self._probes,
+            hooks=Hooks(self._handlers, self._clock),
+            cgroups=cgroups,
+            files=PodFiles(self._config),
+            restarts=Backoff(self._clock),
+            services=self._services,
+            allocatable=self.allocatable,
+        )
+        await self._network.start()
+        await self._pleg.start(self._on_first_list, self._on_list)
+        if self._node_status is not None:
+            await self._node_status.report()
+        return True
+
+    async def _on_first_list(self) -> None:
+        """What runs is known now: keep its addresses, adopt it, and end what the API knows nothing of."""
+        live = {uid for uid in self._pleg.uids() if self._pleg.observed(uid).ready_sandbox is not None}
+        await self._network.restore(live)
+        self._unsubscribe = self._pods.subscribe(self._on_pod)
+        await self._remove_leftovers()
+
+    def _on_list(self) -> None:
+        known = {uid_of(pod) for pod in self._pods.list()}
+        for uid in self._pleg.uids() - known - self._workers.keys():
+            self._end_orphan(uid)
+
+    def _end_orphan(self, uid: str) -> None:
+        """Containers of a pod that was deleted while kone was away: their labels tell how to end them."""
+        observed = self._pleg.observed(uid)
+        found: list[Sandbox | ContainerStatus] = [*observed.sandboxes, *observed.containers]
+        some = next(iter(found), None)
+        if some is not None:
+            log.info("ending pod %s/%s, which is gone from the API", some.pod.namespace, some.pod.name)
+            self._worker(_pod_of(some.pod, int(some.labels.get(GRACE_PERIOD, "30")))).gone()
+
+    async def _remove_leftovers(self) -> None:
+        """Directories of pods that neither the API nor the runtime knows."""
+        assert self._parts is not None
+        known = {uid_of(pod) for pod in self._pods.list()} | self._pleg.uids()
+        for uid in (self._volumes.mounted() | self._parts.files.known()) - known:
+            await self._volumes.unmount(uid)
+            await self._parts.cgroups.remove(uid)
+            self._parts.files.remove(uid)
+
+    # Pods
+
+    def sync_pod(self, uid: str) -> None:
+        """Look at the pod again, now (SyncPod)."""
+        if (worker := self._workers.get(uid)) is not None:
+            worker.wake()
+
+    def _on_pod(self, event: EventType, pod: Object, previous: Object | None) -> None:
+        uid = uid_of(pod)
+        worker = self._workers.get(uid)
+        if event == "DELETED":
+            self._rejected.pop(uid, None)
+            if worker is not None:
+                worker.gone()
+        elif worker is not None:
+            worker.update(pod)
+        elif uid not in self._rejected:
+            self._take(pod)
+
+    def _take(self, pod: Object) -> None:
+        """A pod that is new here."""
+        fresh = not dig(pod, "status", "startTime") and not self._pleg.observed(uid_of(pod)).sandboxes
+        if fresh and not is_deleting(pod) and not is_pod_terminal(pod):
+            others = [
+                worker.pod
+                for worker in self._workers.values()
+                if worker.phase is Phase.SYNCING or not worker.ended.is_set()
+            ]
+            node = self._nodes.get("", self._config.node_name) or {}
+            verdict = refuse(pod, node, others, unsafe_sysctls=self._config.allowed_unsafe_sysctls)
+            if verdict is not None:
+                self._reject(pod, verdict)
+                return
+        worker = self._worker(pod)
+        if is_deleting(pod) or is_pod_terminal(pod):
+            worker.phase = Phase.TERMINATING
+        worker.wake()
+
+    def _reject(self, pod: Object, verdict: Verdict) -> None:
+        self._rejected[uid_of(pod)] = verdict
+        self._recorder.event(pod, "Warning", verdict.reason, verdict.message)
+        told = replace(verdict, message=REJECTED + verdict.message)
+        status = rejected_status(pod, told, old=pod.get("status") or {}, now=self._clock.now())
+        self._statuses.set(pod, status)
+
+    def _worker(self, pod: Object) -> PodWorker:
+        assert self._parts is not None
+        uid = uid_of(pod)
+        if uid not in self._workers:
+            self._workers[uid] = PodWorker(self._parts, pod, self._tasks, self._forget)
+        return self._workers[uid]
+
+    def _forget(self, uid: str) -> None:
+        self._workers.pop(uid, None)
+
+    # PodSource
+
+    def pods(self) -> list[Object]:
+        return [self._with_status(pod) for pod in self._pods.list()]
+
+    def pod(self, namespace: str, name: str, uid: str = "") -> Object | None:
+        found = self._pods.get(namespace, name)
+        if found is None or (uid and uid_of(found) != uid):
+            return None
+        return self._with_status(found)
+
+    def containers(self, pod_uid: str) -> list[ContainerStatus]:
+        return list(self._pleg.observed(pod_uid).containers)
+
+    def container(self, pod_uid: str, name: str, *, previous: bool = False) -> ContainerStatus | None:
+        started = [c for c in self.containers(pod_uid) if c.name == name and c.state is not ContainerState.CREATED]
+        wanted = 1 if previous else 0
+        return started[wanted] if len(started) > wanted else None
+
+    def pod_ip(self, pod_uid: str) -> str:
+        worker = self._workers.get(pod_uid)
+        return worker.pod_ip if worker is not None else ""
+
+    async def evict(self, pod_uid: str, reason: str, message: str, grace_s: int | None = None) -> None:
+        worker = self._workers.get(pod_uid)
+        if worker is not None:
+            worker.end(Verdict(reason, message), None if grace_s is None else float(grace_s))
+            await worker.ended.wait()
+
+    def _with_status(self, pod: Object) -> Object:
+        status = self._statuses.get(uid_of(pod))
+        return pod if status is None else replace_in(pod, ("status",), status)
+
+    # What pods may ask about themselves and the node
+
+    def allocatable(self) -> Amounts:
+        """The node's allocatable resources; cpu in thousandths, the rest in its own unit."""
+        node = self._nodes.get("", self._config.node_name) or {}
+        if self._allocatable[0] is not node:
+            self._allocatable = (node, amounts(dig(node, "status", "allocatable")))
+        return self._allocatable[1]
+
+    def _downward_value(self, pod: Object, item: Object) -> str:
+        """The text of a downwardAPI volume's item. Raises ValueError."""
+        worker = self._workers.get(uid_of(pod))
+        ips = worker.ips if worker is not None else ()
+        if is_host_network(pod):
+            ips = self._config.node_ips
+        if ref := item.get("fieldRef"):
+            facts = PodFacts(self._config.node_name, self._config.node_ips, ips, self.allocatable())
+            return field_value(pod, ref.get("fieldPath", ""), facts)
+        ref = item.get("resourceFieldRef") or {}
+        holder = find_container(pod, ref.get("containerName", ""))
+        if holder is None:
+            raise ValueError(f"container {ref.get('containerName', '')} not found")
+        return resource_value(holder, ref, self.allocatable())
+
+
+def _pod_of(meta: PodMeta, grace_s: int) -> Object:
+    """As much of a pod as its containers' labels tell."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": meta.name, "namespace": meta.namespace, "uid": meta.uid},
+        "spec": {"containers": [], "terminationGracePeriodSeconds": grace_s},
+    }

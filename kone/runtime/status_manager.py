@@ -1,0 +1,141 @@
+"""Writes pod statuses to the API: only what changed, one write at a time for a pod, the newest state wins.
+
+A pod's start takes two to four writes. What others write into a status (readiness gates, disruption) stays: the patch
+names only what is the kubelet's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from kone.aio.clock import Clock
+from kone.aio.tasks import TaskGroup
+from kone.apimachinery.errors import StatusError
+from kone.apimachinery.kinds import PODS
+from kone.apimachinery.objects import Object, name_of, namespace_of, resource_version_of, uid_of
+from kone.client.client import Client, Informer
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST_S = 0.5
+RETRY_MAX_S = 10.0
+REPLACED_LISTS = frozenset({"hostIPs", "podIPs"})  # merged by address in a patch, unless told otherwise
+
+
+class StatusManager:
+    """`set` says what a pod's status is; the write follows by itself."""
+
+    def __init__(self, client: Client, pods: Informer, clock: Clock) -> None:
+        self._client = client
+        self._pods = pods
+        self._clock = clock
+        self._wanted: dict[str, Object] = {}  # UID -> status
+        self._identity: dict[str, Object] = {}  # UID -> the pod as last seen by a worker
+        self._written: dict[str, tuple[int, Object]] = {}  # UID -> (resourceVersion, status) of our last write
+        self._writing: dict[str, asyncio.Task[None]] = {}
+        self._tasks = TaskGroup("pod-status")
+
+    def get(self, uid: str) -> Object | None:
+        """The newest status that was set, whether written yet or not."""
+        return self._wanted.get(uid)
+
+    def set(self, pod: Object, status: Object) -> None:
+        uid = uid_of(pod)
+        self._wanted[uid] = status
+        self._identity[uid] = pod
+        if uid not in self._writing and self._patch(uid):
+            self._writing[uid] = self._tasks.spawn(self._write(uid), name=f"pod-status {name_of(pod)}")
+
+    async def flush(self, uid: str) -> None:
+        """Wait until the API has what was set."""
+        while (task := self._writing.get(uid)) is not None:
+            await asyncio.wait({task})
+
+    def forget(self, uid: str) -> None:
+        """The pod is gone from the API."""
+        for memory in (self._wanted, self._identity, self._written):
+            memory.pop(uid, None)
+
+    async def stop(self) -> None:
+        await self._tasks.cancel()
+
+    async def _write(self, uid: str) -> None:
+        delay_s = RETRY_FIRST_S
+        try:
+            while patch := self._patch(uid):
+                pod = self._identity[uid]
+                try:
+                    stored = await self._client.patch(
+                        PODS,
+                        name_of(pod),
+                        patch,
+                        namespace=namespace_of(pod),
+                        subresource="status",
+                        kind="strategic",
+                    )
+                except StatusError as error:
+                    if error.code in (404, 409, 422):  # gone, or another pod of that name
+                        log.debug("status not written: pod=%s/%s: %s", namespace_of(pod), name_of(pod), error)
+                        self.forget(uid)
+                        return
+                    log.warning("status not written: pod=%s/%s: %s", namespace_of(pod), name_of(pod), error)
+                    await self._clock.sleep(delay_s)
+                    delay_s = min(delay_s * 2, RETRY_MAX_S)
+                    continue
+                self._written[uid] = (int(resource_version_of(stored) or 0), stored.get("status") or {})
+                delay_s = RETRY_FIRST_S
+        finally:
+            self._writing.pop(uid, None)
+
+    def _patch(self, uid: str) -> Object:
+        """What to send so that the API has the wanted status; {} where it has."""
+        wanted, pod = self._wanted.get(uid), self._identity.get(uid)
+        if wanted is None or pod is None:
+            return {}
+        seen = self._pods.get(namespace_of(pod), name_of(pod))
+        version, current = self._written.get(uid, (0, {}))
+        if seen is not None and uid_of(seen) == uid and int(resource_version_of(seen) or 0) >= version:
+            current = seen.get("status") or {}
+        changes = status_patch(current, wanted)
+        return {"metadata": {"uid": uid}, "status": changes} if changes else {}
+
+
+def status_patch(current: Object, wanted: Object) -> Object:
+    """A strategic merge patch from one status to another, {} where they say the same.
+
+    Conditions that only `current` has are others' and stay.
+    """
+    patch: Object = {}
+    for field in current.keys() | wanted.keys():
+        old, new = current.get(field), wanted.get(field)
+        if _plain(old) == _plain(new):
+            continue
+        if field == "conditions":
+            before = {c["type"]: c for c in old or ()}
+            changed = [c for c in new or () if _plain(before.get(c["type"])) != _plain(c)]
+            if changed:
+                patch[field] = [_whole(before.get(c["type"]), c) for c in changed]
+        elif field in REPLACED_LISTS and new:
+            patch[field] = [*new, {"$patch": "replace"}] if old else new
+        elif new is None and old is not None:
+            patch[field] = None
+        else:
+            patch[field] = new
+    return patch
+
+
+def _whole(old: Object | None, new: Object) -> Object:
+    """The condition, with nulls for what it says no more."""
+    return {**dict.fromkeys((old or {}).keys() - new.keys()), **new}
+
+
+def _plain(value: Any) -> Any:
+    """Without what says nothing: the API writes and omits nulls and empties as it likes."""
+    if isinstance(value, dict):
+        found = {key: _plain(part) for key, part in value.items()}
+        return {key: part for key, part in found.items() if part not in (None, "", {}, [])}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value
