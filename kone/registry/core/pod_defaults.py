@@ -83,14 +83,9 @@ def default_pod(pod: Object) -> None:
 
 
 def _requests_from_limits(resources: Object | None) -> None:
-    if not resources or "limits" not in resources:
-        return
-    limits = resources["limits"]
-    if limits:
-        requests = resources.get("requests")
-        resources["requests"] = (
-            {**requests, **{k: v for k, v in limits.items() if k not in requests}} if requests else {**limits}
-        )
+    limits = resources.get("limits") if resources else None
+    if resources and limits:
+        resources["requests"] = {**limits, **(resources.get("requests") or {})}
 
 
 def _default_status(status: Object) -> None:
@@ -172,6 +167,9 @@ def default_container(container: Object) -> None:
 def default_field_ref(ref: Object | None) -> None:
     if ref is not None and not ref.get("apiVersion"):
         ref["apiVersion"] = "v1"
+
+
+_PROBE_DEFAULTS = (("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3))
 
 
 def default_probe(probe: Object) -> None:

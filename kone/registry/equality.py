@@ -1,0 +1,42 @@
+"""Equality as upstream judges it when it compares an update with what is stored (apiequality.Semantic)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kone.apimachinery.quantity import parse_quantity
+
+_RESOURCE_MAPS = frozenset(("limits", "requests", "overhead", "capacity", "hard"))
+
+
+def same(value: Any, other: Any) -> bool:
+    """Missing, null and empty are the same; quantities compare by amount ("1024" is "1Ki")."""
+    if value == other:
+        return True
+    if isinstance(value, dict) and isinstance(other, dict):
+        return all(
+            _same_amounts(value.get(key), other.get(key))
+            if key in _RESOURCE_MAPS
+            else same(value.get(key), other.get(key))
+            for key in value.keys() | other.keys()
+        )
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) == len(other) and all(map(same, value, other))
+    return _is_nothing(value) and _is_nothing(other)
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or value == "" or value == [] or value == {}
+
+
+def _same_amounts(value: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+    value, other = value or {}, other or {}
+    return value.keys() == other.keys() and all(_same_amount(value[key], other[key]) for key in value)
+
+
+def _same_amount(value: Any, other: Any) -> bool:
+    try:
+        return parse_quantity(value) == parse_quantity(other)
+    except (ValueError, AttributeError):
+        return bool(value == other)
