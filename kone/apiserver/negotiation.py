@@ -72,11 +72,15 @@ def parse_accept(header: str) -> tuple[Clause, ...]:
 
 
 @lru_cache(maxsize=512)
-def negotiate(header: str, *, transforms: bool = True, streams: bool = False) -> Output:
-    """How to answer a request with this Accept header. Raises 406 NotAcceptable."""
+def negotiate(header: str, *, transforms: bool = True, streams: bool = False, routed: bool = True) -> Output:
+    """How to answer a request with this Accept header; not `routed`: upstream's route takes every header there.
+
+    Raises 406 NotAcceptable.
+    """
     if not header or header == "*/*":
         return PLAIN
-    _check_route(header, STREAM_TYPES if streams else OBJECT_TYPES)
+    if routed:
+        _check_route(header, STREAM_TYPES if streams else OBJECT_TYPES)
     for clause in parse_accept(header):
         if clause.media_type in (JSON, "*/*"):
             media: Media = "json"

@@ -111,7 +111,8 @@ class _Call:
 
     async def serve(self) -> web.StreamResponse:
         info, resource, method = self.info, self.resource, self.request.method
-        if resource.namespaced != bool(info.namespace) and (info.resource != "namespaces" or info.group):
+        own_namespace = info.resource == "namespaces" and not info.group and info.namespace == self.name
+        if resource.namespaced != bool(info.namespace) and not own_namespace:
             self._check_scope(method)
         if "timeout" in self.query and not _DURATION.match(self.query["timeout"][0]):
             text = self.query["timeout"][0]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+import aiohttp
 import pytest
+from multidict import CIMultiDictProxy
 
 from kone.admission.chain import Chain
 from kone.aio.clock import FakeClock
@@ -14,8 +18,11 @@ from kone.apimachinery.errors import FieldError, invalid_value
 from kone.apimachinery.kinds import CONFIGMAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS
 from kone.apimachinery.objects import Object, dig
 from kone.apimachinery.users import SYSTEM_MASTERS, User
+from kone.apiserver.app import ApiServer
 from kone.apiserver.context import RequestContext
 from kone.apiserver.verbs import Verbs
+from kone.auth.authentication import Authenticator
+from kone.auth.authorizer import Authorizer
 from kone.cache.watch_cache import Caches
 from kone.registry.allocators import Allocators
 from kone.registry.resource import Registry, Resource, ScaleSpec
@@ -147,3 +154,37 @@ async def small() -> AsyncIterator[Small]:
     )
     yield Small(verbs, registry, clock)
     await store.close()
+
+
+@dataclass
+class Served:
+    """A server of the small registry on a unix socket, and a client of it."""
+
+    small: Small
+    server: ApiServer
+    session: aiohttp.ClientSession
+
+    async def call(
+        self, method: str, path: str, body: object = None, **headers: str
+    ) -> tuple[int, object, CIMultiDictProxy[str]]:
+        """(status, the JSON or text of the answer, its headers)."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if body is not None:
+            sent.setdefault("Content-Type", "application/json")
+        data = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        async with self.session.request(method, f"http://kone{path}", data=data, headers=sent) as answer:
+            raw = await answer.read()
+            is_json = answer.headers.get("Content-Type", "").startswith("application/json")
+            return answer.status, json.loads(raw) if is_json and raw else raw.decode(), answer.headers
+
+
+@pytest.fixture
+async def served(small: Small, tmp_path: Path) -> AsyncIterator[Served]:
+    authorizer = Authorizer(small.verbs.caches, ())
+    small.verbs.authorizer = authorizer
+    server = ApiServer(verbs=small.verbs, authenticator=Authenticator(()), authorizer=authorizer, clock=small.clock)
+    path = tmp_path / "kone.sock"
+    await server.start(unix_path=path)
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as session:
+        yield Served(small, server, session)
+    await server.stop(1.0)

@@ -1,0 +1,348 @@
+"""The HTTP server: listeners, who asks, whether they may, and the boundary where errors become Status answers.
+
+One handler under aiohttp's low-level server; no router. The path to an answer is short on purpose: authenticate (a
+certificate is parsed once), authorize (a dict lookup), then `resources.py` for objects or one of the few other paths
+here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from kone.aio.clock import Clock, SystemClock
+from kone.apimachinery.access import access_denied
+from kone.apimachinery.errors import StatusError, internal_error
+from kone.apimachinery.objects import Object
+from kone.apimachinery.users import User
+from kone.apiserver import codec, negotiation
+from kone.apiserver.discovery import Discovery
+from kone.apiserver.health import Health
+from kone.apiserver.metrics import Metrics
+from kone.apiserver.negotiation import PLAIN, Output, negotiate
+from kone.apiserver.requests import Parameters, RequestInfo, parse_query, parse_request, selected_fields
+from kone.apiserver.resources import Resources, no_such_method, no_such_route
+from kone.apiserver.responses import render, reply, status_reply
+from kone.apiserver.verbs import Verbs
+from kone.auth.authentication import Authenticator, Headers, UnixPeer
+from kone.auth.authorizer import Authorizer
+from kone.auth.impersonation import impersonate
+
+log = logging.getLogger(__name__)
+
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+GIT_VERSION: Final = "v1.37.2+kone"
+VERSION: Final[Object] = {
+    "major": "1",
+    "minor": "37",
+    "gitVersion": GIT_VERSION,
+    "gitCommit": "",
+    "gitTreeState": "clean",
+    "buildDate": "1970-01-01T00:00:00Z",
+    "goVersion": f"python{platform.python_version()}",
+    "compiler": sys.implementation.name,
+    "platform": f"{sys.platform}/{_ARCHITECTURES.get(platform.machine(), platform.machine())}",
+}
+_PLAIN_TEXT: Final = "text/plain; charset=utf-8"
+_IMPERSONATE: Final = ("Impersonate-User", "Impersonate-Group", "Impersonate-Uid")
+BACKLOG: Final = 1024
+HEADER_MAX_BYTES: Final = 32 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of the TLS listener: its certificate and key, and the CAs (one bundle) that client certificates come
+    from."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path
+
+
+class ApiServer:
+    """The Kubernetes API over HTTPS and over a unix socket.
+
+        server = ApiServer(verbs=verbs, authenticator=authenticator, authorizer=authorizer)
+        await server.start(host="0.0.0.0", port=6443, tls=TlsFiles(...), unix_path=data_dir / "kone.sock")
+        ...
+        await server.stop(drain_s=5.0)
+
+    `health` may be given checks of other parts at any time (`server.health.ready["scheduler"] = ...`). `port` is the
+    one that was bound, which matters where 0 was asked for.
+    """
+
+    def __init__(
+        self,
+        *,
+        verbs: Verbs,
+        authenticator: Authenticator,
+        authorizer: Authorizer,
+        health: Health | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.verbs = verbs
+        self.health = health or Health()
+        self.health.live.setdefault("ping", lambda: "")
+        self.port = 0
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+        self._clock = clock or SystemClock()
+        self._resources = Resources(verbs, self._clock)
+        self._discovery = Discovery(verbs.registry)
+        self.metrics = Metrics(watching=lambda: self._resources.watching, objects=self._count_objects)
+        self._tls: ssl.SSLContext | None = None
+        self._tls_files: TlsFiles | None = None
+        self._server: _Server | None = None
+        self._listeners: list[asyncio.Server] = []
+        self._unix_path: Path | None = None
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def start(
+        self, *, host: str = "", port: int = 0, tls: TlsFiles | None = None, unix_path: Path | None = None
+    ) -> None:
+        """Listen. Without `tls` there is no TCP listener. Raises OSError where an address is taken."""
+        loop = asyncio.get_running_loop()
+        server = self._server = _Server(self._handle)
+        if tls is not None:
+            self._tls_files = tls
+            self._tls = serving_context(tls)
+            listener = await loop.create_server(
+                server, host or None, port, ssl=self._tls, backlog=BACKLOG, reuse_address=True
+            )
+            self.port = listener.sockets[0].getsockname()[1]
+            self._listeners.append(listener)
+        if unix_path is not None:
+            await self._listen_unix(server, unix_path)
+
+    async def _listen_unix(self, server: _Server, path: Path) -> None:
+        """The local door: a socket that only this user may open, made under that name in one step."""
+        path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            listener = await asyncio.get_running_loop().create_unix_server(server, str(path), backlog=BACKLOG)
+        finally:
+            os.umask(mask)
+        self._unix_path = path
+        self._listeners.append(listener)
+
+    def reload_certificates(self) -> None:
+        """Serve new connections with what the TLS files hold now."""
+        if self._tls is not None and self._tls_files is not None:
+            self._tls.load_cert_chain(self._tls_files.certificate, self._tls_files.key)
+            self._tls.load_verify_locations(self._tls_files.client_ca)
+
+    async def stop(self, drain_s: float = 5.0) -> None:
+        """Take no more connections, end watches, let requests finish for at most `drain_s` seconds. May be called
+        twice."""
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener.close()
+        if self._server is not None:
+            self._resources.end_watches()
+            self._server.pre_shutdown()
+            await self._server.shutdown(drain_s)
+            self._server = None
+        if self._unix_path is not None:
+            self._unix_path.unlink(missing_ok=True)
+            self._unix_path = None
+
+    # -- a request -------------------------------------------------------------------------------------------------
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Every request comes through here, and every error ends here."""
+        began = time.perf_counter()
+        raw_path, _, raw_query = request.raw_path.partition("?")
+        query = parse_query(raw_query)
+        info = parse_request(request.method, raw_path, query)
+        metrics = self.metrics
+        metrics.inflight += 1
+        try:
+            response = await self._serve(request, info, query)
+        except StatusError as error:
+            response = status_reply(error, _error_output(request))
+        except (asyncio.CancelledError, ConnectionError):
+            raise
+        except Exception as error:
+            log.exception("%s %s failed", request.method, info.path)
+            why = internal_error(f"{type(error).__name__}: {error}")
+            response = status_reply(why, _error_output(request))
+        finally:
+            metrics.inflight -= 1
+        key = (info.verb, info.group, info.version, info.resource, info.subresource)
+        metrics.observe(key, response.status, time.perf_counter() - began)
+        return response
+
+    async def _serve(self, request: web.BaseRequest, info: RequestInfo, query: Parameters) -> web.StreamResponse:
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        headers = cast(Headers, request.headers)  # a multi-dict's get() has overloads that no protocol can say
+        user = await self._authenticator.authenticate(connection.certificate, headers, connection.peer)
+        access = info.access(selected_fields(query) if "fieldSelector" in query else ())
+        if any(name in request.headers for name in _IMPERSONATE):
+            user = impersonate(user, headers, access, self._authorizer)
+        allowed, reason = self._authorizer.allowed(user, access)
+        if not allowed:
+            raise access_denied(user, access, reason)
+        if info.resource:
+            return await self._resources.serve(request, info, query, user)
+        return await self._other(request, info, query, user)
+
+    async def _other(
+        self, request: web.BaseRequest, info: RequestInfo, query: Parameters, user: User
+    ) -> web.StreamResponse:
+        """What is no resource: health, version, metrics, discovery."""
+        path, method = info.path.rstrip("/") or "/", request.method
+        first = path.split("/")[1]
+        if first in ("livez", "readyz", "healthz"):
+            found = await self.health.answer(path, verbose="verbose" in query, exclude=query.get("exclude", ()))
+            if found is None:
+                return _page_not_found()
+            code, text = found
+            return reply(text.encode(), code=code, content_type=_PLAIN_TEXT)
+        if path == "/version":
+            if method != "GET":
+                raise no_such_method()
+            negotiation.check_json_route(request.headers.get("Accept", ""))
+            return reply(render(VERSION, Output(pretty=True)))
+        if path == "/metrics":
+            return reply(self.metrics.text().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        if first in ("api", "apis"):
+            return self._discover(request, path)
+        if path == "/":
+            return reply(render({"paths": self._paths()}, Output(pretty=True)))
+        return _page_not_found()
+
+    def _paths(self) -> list[str]:
+        groups = [g["name"] for g in self._discovery.groups()["groups"]]
+        fixed = ["/healthz", "/livez", "/metrics", "/readyz", "/version"]
+        return ["/api", "/api/v1", "/apis", *sorted(f"/apis/{name}" for name in groups), *fixed]
+
+    def _discover(self, request: web.BaseRequest, path: str) -> web.Response:
+        parts = path.split("/")[1:]
+        accept = request.headers.get("Accept", "")
+        root = len(parts) == 1
+        if request.method != "GET" and not (parts[0] == "apis" and len(parts) <= 2):
+            raise no_such_method()
+        if root and wants_aggregated(accept):
+            return self._aggregated(request, core=parts[0] == "api")
+        document: Object | None
+        if parts[0] == "api":
+            document = self._discovery.api_versions() if root else self._discovery.resources("", parts[1])
+        elif root:
+            document = self._discovery.groups()
+        elif len(parts) == 2:
+            document = self._discovery.group(parts[1])
+            if document is None:
+                return _page_not_found()
+        else:
+            document = self._discovery.resources(parts[1], parts[2]) if len(parts) == 3 else None
+            if document is None and not self._discovery.has_group(parts[1]):
+                return _page_not_found()
+        if document is None:
+            raise no_such_route()
+        output = negotiate(accept, transforms=False, routed=not (parts[0] == "apis" and len(parts) <= 2))
+        return reply(render(document, output), content_type=output.content_type)
+
+    def _aggregated(self, request: web.BaseRequest, *, core: bool) -> web.Response:
+        body, etag = self._discovery.aggregated(core=core)
+        content_type = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+        unchanged = request.headers.get("If-None-Match") == etag
+        response = reply(b"" if unchanged else body, code=304 if unchanged else 200, content_type=content_type)
+        response.headers["ETag"] = etag
+        response.headers["Vary"] = "Accept"
+        response.headers["Cache-Control"] = "public"
+        return response
+
+    def _count_objects(self) -> Iterable[tuple[str, int]]:
+        for resource in self.verbs.registry:
+            if not resource.virtual and resource.storage is None:
+                yield resource.gvr.group_resource, len(self.verbs.cache(resource))
+
+
+def wants_aggregated(accept: str) -> bool:
+    """Whether the client takes the whole of discovery in one document, and takes it first."""
+    for clause in negotiation.parse_accept(accept):
+        if clause.media_type in (negotiation.JSON, "*/*"):
+            values = dict(clause.parameters)
+            if values.get("as") == "APIGroupDiscoveryList":
+                return values.get("g") == "apidiscovery.k8s.io" and values.get("v") in ("v2", "v2beta1")
+            return False
+    return False
+
+
+def _page_not_found() -> web.Response:
+    return reply(b"404 page not found\n", code=404, content_type=_PLAIN_TEXT)
+
+
+def _error_output(request: web.BaseRequest) -> Output:
+    """How an error is written: as the client wants its answers, else as JSON."""
+    accept = request.headers.get("Accept")
+    if accept is None or accept in ("*/*", negotiation.JSON):
+        return PLAIN
+    try:
+        found = negotiate(accept, streams=True)
+    except StatusError:
+        return PLAIN
+    return Output(found.media) if found.media == "yaml" else PLAIN
+
+
+def serving_context(files: TlsFiles) -> ssl.SSLContext:
+    """TLS 1.2 and later; client certificates are asked for and, where they come, must be of the CAs."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(files.certificate, files.key)
+    context.load_verify_locations(files.client_ca)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class _Connection(RequestHandler):
+    """A connection and what it says of its peer, read once."""
+
+    certificate: bytes | None = None
+    peer: UnixPeer | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            self.certificate = tls.getpeercert(binary_form=True)
+            return
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family == socket.AF_UNIX:
+            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            self.peer = UnixPeer(*struct.unpack("3i", credentials))
+
+
+class _Server(web.Server):
+    """aiohttp's low-level server with our connections, and bodies as large as upstream takes them."""
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type] # what aiohttp documents for "none"
+            max_field_size=HEADER_MAX_BYTES,
+            max_line_size=HEADER_MAX_BYTES,
+        )
+
+    def _make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+        return web.BaseRequest(
+            message, payload, protocol, writer, task, self._loop, client_max_size=codec.BODY_MAX_BYTES
+        )
