@@ -438,7 +438,8 @@ def _value(go_type: GoType | None, item: Any, unknown: list[str], key: str = "")
     """A value of any type, without the short cuts of the hot loop. `key` leads to it, for unknown fields below."""
     assert go_type is not None
     if item is None:
-        return zero_value(go_type)
+        # A null among bytes is nothing in Go, and empty once it has been stored.
+        return "" if go_type.kind == "bytes" else zero_value(go_type)
     code, kind = go_type.code, type(item)
     if code == OTHER:
         return _OTHERS.get(go_type.kind, _raw)(item, go_type)
