@@ -123,7 +123,8 @@ class Verbs(Reads):
             meta["name"] = generate_name(meta["generateName"], "".join(random.choices(NAME_ALPHABET, k=5)))
         undo = strategy.begin(obj, None, self._allocators)
         try:
-            strategy.prepare(obj, None, user=ctx.user)
+            for text in strategy.prepare(obj, None, user=ctx.user) or ():
+                ctx.warn(text)
             self._validate(ctx, resource, strategy, obj, None)
             attributes = self.attributes(ctx, resource, "CREATE", "", namespace, meta["name"], obj, None)
             await self.admission.validate(attributes)
@@ -278,7 +279,8 @@ class Verbs(Reads):
         generic.keep_generation(obj, old)
         undo = strategy.begin(obj, old, self._allocators)
         try:
-            strategy.prepare(obj, old, user=ctx.user)
+            for text in strategy.prepare(obj, old, user=ctx.user) or ():
+                ctx.warn(text)
             generic.keep_system_fields(obj, old)
             meta["resourceVersion"] = str(live.revision)
             self._validate(ctx, resource, strategy, obj, old)

@@ -90,8 +90,12 @@ class Strategy:
     def default(self, obj: Object) -> None:
         """Put v1.37's defaults into what the client left out. Runs before admission, on create and update."""
 
-    def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
-        """Set what the client may not: generation, status, fields of other writers. `old` is None at creation."""
+    def prepare(self, obj: Object, old: Object | None, *, user: User) -> Sequence[str] | None:
+        """Set what the client may not: generation, status, fields of other writers. `old` is None at creation.
+
+        Returns texts for Warning headers about what it rewrote, if any; they come before those of `warnings`.
+        """
+        return None
 
     def begin(self, obj: Object, old: Object | None, allocators: Allocators) -> Undo | None:
         """Allocate what the object claims (cluster IPs, node ports), writing it in place.
@@ -140,13 +144,13 @@ class SpecStrategy(Strategy):
 
     has_status: bool = True
 
-    def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
+    def prepare(self, obj: Object, old: Object | None, *, user: User) -> Sequence[str] | None:
         metadata = obj["metadata"]
         if old is None:
             metadata["generation"] = 1
             if self.has_status:
                 obj["status"] = self.initial_status(obj)
-            return
+            return None
         if self.has_status:
             if "status" in old:
                 obj["status"] = old["status"]
@@ -158,6 +162,7 @@ class SpecStrategy(Strategy):
             generation += 1
         if generation:
             metadata["generation"] = generation
+        return None
 
     def initial_status(self, obj: Object) -> Object:
         """The status that a new object starts with, whatever the client sent."""
@@ -201,10 +206,10 @@ class StatusStrategy(Strategy):
     def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
         assert old is not None, "a status is only ever updated"
         for field in self.kept:
-            _keep(obj, old, field)
+            keep_field(obj, old, field)
         for field in self.kept_metadata:
-            _keep(obj["metadata"], old["metadata"], field)
-        _keep(obj["metadata"], old["metadata"], "generation")
+            keep_field(obj["metadata"], old["metadata"], field)
+        keep_field(obj["metadata"], old["metadata"], "generation")
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         return self._rules(obj, old) if self._rules is not None and old is not None else ()
@@ -223,7 +228,8 @@ ALL_METADATA = ("deletionTimestamp", "generation", "labels", "annotations", "fin
 """metav1.ResetObjectMetaForStatus: a status update of these kinds touches no metadata at all."""
 
 
-def _keep(obj: Object, old: Object, field: str) -> None:
+def keep_field(obj: Object, old: Object, field: str) -> None:
+    """Put the field back as it was, in place; absent where it was absent."""
     if field in old:
         obj[field] = old[field]
     else:
