@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kone.registry import structural
 from kone.registry.resource import Registry, Resource
 
 _MODULES: Sequence[Sequence[Resource]] = ()
@@ -13,6 +14,8 @@ _MODULES: Sequence[Sequence[Resource]] = ()
 def builtin() -> Registry:
     """A new Registry with every built-in resource; what is added to it later (custom resources) stays its own."""
     registry = Registry()
+    for resource in structural.resources():
+        registry.add(resource)
     for resources in _MODULES:
         for resource in resources:
             registry.add(resource)

@@ -67,7 +67,7 @@ class Cgroups:
     def __init__(self, *, version: int, driver: str, instance: str = "", root: Path = ROOT) -> None:
         self._root = root
         self._version, self._driver = version, driver
-        self._top = f"kubepods-{instance}" if instance else "kubepods"
+        self._top = _top(instance)
         self._usable = False
 
     async def start(self) -> None:
@@ -109,12 +109,6 @@ class Cgroups:
             for folder in self._folders(f"{self._top}/{quality}pod{pod_uid}"):
                 await _remove(folder)
 
-    async def remove_all(self) -> None:
-        """Remove the whole hierarchy of this instance; its pods must be gone."""
-        for folder in self._folders(self._top):
-            for below in sorted(folder.glob("**/"), key=lambda p: len(p.parts), reverse=True):
-                await _remove(below)
-
     def _path(self, pod: Object) -> str:
         quality = qos_class(pod).lower()
         middle = "" if quality == "guaranteed" else f"{quality}/"
@@ -145,6 +139,18 @@ class Cgroups:
             for file in (cpus, folder / "cpuset.mems"):
                 if not file.read_text().strip():
                     _write(file, (folder.parent / file.name).read_text().strip())
+
+
+def _top(instance: str) -> str:
+    return f"kubepods-{instance}" if instance else "kubepods"
+
+
+async def remove_hierarchy(instance: str = "", root: Path = ROOT) -> None:
+    """Remove all control groups of an instance, whichever version the host has; its pods must be gone."""
+    tops = {os.path.realpath(top) for top in (root / _top(instance), *root.glob(f"*/{_top(instance)}")) if top.is_dir()}
+    for top in tops:
+        for folder in sorted(Path(top).glob("**/"), key=lambda p: len(p.parts), reverse=True):
+            await _remove(folder)
 
 
 def _write(path: Path, content: str) -> None:

@@ -1,0 +1,284 @@
+"""The API and its loops without a node: store, cache, certificates, API server, controllers, scheduler.
+
+`node.py` starts these as stages; `kone.testing.Cluster` is nothing but them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Callable
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kone.admission.chain import default_chain
+from kone.aio.clock import Clock
+from kone.aio.stages import Stage
+from kone.aio.tasks import TaskGroup
+from kone.apimachinery.kinds import GVK, GVR, parse_api_version
+from kone.apimachinery.objects import Object
+from kone.apimachinery.users import AUTHENTICATED, SYSTEM_MASTERS, User, service_account_user
+from kone.apiserver import kubernetes_endpoints
+from kone.apiserver.app import ApiServer, TlsFiles
+from kone.apiserver.local_client import LocalClient
+from kone.apiserver.reviews import Reviews
+from kone.apiserver.subresources import actions
+from kone.apiserver.verbs import Verbs
+from kone.auth import bootstrap, pki
+from kone.auth.authentication import Authenticator, admin_tokens
+from kone.auth.authorizer import Authorizer
+from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
+from kone.cache.watch_cache import Caches
+from kone.client.client import Client
+from kone.config import Settings, node_ports
+from kone.registry.allocators import Allocators
+from kone.registry.registry import builtin
+from kone.registry.resource import Registry
+from kone.store.store import Store, StoreError, open_store
+
+if TYPE_CHECKING:
+    from kone.controllers.controller import Manager
+    from kone.scheduler.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+RENEW_LOOK_S = 12 * 3600.0
+ADMINISTRATOR = User("kubernetes-admin", groups=(SYSTEM_MASTERS, AUTHENTICATED))
+API_SERVER = User("system:apiserver", groups=(SYSTEM_MASTERS, AUTHENTICATED))
+SCHEDULER = User("system:kube-scheduler", groups=(AUTHENTICATED,))
+
+
+class StartError(Exception):
+    """A node cannot start; the text is one line that says what to do."""
+
+
+class ControlPlane:
+    """Built from settings, started by its `stages`, in order. `client_for(user)` acts without HTTP."""
+
+    def __init__(self, settings: Settings, node_ip: str, clock: Clock) -> None:
+        self.settings, self.node_ip, self.clock = settings, node_ip, clock
+        self.registry: Registry = builtin()
+        services = ip_network(settings.service_cidr)
+        names = pki.Names(
+            settings.node_name,
+            os.uname().nodename,
+            (node_ip, *_specific(settings.bind_address)),
+            str(services[1]),
+            settings.cluster_domain,
+        )
+        self.pki = pki.Pki(settings.data / "pki", names)
+        self.api: ApiServer | None = None
+        self._store: Store | None = None
+        self._verbs: Verbs | None = None
+        self._manager: Manager | None = None
+        self._scheduler: Scheduler | None = None
+        self._tasks = TaskGroup("control-plane")
+        self.on_new_certificates: list[Callable[[], None]] = []
+
+    @property
+    def url(self) -> str:
+        bind = ip_address(self.settings.bind_address)
+        host = ("127.0.0.1" if bind.version == 4 else "::1") if bind.is_unspecified else str(bind)
+        port = self.api.port if self.api is not None else self.settings.secure_port
+        return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+    @property
+    def ca_pem(self) -> str:
+        return self.pki.ca_pem
+
+    def client_for(self, user: User) -> Client:
+        """A client in this process that acts as `user`."""
+        assert self._verbs is not None, "the API is not up yet"
+        return LocalClient(self._verbs, user)
+
+    @property
+    def stages(self) -> list[Stage]:
+        found = [
+            Stage("store", self._open, self._close, 10.0),
+            Stage("api", self._serve, self._stop_serving, 10.0),
+        ]
+        if self.settings.runs("controllers"):
+            found.append(Stage("controllers", self._start_controllers, self._stop_controllers, 5.0))
+        if self.settings.runs("scheduler"):
+            found.append(Stage("scheduler", self._start_scheduler, self._stop_scheduler, 5.0))
+        return found
+
+    # ---- store and certificates
+
+    async def _open(self) -> None:
+        """Certificates are looked at in a thread while the database opens."""
+        try:
+            self._store, _ = await asyncio.gather(
+                open_store(self.settings.datastore, clock=self.clock), asyncio.to_thread(self._ensure_certificates)
+            )
+        except StoreError as error:
+            raise StartError(str(error)) from None
+        except pki.PkiError as error:
+            raise StartError(str(error)) from None
+        except OSError as error:
+            raise StartError(
+                f"{error.filename or self.settings.data_dir}: {error.strerror}; choose another --data-dir"
+            ) from None
+
+    def _ensure_certificates(self) -> frozenset[str]:
+        issued = self.pki.ensure(self.clock.now())
+        bundle = self.pki.certificate(pki.CA).read_text() + self.pki.certificate(pki.FRONT_PROXY_CA).read_text()
+        if not self._client_ca.exists() or self._client_ca.read_text() != bundle:
+            self._client_ca.write_text(bundle)
+        return issued
+
+    @property
+    def _client_ca(self) -> Path:
+        """One file of the CAs that client certificates come from: the cluster's and the front proxy's."""
+        return self.pki.directory / "client-ca.crt"
+
+    async def _close(self) -> None:
+        if self._store is not None:
+            await self._store.close()
+            self._store = None
+
+    # ---- the API
+
+    async def _serve(self) -> None:
+        settings, store = self.settings, self._store
+        assert store is not None
+        caches = Caches(store)
+        await caches.start()
+        ports = node_ports(settings)
+        allocators = Allocators((settings.service_cidr,), (ports[0], ports[-1]))
+        services = caches.of("", "services")
+        allocators.watch([entry.obj for entry in services.list()], services.subscribe)
+        authorizer = Authorizer(caches, bootstrap.node_rules())
+        tokens = ServiceAccountTokens(self.pki.service_account_key_pem, _getter(caches), self.clock)
+        authenticator = Authenticator((admin_tokens(self.pki.admin_token), tokens))
+        self._verbs = Verbs(
+            registry=self.registry,
+            store=store,
+            caches=caches,
+            admission=default_chain(caches, self.clock, authorizer),
+            authorizer=authorizer,
+            allocators=allocators,
+            clock=self.clock,
+            actions=actions(Reviews(authenticator, authorizer, tokens)),
+        )
+        self.api = ApiServer(verbs=self._verbs, authenticator=authenticator, authorizer=authorizer, clock=self.clock)
+        await self._bootstrap(caches)
+        tls = TlsFiles(self.pki.certificate("apiserver"), self.pki.key("apiserver"), self._client_ca)
+        try:
+            await self.api.start(
+                host=settings.bind_address, port=settings.secure_port, tls=tls, unix_path=settings.socket_path
+            )
+        except OSError as error:
+            raise StartError(_listen_problem(settings, error)) from None
+        await kubernetes_endpoints.reconcile(self.client_for(API_SERVER), self.node_ip, self.api.port)
+        self._write_kubeconfig()
+        self._tasks.guard(self._renew_certificates, name="renew-certificates")
+
+    async def _bootstrap(self, caches: Caches) -> None:
+        """Upstream's own objects; a start on an existing database writes nothing."""
+
+        def get(resource: GVR, namespace: str, name: str) -> Object | None:
+            kind = self.registry.get(resource)
+            entry = caches.of(*kind.storage_key).get(namespace, name) if kind is not None else None
+            return entry.obj if entry is not None else None
+
+        objects = bootstrap.bootstrap_objects(self.settings.service_cidr, self.settings.secure_port, self.clock.now())
+        written = await bootstrap.reconcile(self.client_for(API_SERVER), get, objects)
+        log.debug("bootstrap: objects=%d written=%d", len(objects), written)
+
+    def _write_kubeconfig(self) -> None:
+        text = pki.kubeconfig(self.url, self.ca_pem, user="kubernetes-admin", token=self.pki.admin_token)
+        path = self.settings.kubeconfig_path
+        if path.exists() and path.read_text() == text:
+            return
+        fresh = path.with_suffix(".new")
+        fresh.touch(mode=0o600)
+        fresh.write_text(text)
+        fresh.rename(path)
+
+    async def _stop_serving(self) -> None:
+        await self._tasks.cancel()
+        if self.api is not None:
+            await self.api.stop()
+
+    async def _renew_certificates(self) -> None:
+        while True:
+            await self.clock.sleep(RENEW_LOOK_S)
+            await self.reload_certificates()
+
+    async def reload_certificates(self) -> None:
+        """Issue what expires soon and serve with what is on disk."""
+        issued = await asyncio.to_thread(self._ensure_certificates)
+        if issued:
+            log.info("certificates renewed: %s", ", ".join(sorted(issued)))
+        if self.api is not None:
+            self.api.reload_certificates()
+        for tell in self.on_new_certificates:
+            tell()
+
+    # ---- the loops
+
+    async def _start_controllers(self) -> None:
+        from kone.controllers.catalogue import all_controllers
+        from kone.controllers.controller import Manager
+        from kone.controllers.controller import Settings as ControllerSettings
+
+        settings = ControllerSettings(
+            ca_pem=self.ca_pem,
+            namespaced_resources=lambda: [r.gvr for r in self.registry if r.namespaced and "list" in r.verbs],
+            collectable_resources=lambda: [r.gvr for r in self.registry if {"list", "watch", "delete"} <= set(r.verbs)],
+            resource_of_kind=self._resource_of_kind,
+        )
+        self._manager = Manager(
+            lambda name: self.client_for(service_account_user("kube-system", name)),
+            self.clock,
+            settings,
+            all_controllers(),
+        )
+        await self._manager.start()
+
+    def _resource_of_kind(self, api_version: str, kind: str) -> tuple[GVR, bool] | None:
+        found = self.registry.by_kind(GVK(*parse_api_version(api_version), kind))
+        return (found.gvr, found.namespaced) if found is not None else None
+
+    async def _stop_controllers(self) -> None:
+        if self._manager is not None:
+            await self._manager.stop()
+
+    async def _start_scheduler(self) -> None:
+        from kone.client.events import EventRecorder
+        from kone.scheduler.scheduler import Scheduler
+
+        client = self.client_for(SCHEDULER)
+        self._scheduler = Scheduler(client, EventRecorder(client, "default-scheduler", clock=self.clock), self.clock)
+        await self._scheduler.start()
+
+    async def _stop_scheduler(self) -> None:
+        if self._scheduler is not None:
+            await self._scheduler.stop()
+
+
+def _specific(address: str) -> tuple[str, ...]:
+    return () if ip_address(address).is_unspecified else (address,)
+
+
+def _getter(caches: Caches) -> ObjectGetter:
+    def get(resource: str, namespace: str, name: str) -> Object | None:
+        entry = caches.of("", resource).get(namespace, name)
+        return entry.obj if entry is not None else None
+
+    return get
+
+
+def _listen_problem(settings: Settings, error: OSError) -> str:
+    where = f"port {settings.secure_port} of {settings.bind_address}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{where} is in use: give another with --secure-port"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"{settings.bind_address} is no address of this host: give another with --bind-address"
+    if error.errno == errno.EACCES:
+        return f"{where} needs root: give a port above 1023 with --secure-port"
+    return f"{where}: {error.strerror}"

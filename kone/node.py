@@ -1,0 +1,246 @@
+"""The composition root: builds every part of a node, starts them in named stages and stops them in reverse.
+
+Nothing else knows all the rooms. Each stage says how many seconds its stop may take; a part that is disabled is not
+even imported, so that a bare API starts quickly.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING
+
+from kone.aio.clock import Clock, SystemClock
+from kone.aio.stages import Stage, Stages
+from kone.apimachinery.users import AUTHENTICATED, User
+from kone.client.client import Client
+from kone.client.events import EventRecorder
+from kone.config import Settings
+from kone.control_plane import ADMINISTRATOR, ControlPlane, StartError
+
+if TYPE_CHECKING:
+    from kone.net.bridge import BridgeNetwork
+    from kone.net.dns import DnsServer
+    from kone.net.firewall import Firewall
+    from kone.net.proxier import ServiceProxy
+    from kone.runtime.docker import DockerRuntime
+    from kone.runtime.kubelet import Kubelet
+
+__all__ = ["Node", "StartError"]
+
+log = logging.getLogger(__name__)
+
+PROXY = User("system:kube-proxy", groups=("system:node-proxier", AUTHENTICATED))
+DNS = User("system:serviceaccount:kube-system:coredns", groups=("system:serviceaccounts", AUTHENTICATED))
+NODE_PREFIX = 24  # how much of the cluster range one node's pods have, as upstream's node-cidr-mask-size
+
+
+class Node:
+    """One kone. `start` raises StartError; `stop` never raises and leaves containers running."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.node_ip = settings.node_ip or own_address()
+        self._lock: int | None = None
+        self._stages = Stages()
+        self._control_plane = ControlPlane(settings, self.node_ip, self.clock)
+        self._firewall: Firewall | None = None
+        self._network: BridgeNetwork | None = None
+        self._runtime: DockerRuntime | None = None
+        self._kubelet: Kubelet | None = None
+        self._kubelet_events: EventRecorder | None = None
+        self._proxy: ServiceProxy | None = None
+        self._dns: DnsServer | None = None
+
+    @property
+    def url(self) -> str:
+        return self._control_plane.url
+
+    @property
+    def client(self) -> Client:
+        """Acts as an administrator."""
+        return self._control_plane.client_for(ADMINISTRATOR)
+
+    async def start(self) -> None:
+        settings = self.settings
+        if settings.runs("kubelet") or settings.runs("proxy"):
+            require_root()
+        stages = [Stage("data", self._take_data, self._leave_data, 1.0), *self._control_plane.stages]
+        if settings.runs("kubelet") or settings.runs("proxy"):
+            stages.append(Stage("network", self._start_network, self._stop_network, 5.0))
+        if settings.runs("proxy"):
+            stages.append(Stage("proxy", self._start_proxy, self._stop_proxy, 5.0))
+        if settings.runs("dns"):
+            stages.append(Stage("dns", self._start_dns, self._stop_dns, 2.0))
+        if settings.runs("kubelet"):
+            stages.append(Stage("kubelet", self._start_kubelet, self._stop_kubelet, 15.0))
+        for stage in stages:
+            await self._stages.start(stage)
+        took = " ".join(f"{name}={seconds * 1000:.0f}ms" for name, seconds in self._stages.took_s.items())
+        log.info("started: %s", took)
+
+    async def stop(self) -> None:
+        await self._stages.stop()
+
+    async def reload_certificates(self) -> None:
+        await self._control_plane.reload_certificates()
+
+    # ---- the data directory
+
+    async def _take_data(self) -> None:
+        """One server a data directory, whatever its datastore is."""
+        data = self.settings.data
+        try:
+            data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(data / "kone.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartError(f"{data} cannot be written ({error.strerror}): choose another --data-dir") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another kone runs on {data}: stop it or choose another --data-dir") from None
+
+    async def _leave_data(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # ---- the network
+
+    async def _start_network(self) -> None:
+        from kone.net.bridge import BridgeNetwork, NetworkConfig
+        from kone.net.firewall import Firewall, FirewallError
+        from kone.net.links import LinkError
+        from kone.net.names import Names
+
+        settings = self.settings
+        names = Names(settings.instance)
+        config = NetworkConfig(
+            pod_cidrs=[self._pod_cidr],
+            cluster_cidrs=[settings.cluster_cidr],
+            service_cidrs=[settings.service_cidr],
+            local_addresses=[settings.cluster_dns] if settings.runs("dns") else [],
+        )
+        self._firewall = Firewall(names)
+        self._network = BridgeNetwork(names, config, settings.data, self._firewall)
+        try:
+            await self._firewall.start()
+            await self._network.start()
+        except (FirewallError, LinkError) as error:
+            raise StartError(f"the pods' network cannot be made: {error}") from None
+
+    @property
+    def _pod_cidr(self) -> str:
+        """The first /24 of the cluster range (a /64 of an IPv6 range), or all of a smaller one."""
+        cluster: IPv4Network | IPv6Network = ip_network(self.settings.cluster_cidr)
+        prefix = NODE_PREFIX if cluster.version == 4 else 64
+        return str(next(cluster.subnets(new_prefix=max(prefix, cluster.prefixlen))))
+
+    async def _stop_network(self) -> None:
+        if self._network is not None:
+            await self._network.stop()
+        if self._firewall is not None:
+            await self._firewall.stop()
+
+    async def _start_proxy(self) -> None:
+        from kone.net.iptables import IptablesProxier
+        from kone.net.iptables_rules import RuleConfig
+        from kone.net.names import Names
+        from kone.net.proxier import ServiceProxy
+
+        assert self._firewall is not None
+        settings = self.settings
+        config = RuleConfig(
+            Names(settings.instance), [settings.cluster_cidr], [settings.service_cidr], node_ips=[self.node_ip]
+        )
+        proxier = IptablesProxier(self._firewall, config)
+        client = self._control_plane.client_for(PROXY)
+        self._proxy = ServiceProxy(client, {"IPv4": proxier}, settings.node_name, self.clock)
+        await self._proxy.start()
+
+    async def _stop_proxy(self) -> None:
+        if self._proxy is not None:
+            await self._proxy.stop()
+
+    async def _start_dns(self) -> None:
+        from kone.net.dns import DnsServer
+
+        client = self._control_plane.client_for(DNS)
+        self._dns = DnsServer(client, self.settings.cluster_domain, [self.settings.cluster_dns])
+        await self._dns.start()
+
+    async def _stop_dns(self) -> None:
+        if self._dns is not None:
+            await self._dns.stop()
+
+    # ---- the kubelet
+
+    async def _start_kubelet(self) -> None:
+        from kone.runtime.docker import DockerRuntime
+        from kone.runtime.kubelet import Kubelet
+        from kone.runtime.kubelet_config import KubeletConfig
+
+        settings, pki = self.settings, self._control_plane.pki
+        user = User(f"system:node:{settings.node_name}", groups=("system:nodes", AUTHENTICATED))
+        client = self._control_plane.client_for(user)
+        config = KubeletConfig(
+            node_name=settings.node_name,
+            node_ips=(self.node_ip,),
+            data_dir=settings.data,
+            cluster_dns=settings.cluster_dns,
+            cluster_domain=settings.cluster_domain,
+            instance=settings.instance or "default",
+            max_pods=settings.max_pods,
+            port=settings.kubelet_port,
+            pod_cidr=self._pod_cidr,
+            server_cert=pki.certificate("kubelet-serving"),
+            server_key=pki.key("kubelet-serving"),
+            client_ca=pki.certificate("ca"),
+        )
+        assert self._network is not None
+        self._kubelet_events = EventRecorder(client, "kubelet", host=settings.node_name, clock=self.clock)
+        self._runtime = DockerRuntime(settings.docker_host, instance=config.instance)
+        self._kubelet = Kubelet(client, self._runtime, self._network, self._kubelet_events, self.clock, config)
+        self._control_plane.on_new_certificates.append(self._kubelet.reload_certificates)
+        try:
+            await self._kubelet.start()
+        except OSError as error:
+            raise StartError(
+                f"the kubelet cannot listen on port {config.port} ({error.strerror}): give another with --kubelet-port"
+            ) from None
+
+    async def _stop_kubelet(self) -> None:
+        if self._kubelet is not None:
+            await self._kubelet.stop()
+        if self._kubelet_events is not None:
+            await self._kubelet_events.stop()
+        if self._runtime is not None:
+            await self._runtime.close()
+
+
+def require_root() -> None:
+    """Raises StartError where this is not root."""
+    if os.geteuid() != 0:
+        raise StartError("pods and Services need root: run as root, or add --disable kubelet,proxy,dns")
+
+
+def own_address() -> str:
+    """The address that leads to the world; the first of the host's name, or loopback, where no route does.
+
+    Connecting a datagram socket sends nothing: it only asks the kernel which address it would use.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            pass
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+    except OSError:
+        return "127.0.0.1"
+    return str(found[0][4][0]) if found else "127.0.0.1"
