@@ -9,9 +9,12 @@ from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
 from kone.controllers.endpointslice_mirroring import ENDPOINTSLICE_MIRRORING_CONTROLLER
 from kone.controllers.garbage_collector import GARBAGE_COLLECTOR
 from kone.controllers.namespace import NAMESPACE_CONTROLLER
+from kone.controllers.node_lifecycle import NODE_LIFECYCLE_CONTROLLER
+from kone.controllers.pod_gc import POD_GC_CONTROLLER
 from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTROLLER_CONTROLLER
 from kone.controllers.root_ca import ROOT_CA_PUBLISHER
 from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
+from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
 
 
 def all_controllers() -> list[Controller]:
@@ -27,4 +30,7 @@ def all_controllers() -> list[Controller]:
         ENDPOINTSLICE_MIRRORING_CONTROLLER,
         NAMESPACE_CONTROLLER,
         GARBAGE_COLLECTOR,
+        NODE_LIFECYCLE_CONTROLLER,
+        TAINT_EVICTION_CONTROLLER,
+        POD_GC_CONTROLLER,
     ]

@@ -18,6 +18,7 @@ from kone.apimachinery.objects import (
     controller_reference,
     dig,
     find_condition,
+    generation_of,
     is_controlled_by,
     is_deleting,
     is_pod_active,
@@ -26,10 +27,11 @@ from kone.apimachinery.objects import (
     labels_of,
     name_of,
     namespace_of,
+    replace_in,
     uid_of,
 )
 from kone.apimachinery.selectors import LabelSelector
-from kone.apimachinery.timestamps import parse_time
+from kone.apimachinery.timestamps import format_time, parse_time
 from kone.client.client import Client, Informer, Objects
 from kone.client.events import EventRecorder
 from kone.controllers.controller import NAMESPACE_TERMINATING, has_cause
@@ -335,3 +337,49 @@ def _compare_times(a: Object, b: Object, time_a: float | None, time_b: float | N
 
 def _age_rank(age_s: float) -> int:
     return int(math.log2(age_s * 1e9)) if age_s > 0 else -1
+
+
+# Pods of a node, and their conditions
+
+_NODE_INDEX = "node"
+
+
+def index_by_node(pods: Informer) -> None:
+    """Let `on_node` look pods up by the node that they are bound to."""
+    pods.add_index(_NODE_INDEX, lambda pod: [name] if (name := dig(pod, "spec", "nodeName")) else [])
+
+
+def on_node(pods: Informer, node_name: str) -> Objects:
+    return pods.by_index(_NODE_INDEX, node_name)
+
+
+def with_condition(pod: Object, condition: Mapping[str, Any], now: float) -> Object:
+    """The pod with that condition in the place of the one of its type; unchanged where it has it already."""
+    old = find_condition(pod, condition["type"])
+    stamp = format_time(now)
+    if old is not None and old["status"] == condition["status"]:
+        stamp = old.get("lastTransitionTime", stamp)
+    new = {**condition, "lastTransitionTime": stamp, "observedGeneration": generation_of(pod)}
+    conditions = list(dig(pod, "status", "conditions", default=[]))
+    if old is None:
+        conditions.append(new)
+    else:
+        conditions[conditions.index(old)] = new
+    return replace_in(pod, ("status", "conditions"), conditions)
+
+
+async def add_condition(
+    client: Client, pod: Object, condition: Mapping[str, Any] | None, now: float, *, phase: str = ""
+) -> None:
+    """Write a condition, or a phase, or both, into the pod's status."""
+    changed = with_condition(pod, condition, now) if condition is not None else pod
+    if phase:
+        changed = replace_in(changed, ("status", "phase"), phase)
+        changed = replace_in(changed, ("status", "observedGeneration"), generation_of(pod))
+    if changed == pod:
+        return
+    status = {key: changed["status"][key] for key in ("phase", "observedGeneration") if key in changed["status"]}
+    if condition is not None:
+        status["conditions"] = [find_condition(changed, condition["type"])]
+    patch = {"metadata": {"uid": uid_of(pod)}, "status": status}
+    await client.patch(PODS, name_of(pod), patch, namespace=namespace_of(pod), subresource="status", kind="strategic")
