@@ -32,11 +32,14 @@ from kone.apimachinery.users import User
 from kone.apiserver import codec, negotiation
 from kone.apiserver.discovery import Discovery
 from kone.apiserver.health import Health
+from kone.apiserver.kubelet_client import ClientTls, KubeletClient
 from kone.apiserver.metrics import Metrics
 from kone.apiserver.negotiation import PLAIN, Output, negotiate
+from kone.apiserver.proxies import Proxies
 from kone.apiserver.requests import Parameters, RequestInfo, parse_query, parse_request, selected_fields
 from kone.apiserver.resources import Resources, no_such_method, no_such_route
 from kone.apiserver.responses import render, reply, status_reply
+from kone.apiserver.streams import Streams
 from kone.apiserver.verbs import Verbs
 from kone.auth.authentication import Authenticator, Headers, UnixPeer
 from kone.auth.authorizer import Authorizer
@@ -82,7 +85,8 @@ class ApiServer:
         await server.stop(drain_s=5.0)
 
     `health` may be given checks of other parts at any time (`server.health.ready["scheduler"] = ...`). `port` is the
-    one that was bound, which matters where 0 was asked for.
+    one that was bound, which matters where 0 was asked for. `kubelet_tls` is what kubelets know the server by (logs,
+    exec, attach, port-forward).
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class ApiServer:
         authenticator: Authenticator,
         authorizer: Authorizer,
         health: Health | None = None,
+        kubelet_tls: ClientTls | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.verbs = verbs
@@ -101,7 +106,9 @@ class ApiServer:
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._clock = clock or SystemClock()
-        self._resources = Resources(verbs, self._clock)
+        self._kubelets = KubeletClient(verbs, kubelet_tls)
+        self._proxies = Proxies(verbs, self._kubelets)
+        self._resources = Resources(verbs, self._clock, Streams(self._kubelets), self._proxies)
         self._discovery = Discovery(verbs.registry)
         self.metrics = Metrics(watching=lambda: self._resources.watching, objects=self._count_objects)
         self._tls: ssl.SSLContext | None = None
@@ -145,6 +152,7 @@ class ApiServer:
         if self._tls is not None and self._tls_files is not None:
             self._tls.load_cert_chain(self._tls_files.certificate, self._tls_files.key)
             self._tls.load_verify_locations(self._tls_files.client_ca)
+        self._kubelets.reload_certificates()
 
     async def stop(self, drain_s: float = 5.0) -> None:
         """Take no more connections, end watches, let requests finish for at most `drain_s` seconds. May be called
@@ -157,6 +165,8 @@ class ApiServer:
             self._server.pre_shutdown()
             await self._server.shutdown(drain_s)
             self._server = None
+        await self._kubelets.close()
+        await self._proxies.close()
         if self._unix_path is not None:
             self._unix_path.unlink(missing_ok=True)
             self._unix_path = None

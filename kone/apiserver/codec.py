@@ -96,9 +96,9 @@ def _from_json(body: bytes, kind: str, strict: bool) -> Body:
 
 
 def _from_protobuf(body: bytes) -> Object:
-    from kone.apimachinery import protobuf  # its library is heavy, and many servers never see such a body
+    from kone.apimachinery.protobuf import decode  # many servers never see such a body
 
-    return protobuf.decode(body)
+    return decode(body)
 
 
 def _lenient(body: bytes) -> Any:

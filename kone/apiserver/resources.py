@@ -25,9 +25,11 @@ from kone.apiserver import codec, options, subresources, tables
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
 from kone.apiserver.negotiation import PLAIN, Output, negotiate
 from kone.apiserver.options import ListOptions, first, parse_list_options, parse_write_options
+from kone.apiserver.proxies import Proxies
 from kone.apiserver.reads import ListPage
 from kone.apiserver.requests import Parameters, RequestInfo
 from kone.apiserver.responses import Frames, WatchWriter, list_body, object_body, reply
+from kone.apiserver.streams import Streams
 from kone.apiserver.verbs import Verbs
 from kone.registry.resource import Resource
 
@@ -44,6 +46,8 @@ DEPRECATED: Final[Mapping[tuple[str, str], str]] = {
     ("", "endpoints"): "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
     ("", "componentstatuses"): "v1 ComponentStatus is deprecated in v1.19+",
 }
+CONNECTS: Final = frozenset(("log", "exec", "attach", "portforward", "proxy"))
+CONNECT_VERBS: Final = {"GET": "get", "POST": "create"}
 _DURATION: Final = re.compile(r"^[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$|^[-+]?0$")
 
 
@@ -59,9 +63,11 @@ def no_such_method() -> StatusError:
 class Resources:
     """Serves /api and /apis paths that name a resource. `stopping` ends every watch when it is set."""
 
-    def __init__(self, verbs: Verbs, clock: Clock) -> None:
+    def __init__(self, verbs: Verbs, clock: Clock, streams: Streams, proxies: Proxies) -> None:
         self._verbs = verbs
         self._clock = clock
+        self._streams = streams
+        self._proxies = proxies
         self._frames = Frames()
         self._watches: set[asyncio.Task[Any]] = set()
 
@@ -159,9 +165,13 @@ class _Call:
 
     async def _subresource(self, method: str) -> web.StreamResponse:
         part = self.resource.all_subresources().get(self.info.subresource)
-        if part is None or len(self.info.parts) > 3:
+        if part is None or (len(self.info.parts) > 3 and self.info.subresource != "proxy"):
             raise no_such_route()
         verbs = part.verbs
+        if self.info.subresource in CONNECTS:
+            if CONNECT_VERBS.get(method, "") not in verbs and self.info.subresource != "proxy":
+                raise no_such_method()
+            return await self._connect()
         if method == "GET" and "get" in verbs:
             return self._get()
         if method == "PUT" and "update" in verbs:
@@ -171,6 +181,24 @@ class _Call:
         if method == "POST" and "create" in verbs:
             return await self._create()
         raise no_such_method()
+
+    async def _connect(self) -> web.StreamResponse:
+        """What goes on to a kubelet, a pod or a service."""
+        subresource, streams = self.info.subresource, self.server._streams
+        attributes = self.verbs.attributes(
+            self.ctx, self.resource, "CONNECT", subresource, self.namespace, self.name, None, None
+        )
+        await self.verbs.admission.mutate(attributes)
+        await self.verbs.admission.validate(attributes)
+        if subresource == "proxy":
+            rest = "/".join(self.info.parts[3:])
+            return await self.server._proxies.serve(self.request, self.resource, self.namespace, self.name, rest)
+        pod = self.verbs.get(self.resource, self.name, self.namespace).obj
+        if subresource == "log":
+            return await streams.logs(self.request, pod, self.query)
+        if subresource == "portforward":
+            return await streams.port_forward(self.request, pod, self.query)
+        return await streams.container(self.request, pod, subresource, self.query)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 

@@ -116,6 +116,8 @@ def _represent_string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 _DATE = re.compile(r"^\d{4}-\d\d-\d\d([Tt ].*)?$")
 _Dumper.add_representer(str, _represent_string)
+_Dumper.add_multi_representer(dict, _Dumper.represent_dict)
+_Dumper.add_multi_representer(list, _Dumper.represent_list)
 _Dumper.ignore_aliases = lambda self, data: True  # type: ignore[method-assign]
 
 

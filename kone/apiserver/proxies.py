@@ -1,0 +1,220 @@
+"""The proxy subresources: HTTP through the API server to a pod, to a service's endpoint, or to a node's kubelet.
+
+The name may carry a scheme and a port, "https:web:8443". Bodies stream both ways; WebSockets pass; what a backend
+says of its own address (Location) is turned back into the proxy's path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import random
+from collections.abc import AsyncIterator, Iterable
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from multidict import CIMultiDict
+from yarl import URL
+
+from kone.apimachinery.errors import bad_request, go_quote, not_found, service_unavailable
+from kone.apimachinery.objects import Object, dig, labels_of
+from kone.apiserver.kubelet_client import KubeletClient
+from kone.apiserver.reads import Reads
+from kone.apiserver.streams import join
+from kone.registry.resource import Resource
+
+_HOP_BY_HOP: Final = frozenset(
+    (
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "host",
+        "content-length",
+        "authorization",
+    )
+)
+_SCHEMES: Final = ("", "http", "https")
+
+
+class Proxies:
+    """Serves pods/proxy, services/proxy and nodes/proxy."""
+
+    def __init__(self, reads: Reads, kubelets: KubeletClient) -> None:
+        self._reads = reads
+        self._kubelets = kubelets
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """For pods and services: their certificates are not judged, as upstream's proxy does not."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=False, limit=0, force_close=True),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0),
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def serve(
+        self, request: web.BaseRequest, resource: Resource, namespace: str, name: str, rest: str
+    ) -> web.StreamResponse:
+        """Pass the request on; `rest` is the path below …/proxy/."""
+        kind = resource.gvr.resource
+        if kind == "nodes":
+            base, session = self._node(name), self._kubelets.session
+        else:
+            base = self._pod(namespace, name) if kind == "pods" else self._service(namespace, name)
+            session = self.session
+        raw_path, _, raw_query = request.raw_path.partition("?")
+        _, _, below = raw_path.partition("/proxy")
+        url = URL(f"{base}{below or '/'}{'?' + raw_query if raw_query else ''}", encoded=True)
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._web_socket(request, session, url)
+        prefix = raw_path[: len(raw_path) - len(below)] if below else raw_path
+        return await self._http(request, session, url, base, prefix)
+
+    async def _http(
+        self, request: web.BaseRequest, session: aiohttp.ClientSession, url: URL, base: str, prefix: str
+    ) -> web.StreamResponse:
+        try:
+            answer = await session.request(
+                request.method,
+                url,
+                headers=_forwarded(request),
+                data=_chunks(request) if request.body_exists else None,
+                allow_redirects=False,
+                skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
+            )
+        except (aiohttp.ClientError, OSError) as error:
+            raise service_unavailable(f"error trying to reach service: {error}") from error
+        async with answer:
+            headers = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP)
+            if "Location" in headers:
+                headers["Location"] = _relocated(headers["Location"], base, prefix)
+            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+            if (length := answer.headers.get("Content-Length")) is not None:
+                response.content_length = int(length)
+            await response.prepare(request)
+            with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+                async for data in answer.content.iter_any():
+                    await response.write(data)
+            return response
+
+    async def _web_socket(
+        self, request: web.BaseRequest, session: aiohttp.ClientSession, url: URL
+    ) -> web.StreamResponse:
+        offered = [
+            text.strip() for line in request.headers.getall("Sec-WebSocket-Protocol", []) for text in line.split(",")
+        ]
+        try:
+            backend = await session.ws_connect(url, protocols=offered, max_msg_size=0, compress=0)
+        except (aiohttp.ClientError, OSError) as error:
+            raise service_unavailable(f"error trying to reach service: {error}") from error
+        async with backend:
+            return await join(request, backend)
+
+    # -- where to ----------------------------------------------------------------------------------------------------
+
+    def _node(self, text: str) -> str:
+        scheme, name, port = split_name(text, "node")
+        url = self._kubelets.url(name, "/")
+        return _base(scheme or url.scheme, str(url.host), port or str(url.port))
+
+    def _pod(self, namespace: str, text: str) -> str:
+        scheme, name, port = split_name(text, "pod")
+        entry = self._reads.caches.of("", "pods").get(namespace, name)
+        if entry is None:
+            raise not_found("pods", name)
+        pod = entry.obj
+        if not port:
+            declared = (p for c in dig(pod, "spec", "containers", default=()) for p in c.get("ports") or ())
+            port = str(next((p["containerPort"] for p in declared), ""))
+        ip = dig(pod, "status", "podIP", default="")
+        if not _is_global(ip):
+            raise bad_request("address not allowed")
+        return _base(scheme, ip, port)
+
+    def _service(self, namespace: str, text: str) -> str:
+        scheme, name, port = split_name(text, "service")
+        entry = self._reads.caches.of("", "services").get(namespace, name)
+        ports: list[Object] = dig(entry.obj, "spec", "ports", default=[]) if entry is not None else []
+        if entry is not None and not port and len(ports) == 1:
+            port = str(ports[0].get("name", ""))
+            candidates = ports
+        else:
+            candidates = [p for p in ports if port in (p.get("name", ""), str(p.get("port")))]
+        addresses = list(self._endpoints(namespace, name, {p.get("name", "") for p in candidates}))
+        if not addresses:
+            raise service_unavailable(f"no endpoints available for service {go_quote(text)}")
+        ip, number = random.choice(addresses)
+        return _base(scheme, ip, str(number))
+
+    def _endpoints(self, namespace: str, service: str, port_names: set[str]) -> Iterable[tuple[str, int]]:
+        """The ready addresses and target ports of a service."""
+        for entry in self._reads.caches.of("discovery.k8s.io", "endpointslices").list(namespace):
+            slice_ = entry.obj
+            if labels_of(slice_).get("kubernetes.io/service-name") != service:
+                continue
+            numbers = [p["port"] for p in slice_.get("ports") or () if (p.get("name") or "") in port_names]
+            for endpoint in slice_.get("endpoints") or ():
+                if dig(endpoint, "conditions", "ready", default=True):
+                    yield from ((address, number) for address in endpoint["addresses"] for number in numbers)
+
+
+def split_name(text: str, what: str) -> tuple[str, str, str]:
+    """(scheme, name, port) of "name", "name:port" or "scheme:name:port". Raises 400."""
+    parts = text.split(":")
+    if len(parts) == 1:
+        return "", text, ""
+    if len(parts) == 2 and parts[0]:
+        return "", parts[0], parts[1]
+    if len(parts) == 3 and parts[0] in _SCHEMES and parts[1]:
+        return parts[0], parts[1], parts[2]
+    raise bad_request(f"invalid {what} request {go_quote(text)}")
+
+
+def _base(scheme: str, host: str, port: str) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme or 'http'}://{shown}:{port}" if port else f"{scheme or 'http'}://{shown}"
+
+
+def _is_global(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
+
+
+def _forwarded(request: web.BaseRequest) -> CIMultiDict[str]:
+    headers = CIMultiDict((k, v) for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP)
+    for name in [key for key in headers if key.lower().startswith("impersonate-")]:
+        headers.popall(name, None)
+    if request.remote:
+        headers["X-Forwarded-For"] = request.remote
+    if request.body_exists and request.content_length is not None:
+        headers["Content-Length"] = str(request.content_length)
+    return headers
+
+
+async def _chunks(request: web.BaseRequest) -> AsyncIterator[bytes]:
+    while data := await request.content.readany():
+        yield data
+
+
+def _relocated(location: str, base: str, prefix: str) -> str:
+    if location.startswith(base):
+        return prefix + location.removeprefix(base)
+    return prefix + location if location.startswith("/") else location

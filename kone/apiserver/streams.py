@@ -1,0 +1,241 @@
+"""logs, exec, attach and port-forward: the API server finds the pod's node and passes bytes and messages through.
+
+exec, attach and port-forward are WebSockets on both sides with the same subprotocol (v5.channel.k8s.io, …, or the SPDY
+tunnel that kubectl port-forward uses); nothing in them is understood here. Checks: kubernetes/pkg/registry/core/pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+import aiohttp
+from aiohttp import WSMsgType, web
+from yarl import URL
+
+from kone.apimachinery.errors import (
+    FieldError,
+    StatusError,
+    bad_request,
+    forbidden_field,
+    internal_error,
+    invalid,
+    invalid_value,
+    not_supported,
+)
+from kone.apimachinery.objects import Object, name_of, namespace_of
+from kone.apimachinery.timestamps import parse_time
+from kone.apiserver.kubelet_client import KubeletClient, unreachable
+from kone.apiserver.options import first, parse_bool, parse_int
+from kone.apiserver.requests import Parameters
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S: Final = 30.0
+LOG_STREAMS: Final = ("All", "Stderr", "Stdout")
+# The API's names of the streams and the kubelet's.
+_STREAM_FLAGS: Final = {"stdin": "input", "stdout": "output", "stderr": "error", "tty": "tty"}
+_CLOSING: Final = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
+
+
+class Streams:
+    """Relays between clients and kubelets."""
+
+    def __init__(self, kubelets: KubeletClient) -> None:
+        self._kubelets = kubelets
+
+    async def logs(self, request: web.BaseRequest, pod: Object, query: Parameters) -> web.StreamResponse:
+        """A container's log as text. 204 for a pod that no node has yet."""
+        options = log_options(query)
+        if errors := log_option_errors(options):
+            raise invalid("PodLogOptions", name_of(pod), errors)
+        container = container_of(pod, first(query, "container"))
+        node = (pod.get("spec") or {}).get("nodeName", "")
+        if not node:
+            return web.Response(status=204)
+        path = f"/containerLogs/{namespace_of(pod)}/{name_of(pod)}/{container}"
+        url = self._kubelets.url(node, path).with_query(kubelet_log_query(options))
+        try:
+            answer = await self._kubelets.session.get(url)
+        except (aiohttp.ClientError, OSError) as error:
+            raise unreachable(error) from error
+        async with answer:
+            if answer.status != 200:
+                raise backend_error(answer.status, await answer.text(), "pods/log", name_of(pod))
+            response = web.StreamResponse(headers={"Content-Type": "text/plain", "Cache-Control": "no-cache, private"})
+            response.enable_chunked_encoding()
+            await response.prepare(request)
+            with contextlib.suppress(ConnectionError):
+                async for data in answer.content.iter_any():
+                    await response.write(data)
+            return response
+
+    async def container(
+        self, request: web.BaseRequest, pod: Object, action: str, query: Parameters
+    ) -> web.StreamResponse:
+        """exec or attach (`action`)."""
+        container = container_of(pod, first(query, "container"))
+        node = self._node(pod)
+        flags = [(theirs, "1") for ours, theirs in _STREAM_FLAGS.items() if parse_bool(first(query, ours, "0"))]
+        commands = [("command", word) for word in query.get("command", ())]
+        path = f"/{action}/{namespace_of(pod)}/{name_of(pod)}/{container}"
+        url = self._kubelets.url(node, path).with_query([*flags, *commands])
+        return await self._relay(request, url, f"pods/{action}", name_of(pod))
+
+    async def port_forward(self, request: web.BaseRequest, pod: Object, query: Parameters) -> web.StreamResponse:
+        """Streams to ports of the pod."""
+        path = f"/portForward/{namespace_of(pod)}/{name_of(pod)}"
+        url = self._kubelets.url(self._node(pod), path)
+        ports = query.get("ports", ())
+        url = url.with_query([("port", ",".join(ports))] if ports else [])
+        return await self._relay(request, url, "pods/portforward", name_of(pod))
+
+    def _node(self, pod: Object) -> str:
+        node: str = (pod.get("spec") or {}).get("nodeName", "")
+        if not node:
+            raise bad_request(f"pod {name_of(pod)} does not have a host assigned")
+        return node
+
+    async def _relay(self, request: web.BaseRequest, url: URL, resource: str, name: str) -> web.StreamResponse:
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            raise bad_request("Upgrade request required")
+        offered = tuple(
+            text.strip()
+            for line in request.headers.getall("Sec-WebSocket-Protocol", [])
+            for text in line.split(",")
+            if not text.strip().startswith("base64url.bearer.authorization.k8s.io.")
+        )
+        try:
+            backend = await self._kubelets.session.ws_connect(
+                url, protocols=offered, max_msg_size=0, autoping=True, compress=0
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            raise backend_error(error.status, error.message, resource, name) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise unreachable(error) from error
+        async with backend:
+            return await join(request, backend)
+
+
+async def join(request: web.BaseRequest, backend: aiohttp.ClientWebSocketResponse) -> web.WebSocketResponse:
+    """Pass messages both ways until either side closes."""
+    protocols = (backend.protocol,) if backend.protocol else ()
+    client = web.WebSocketResponse(protocols=protocols, heartbeat=HEARTBEAT_S, max_msg_size=0, compress=False)
+    await client.prepare(request)
+    up = asyncio.create_task(_pass(client, backend), name=f"{request.path}: to the backend")
+    down = asyncio.create_task(_pass(backend, client), name=f"{request.path}: to the client")
+    try:
+        await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in (up, down):
+            task.cancel()
+        await asyncio.gather(up, down, return_exceptions=True)
+        with contextlib.suppress(ConnectionError):
+            await client.close(code=backend.close_code or 1000)
+    return client
+
+
+Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+
+
+async def _pass(source: Socket, target: Socket) -> None:
+    while True:
+        message = await source.receive()
+        if message.type is WSMsgType.BINARY:
+            await target.send_bytes(message.data)
+        elif message.type is WSMsgType.TEXT:
+            await target.send_str(message.data)
+        elif message.type in _CLOSING:
+            return
+
+
+def container_of(pod: Object, name: str) -> str:
+    """The container that a request means: the one it names, or the only one. Raises 400."""
+    spec: Object = pod.get("spec") or {}
+    containers: list[Object] = spec.get("containers") or []
+    names = [
+        str(c.get("name", ""))
+        for kind in ("initContainers", "containers", "ephemeralContainers")
+        for c in spec.get(kind) or ()
+    ]
+    if name:
+        if name not in names:
+            raise bad_request(f"container {name} is not valid for pod {name_of(pod)}")
+        return name
+    if len(containers) == 1:
+        return str(containers[0]["name"])
+    choice = f", choose one of: [{' '.join(names)}]" if containers else ""
+    raise bad_request(f"a container name must be specified for pod {name_of(pod)}{choice}")
+
+
+def log_options(query: Parameters) -> Object:
+    """PodLogOptions of a query, only what was given. Raises 400 for numbers that are none."""
+    found: Object = {}
+    for name in ("follow", "previous", "timestamps"):
+        if name in query:
+            found[name] = parse_bool(query[name][0])
+    for name in ("sinceSeconds", "tailLines", "limitBytes"):
+        if name in query:
+            found[name] = parse_int(query[name][0])
+    if "sinceTime" in query:
+        try:
+            parse_time(query["sinceTime"][0])
+        except ValueError as error:
+            raise bad_request(str(error)) from error
+        found["sinceTime"] = query["sinceTime"][0]
+    found["stream"] = first(query, "stream", "All")
+    return found
+
+
+def log_option_errors(options: Mapping[str, object]) -> list[FieldError]:
+    found: list[FieldError] = []
+    tail, limit, since = options.get("tailLines"), options.get("limitBytes"), options.get("sinceSeconds")
+    if isinstance(tail, int) and tail < 0:
+        found.append(invalid_value("tailLines", tail, "must be greater than or equal to 0"))
+    if isinstance(limit, int) and limit < 1:
+        found.append(invalid_value("limitBytes", limit, "must be greater than 0"))
+    if since is not None and "sinceTime" in options:
+        why = "at most one of `sinceTime` or `sinceSeconds` may be specified"
+        found.append(forbidden_field("[]", why))
+    elif isinstance(since, int) and since < 1:
+        found.append(invalid_value("sinceSeconds", since, "must be greater than 0"))
+    stream = str(options.get("stream"))
+    if stream not in LOG_STREAMS:
+        found.append(not_supported("stream", stream, LOG_STREAMS))
+    if stream != "All" and tail is not None:
+        why = "`tailLines` and specific `stream` are mutually exclusive for now"
+        found.append(forbidden_field("[]", why))
+    return found
+
+
+def kubelet_log_query(options: Mapping[str, object]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in options.items():
+        if value is True:
+            found[name] = "true"
+        elif value is not False:
+            found[name] = str(value)
+    return found
+
+
+def backend_error(code: int, text: str, resource: str, name: str) -> StatusError:
+    """A kubelet's refusal, as the API server passes it on."""
+    with contextlib.suppress(ValueError):
+        status = json.loads(text)
+        if isinstance(status, dict) and status.get("kind") == "Status":
+            text = str(status.get("message") or text)
+    text = text.strip()
+    if code == 500:
+        return internal_error(text)
+    if code == 400:
+        return bad_request(text)
+    reasons = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 503: "ServiceUnavailable"}
+    message = {404: "the server could not find the requested resource"}.get(code, text)
+    details: Object = {"name": name, "kind": resource}
+    if text:
+        details["causes"] = [{"reason": "UnexpectedServerResponse", "message": text}]
+    return StatusError(code, reasons.get(code, ""), f"{message} ( {resource} {name})", details=details)
