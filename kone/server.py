@@ -70,15 +70,16 @@ async def _reload(node: Node, settings: Settings) -> None:
     except ConfigError as error:
         log.warning("the log level stays: %s", error)
     else:
-        logging.getLogger().setLevel(level.upper())
+        logging.getLogger("kone").setLevel(level.upper())
     await node.reload_certificates()
     systemd.notify("READY=1", f"STATUS=serving {node.url}")
     log.info("certificates and log level reloaded")
 
 
 def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname).1s %(name)s: %(message)s", force=True
-    )
-    for noisy in ("aiohttp.access", "aiosqlite", "sqlalchemy", "pyroute2"):
-        logging.getLogger(noisy).setLevel("WARNING")
+    """kone's own loggers at `level`; libraries only when something is wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(name)s: %(message)s"))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith("kone"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("kone").setLevel(level.upper())
