@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from kone.aio.tasks import TaskGroup
 from kone.net.names import Names, chain_prefix_of
-from kone.net.rules_watch import Changes, watch_legacy, watch_nft
+from kone.net.rules_watch import Changes, LegacyShapes, watch_legacy, watch_nft
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +155,7 @@ class Firewall:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kone-iptables")
         self._tasks = TaskGroup("firewall")
         self._changes = Changes()
+        self._shapes = LegacyShapes(("nat", "filter"))
         self.mended = 0
 
     async def start(self) -> None:
@@ -193,7 +194,10 @@ class Firewall:
                 gone |= {c for c in self._known if c not in self._desired and prune(c)}
             for chain in gone:
                 self._desired.pop(chain, None)
-            self._jumps += [jump for jump in jumps if jump not in self._jumps]
+            for jump in jumps:
+                if jump not in self._jumps:
+                    self._jumps.append(jump)
+                    self._checked.discard((jump.table, jump.builtin))
             try:
                 await self._write(list(chains), gone & self._known)
             except BaseException:
@@ -203,7 +207,7 @@ class Firewall:
     async def verify(self) -> int:
         """Compare the kernel with what it shall be and mend it; how many chains were wrong. Raises FirewallError."""
         async with self._lock:
-            tables = await self._call(self._save)
+            tables = await self._call(self._look)
             wrong = [
                 chain
                 for chain, rules in self._desired.items()
@@ -224,15 +228,19 @@ class Firewall:
                 )
             return len(wrong) + len(broken)
 
-    async def cleanup(self) -> None:
-        """Remove every chain and jump of this instance, and what nf_tables made for them. Raises FirewallError."""
+    async def cleanup(self, which: Callable[[ChainId], bool] = lambda chain: True) -> None:
+        """Remove the instance's chains for which `which` holds, jumps to them, and what nf_tables made for them.
+
+        Started or not. Raises FirewallError.
+        """
         async with self._lock:
-            self._desired.clear()
-            self._jumps.clear()
-            self._installed.clear()
+            for chain in [c for c in self._desired if which(c)]:
+                del self._desired[chain]
+            self._jumps = [jump for jump in self._jumps if not which(ChainId(jump.table, jump.chain))]
+            self._installed = {c: rules for c, rules in self._installed.items() if not which(c)}
+            self._known = {c for c in self._known if not which(c)}
             self._checked.clear()
-            self._known.clear()
-            await self._call(self._remove_all)
+            await self._call(lambda: self._remove(which))
 
     # Writing
 
@@ -286,7 +294,7 @@ class Firewall:
         if self.backend == "nft":
             await watch_nft(self._changes)
         else:
-            await watch_legacy(self._changes, ("nat", "filter"))
+            await watch_legacy(self._changes, self._shapes)
 
     async def _mend_loop(self) -> None:
         while True:
@@ -310,7 +318,7 @@ class Firewall:
         self._variant, self.backend = self._choose()
         if self.backend == "nft":
             self._missing = self._absent()
-        return self._save()
+        return self._look()
 
     def _choose(self) -> tuple[str, Backend]:
         if self._forced is not None:
@@ -342,13 +350,20 @@ class Firewall:
                 there.add((item["table"]["name"], ""))
         return every - there | noted
 
+    def _look(self) -> dict[str, Saved]:
+        """What is there; what changes from here on is somebody else's doing, or kone's next write."""
+        if self.backend == "legacy":
+            self._shapes.leave()
+        return self._save()
+
     def _save(self) -> dict[str, Saved]:
         return parse_save(self._run([f"{self._tool}{self._variant}-save"]))
 
     def _restore(self, text: str) -> None:
+        meddled = self.backend == "legacy" and self._shapes.changed()
         self._run([f"{self._tool}{self._variant}-restore", "--noflush", "-w", "10"], text)
-        if self.backend == "legacy":
-            self._changes.rebase()
+        if self.backend == "legacy" and not meddled:
+            self._shapes.leave()
 
     def _run(self, command: Sequence[str], text: str | None = None) -> str:
         try:
@@ -368,10 +383,16 @@ class Firewall:
             raise FirewallError(f"{command[0]}: {_explain(err, text or '')}")
         return out
 
-    def _remove_all(self) -> None:
+    def _remove(self, which: Callable[[ChainId], bool]) -> None:
         self._variant, self.backend = self._choose()
         tables = self._save()
-        removed = [ChainId(n, c) for n, t in tables.items() for c in t.counts if self.names.owns_chain(c)]
+        mine = {ChainId(n, c) for n, t in tables.items() for c in t.counts if self.names.owns_chain(c)}
+        notes = {c for c in mine if c.chain.startswith(self.names.chain("MADE-"))}
+        removed = {c for c in mine - notes if which(c)}
+        if mine - notes == removed:
+            removed |= notes  # the last to go tidies up
+        else:
+            notes = set()
         if not removed:
             return
         lines = {
@@ -379,13 +400,13 @@ class Firewall:
                 f"-D {builtin} {rule}"
                 for builtin, rules in table.builtin.items()
                 for rule in rules
-                if self.names.owns_chain(_target(rule))
+                if ChainId(name, _target(rule)) in removed
             ]
             for name, table in tables.items()
         }
-        self._restore(restore_text({}, {n: ls for n, ls in lines.items() if ls}, removed))
-        if self.backend == "nft" and shutil.which("nft") is not None:
-            self._remove_made({c for c in removed if c.chain.startswith(self.names.chain("MADE-"))})
+        self._restore(restore_text({}, {n: ls for n, ls in lines.items() if ls}, sorted(removed)))
+        if notes and self.backend == "nft" and shutil.which("nft") is not None:
+            self._remove_made(notes)
 
     def _remove_made(self, notes: set[ChainId]) -> None:
         """Take away the built-in chains and tables that kone brought about, unless someone uses them by now.

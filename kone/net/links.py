@@ -129,10 +129,9 @@ class Links:
         """An IPRoute of another namespace. While it is being opened, /proc/sys/net is that namespace's too."""
         _setns(netns)
         try:
-            with contextlib.suppress(OSError):  # a read-only /proc/sys: redirects then stay accepted
-                # A redirect would have pods talk past the host, where Services and policies are.
-                Path("/proc/sys/net/ipv4/conf/all/accept_redirects").write_text("0")
-                Path(f"/proc/sys/net/ipv4/conf/{POD_LINK}/accept_redirects").write_text("0")
+            # A redirect would have the pod talk past the host, where Services and policies are.
+            _set("all", "accept_redirects", 0)
+            _set(POD_LINK, "accept_redirects", 0)
             inside = _iproute(self._loop)
         finally:
             _setns(self._home)
@@ -179,9 +178,13 @@ class Links:
                     with _tolerating(errno.EEXIST):  # the host leads the range elsewhere: that is its say
                         host.route("add", dst=cidr, oif=index, scope=RT_SCOPE_LINK, family=family)
                         changed = True
-        with contextlib.suppress(OSError):
-            # So that a NodePort or hostPort answers on 127.0.0.1: the address may then be rewritten on its way here.
-            Path(f"/proc/sys/net/ipv4/conf/{spec.name}/route_localnet").write_text("1")
+        # So that a NodePort or hostPort answers on 127.0.0.1: the address may then be rewritten on its way here.
+        _set(spec.name, "route_localnet", 1)
+        # A packet from pod to pod goes out where it came in. The kernel would tell the sender of a shorter way, which
+        # there is not, and count that against the refusals that it may send. The setting of "all" is or-ed with each
+        # link's own, which is 1 unless somebody said otherwise: other links go on as before.
+        _set(spec.name, "send_redirects", 0)
+        _set("all", "send_redirects", 0)
         return changed
 
     def _veths(self, bridge: str, prefix: str) -> list[Veth]:
@@ -256,6 +259,12 @@ def _setns(namespace: int) -> None:
     if _libc.setns(namespace, CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise LinkError(f"entering a network namespace: {os.strerror(number)}")
+
+
+def _set(link: str, setting: str, value: int) -> None:
+    """A link's IPv4 setting, in the thread's present namespace; where /proc/sys is read-only it stays as it is."""
+    with contextlib.suppress(OSError):
+        Path(f"/proc/sys/net/ipv4/conf/{link}/{setting}").write_text(str(value))
 
 
 def _index(route: Any, name: str) -> int | None:

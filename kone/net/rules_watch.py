@@ -1,8 +1,8 @@
 """Noticing that someone else changed packet filter rules, without asking the kernel over and over.
 
 nf_tables tells of each transaction by netlink, with the process that made it; a socket filter lets only that one
-message through, so an idle node does nothing. The legacy tables tell nothing: their size is read every two seconds,
-by one system call.
+message through, so an idle node does nothing. The legacy tables tell nothing: their size is read once a second, by
+one system call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import ctypes
 import errno
 import logging
-import os
 import socket
 import struct
 from collections import deque
@@ -27,7 +26,7 @@ NFT_MSG_NEWGEN = 10 << 8 | 15  # subsystem nf_tables, message 15
 NFTA_GEN_PROC_PID = 2
 SO_ATTACH_FILTER = 26
 IPT_SO_GET_INFO = 64
-LEGACY_INTERVAL_S = 2.0
+LEGACY_INTERVAL_S = 1.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -37,15 +36,10 @@ class Changes:
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self._own: deque[int] = deque(maxlen=64)
-        self.generation = 0
 
     def own(self, pid: int) -> None:
         """The rules that this process changes are kone's."""
         self._own.append(pid)
-
-    def rebase(self) -> None:
-        """Kone has just written: what the legacy tables are now is what they shall be."""
-        self.generation += 1
 
     def seen(self, pid: int) -> None:
         if pid not in self._own:
@@ -90,17 +84,38 @@ async def watch_nft(changes: Changes) -> None:
             loop.remove_reader(events)
 
 
-async def watch_legacy(changes: Changes, tables: Sequence[str]) -> None:
-    """Run for ever, raising the flag when a table's shape is not what it was after kone's last write."""
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
-        generation, shapes = -1, b""
-        while True:
-            if generation != changes.generation:
-                generation, shapes = changes.generation, _shapes(raw, tables)
-            elif (now := _shapes(raw, tables)) != shapes:
-                shapes = now
-                changes.set()
-            await asyncio.sleep(LEGACY_INTERVAL_S)
+class LegacyShapes:
+    """The shape of the legacy tables as kone last left it; a difference is somebody else's doing."""
+
+    def __init__(self, tables: Sequence[str]) -> None:
+        self._tables = tables
+        self._left: bytes | None = None
+
+    def changed(self) -> bool:
+        return self._left is not None and self._left != self._now()
+
+    def leave(self) -> None:
+        """What they are now is as it shall be."""
+        self._left = self._now()
+
+    def _now(self) -> bytes:
+        """Entry counts, sizes and hook offsets."""
+        shapes = b""
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
+            for table in self._tables:
+                info = ctypes.create_string_buffer(table.encode().ljust(84, b"\0"), 84)
+                length = ctypes.c_uint32(84)
+                if _libc.getsockopt(raw.fileno(), socket.SOL_IP, IPT_SO_GET_INFO, info, ctypes.byref(length)) == 0:
+                    shapes += info.raw
+        return shapes
+
+
+async def watch_legacy(changes: Changes, shapes: LegacyShapes) -> None:
+    """Run for ever, raising the flag when the tables are not what kone left."""
+    while True:
+        if shapes.changed():
+            changes.set()
+        await asyncio.sleep(LEGACY_INTERVAL_S)
 
 
 def _only(events: socket.socket, message_type: int) -> None:
@@ -124,16 +139,3 @@ def _generation_pid(message: bytes) -> int:
             return int(struct.unpack_from(">I", message, offset + 4)[0])
         offset += max(4, (length + 3) & ~3)
     return 0
-
-
-def _shapes(raw: socket.socket, tables: Sequence[str]) -> bytes:
-    """Entry counts, sizes and hook offsets of the legacy tables."""
-    shapes = b""
-    for table in tables:
-        info = ctypes.create_string_buffer(table.encode().ljust(32, b"\0") + bytes(52), 84)
-        length = ctypes.c_uint32(84)
-        if _libc.getsockopt(raw.fileno(), socket.SOL_IP, IPT_SO_GET_INFO, info, ctypes.byref(length)) != 0:
-            log.debug("table %s cannot be read: %s", table, os.strerror(ctypes.get_errno()))
-            continue
-        shapes += info.raw
-    return shapes

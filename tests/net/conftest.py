@@ -12,9 +12,5 @@ from tests.net.world import World
 @pytest.fixture
 def world() -> Iterator[World]:
     """A host in namespaces of its own."""
-    world = World()
-    try:
-        world.enter()
+    with World.entered() as world:
         yield world
-    finally:
-        world.leave()

@@ -13,6 +13,7 @@ import secrets
 import socket
 import subprocess
 from collections.abc import Iterator
+from typing import cast
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,6 +40,17 @@ class World:
         self._namespaces: list[str] = []
         self.host = -1
         self.outside = ""
+
+    @classmethod
+    @contextlib.contextmanager
+    def entered(cls) -> Iterator[World]:
+        """A world for as long as the block lasts."""
+        world = cls()
+        try:
+            world.enter()
+            yield world
+        finally:
+            world.leave()
 
     def enter(self) -> None:
         _check(_libc.unshare(CLONE_NEWNET), "unshare")
@@ -119,8 +131,7 @@ class World:
 
         class Answer(asyncio.DatagramProtocol):
             def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                assert isinstance(transport, asyncio.DatagramTransport)
-                self.transport = transport
+                self.transport = cast(asyncio.DatagramTransport, transport)
 
             def datagram_received(self, data: bytes, peer: tuple[str, int]) -> None:
                 self.transport.sendto(f"{name} {peer[0]}".encode(), peer)

@@ -1,0 +1,177 @@
+"""The iptables proxier: only the chains that a change touches are written, all in one `iptables-restore`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from kone.net.conntrack import Address, forget_stale_udp
+from kone.net.firewall import ChainId, Firewall, FirewallError
+from kone.net.iptables_rules import Chains, RuleConfig, Rules, loopback_network, loopback_rules, rules_of
+from kone.net.proxier import Desired, ProxySyncError
+from kone.net.service_map import ServicePort, ServicePortName
+
+log = logging.getLogger(__name__)
+
+
+class IptablesProxier:
+    """A Proxier on iptables, legacy or nf_tables. The Firewall, which mends, is started and stopped by its owner."""
+
+    def __init__(self, firewall: Firewall, config: RuleConfig) -> None:
+        self._firewall = firewall
+        self._config = config
+        self._chains = Chains(config)
+        self._served: dict[ServicePortName, ServicePort] = {}
+        self._rules: dict[ServicePortName, Rules] = {}
+        self._shared: dict[ChainId, dict[ServicePortName, tuple[str, ...]]] = {}
+        self._own: dict[ChainId, tuple[str, ...]] = {}
+        self._loopbacks: dict[str, Counter[str]] = {}  # how many ports have that endpoint, by its small network
+        self._first = True
+
+    async def start(self) -> None:
+        """Nothing to do: what an earlier run left serves until the first sync."""
+
+    async def sync(self, desired: Desired) -> None:
+        changed: dict[ServicePortName, ServicePort | None] = {
+            name: port for name, port in desired.items() if self._served.get(name) is not port
+        }
+        changed |= {name: None for name in self._served if name not in desired}
+        if not changed and not self._first:
+            return
+        stale = self._frontends({n: self._served[n] for n in changed if n in self._served})
+        refused = await self._bring(changed)
+        done = {name: port for name, port in changed.items() if name not in refused}
+        for name, port in done.items():
+            if port is None:
+                self._served.pop(name, None)
+            else:
+                self._served[name] = port
+        # Every address that led somewhere before or does so now is looked at, with the endpoints of now.
+        await self._forget(
+            {**dict.fromkeys(stale, frozenset()), **self._frontends({n: p for n, p in done.items() if p})}
+        )
+        if refused:
+            first, error = next(iter(refused.items()))
+            raise ProxySyncError(f"{len(refused)} ports of Services, first {first}: {error}")
+
+    async def stop(self) -> None:
+        """The rules stay."""
+
+    async def cleanup(self) -> None:
+        await self._firewall.cleanup(self._chains.is_mine)
+        for books in (self._served, self._rules, self._shared, self._own, self._loopbacks):
+            books.clear()
+        self._first = True
+
+    async def _bring(self, changed: Mapping[ServicePortName, ServicePort | None]) -> dict[ServicePortName, str]:
+        """Write what changed; where the kernel refuses it, its halves, so that one bad port stops no other."""
+        wanted = {
+            name: rules_of(name, port, self._config, self._chains) if port else None for name, port in changed.items()
+        }
+        before = {name: self._rules.get(name) for name in wanted}
+        touched = self._stage(wanted)
+        try:
+            await self._write(touched)
+        except FirewallError as error:
+            self._stage(before)
+            if len(changed) <= 1:
+                return {name: str(error) for name in changed}
+            names = list(changed)
+            refused: dict[ServicePortName, str] = {}
+            for part in (names[: len(names) // 2], names[len(names) // 2 :]):
+                refused |= await self._bring({name: changed[name] for name in part})
+            return refused
+        except BaseException:
+            self._stage(before)
+            raise
+        return {}
+
+    def _stage(self, wanted: Mapping[ServicePortName, Rules | None]) -> set[ChainId]:
+        """Take the rules into the books; the chains that they touch."""
+        touched: set[ChainId] = set()
+        for name, rules in wanted.items():
+            if (old := self._rules.pop(name, None)) is not None:
+                touched |= self._book(name, old, -1)
+            if rules is not None:
+                self._rules[name] = rules
+                touched |= self._book(name, rules, 1)
+        return touched
+
+    def _book(self, name: ServicePortName, rules: Rules, sign: int) -> set[ChainId]:
+        touched = {*rules.shared, *rules.own}
+        for chain, lines in rules.shared.items():
+            if sign > 0:
+                self._shared.setdefault(chain, {})[name] = lines
+            else:
+                del self._shared[chain][name]
+        for chain, lines in rules.own.items():
+            if sign > 0:
+                self._own[chain] = lines
+            else:
+                del self._own[chain]
+        for ip in rules.loopbacks:
+            network = loopback_network(ip)
+            counts = self._loopbacks.setdefault(network, Counter())
+            counts[ip] += sign
+            if not counts[ip]:
+                del counts[ip]
+                touched.add(self._chains.by_loopback(network))
+            elif counts[ip] == sign:
+                touched.add(self._chains.by_loopback(network))
+        return touched
+
+    async def _write(self, touched: Iterable[ChainId]) -> None:
+        chains = self._chains
+        loopbacks = {chains.by_loopback(network): counts for network, counts in self._loopbacks.items() if counts}
+        buckets = [chain for chain, ports in self._shared.items() if ports and chain != chains.reject]
+        refused = [line for lines in self._shared.get(chains.reject, {}).values() for line in lines]
+        written: dict[ChainId, Sequence[str]] = {
+            chains.services: chains.services_rules(buckets),
+            chains.node_ports: chains.node_ports_rules(buckets),
+            chains.postrouting: chains.postrouting_rules(),
+            chains.hairpin: chains.hairpin_rules(network for network, counts in self._loopbacks.items() if counts),
+            chains.reject: chains.reject_rules(refused),
+        }
+        removed = []
+        for chain in touched:
+            if chain in self._own:
+                written[chain] = self._own[chain]
+            elif chain in loopbacks:
+                written[chain] = loopback_rules(loopbacks[chain])
+            elif self._shared.get(chain):
+                written.setdefault(chain, [line for lines in self._shared[chain].values() for line in lines])
+            elif chain not in written:
+                removed.append(chain)
+        await self._firewall.apply(
+            written,
+            jumps=chains.jumps() if self._first else (),
+            removed=removed,
+            prune=chains.is_mine if self._first else None,
+        )
+        self._first = False
+
+    async def _forget(self, frontends: Mapping[Address, frozenset[Address]]) -> None:
+        if not frontends:
+            return
+        try:
+            gone = await asyncio.get_running_loop().run_in_executor(None, forget_stale_udp, frontends)
+        except OSError as error:
+            log.warning("stale UDP flows could not be looked for: %s", error)
+            return
+        if gone:
+            log.debug("forgot %d UDP flows to endpoints that are gone", gone)
+
+    def _frontends(self, ports: Mapping[ServicePortName, ServicePort]) -> dict[Address, frozenset[Address]]:
+        """The addresses of UDP ports, with the endpoints that a flow to them may have."""
+        found: dict[Address, frozenset[Address]] = {}
+        for port in ports.values():
+            if port.protocol == "UDP":
+                endpoints = frozenset(Address(e.ip, e.port) for e in (*port.cluster_endpoints, *port.local_endpoints))
+                for ip in port.addresses:
+                    found[Address(ip, port.port)] = endpoints
+                if port.node_port:
+                    for ip in ("", *self._config.node_ips):
+                        found[Address(ip, port.node_port)] = endpoints
+        return found
