@@ -85,6 +85,8 @@ class Definition:
     fields: dict[str, Field]
     atomic: bool = False
     go_name: str = ""
+    keeps_empty: bool = False
+    """Whether an empty list stays one. Stored as protobuf, which cannot tell, it comes back as null."""
     compiled: dict[str, tuple[int, bool, GoType]] = field(default_factory=dict)
     """By JSON name: (code, whether empty values are kept, type)."""
     always: list[tuple[str, Any]] = field(default_factory=list)
@@ -173,7 +175,13 @@ def kinds() -> list[GVK]:
 
 def _definition(identifier: str) -> Definition:
     fields = dict(_fields(identifier, ()))
-    made = Definition(identifier, fields, identifier in _table()["atomic"], identifier.rpartition(".")[2])
+    made = Definition(
+        identifier,
+        fields,
+        identifier in _table()["atomic"],
+        identifier.rpartition(".")[2],
+        keeps_empty=identifier.startswith("apiextensions."),  # upstream stores CRDs as JSON
+    )
     _definitions[identifier] = made  # before the zero values: types may hold themselves behind a pointer or list
     for name, each in fields.items():
         kept = each.type.pointer or not each.omitempty
@@ -365,8 +373,10 @@ def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> 
             elif code == STRUCTS:
                 if kind is not list and not isinstance(item, list):
                     raise _Mismatch(item, go_type)
-                if item or kept:
+                if item:
                     out[key] = _structs(go_type, item, unknown, key)
+                elif kept:
+                    out[key] = [] if found.keeps_empty else None
             elif code == INTEGER:
                 if kind is not int or not -(1 << (go_type.bits - 1)) <= item < 1 << (go_type.bits - 1):
                     raise _Mismatch(item, go_type)
@@ -375,7 +385,10 @@ def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> 
             elif code == STRING_MAP:
                 if kind is not dict and not isinstance(item, dict):
                     raise _Mismatch(item, go_type)
-                if item or kept:
+                if not item:
+                    if kept:
+                        out[key] = {} if found.keeps_empty else None
+                else:
                     out[key] = copied = dict(item)
                     for name, text in item.items():
                         if type(text) is not str:
@@ -388,7 +401,10 @@ def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> 
             elif code == STRINGS:
                 if kind is not list and not isinstance(item, list):
                     raise _Mismatch(item, go_type)
-                if item or kept:
+                if not item:
+                    if kept:
+                        out[key] = [] if found.keeps_empty else None
+                else:
                     out[key] = texts = list(item)
                     for i, text in enumerate(item):
                         if type(text) is not str:
@@ -396,14 +412,20 @@ def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> 
             elif code == QUANTITY_MAP:
                 if kind is not dict and not isinstance(item, dict):
                     raise _Mismatch(item, go_type)
-                if item or kept:
+                if not item:
+                    if kept:
+                        out[key] = {} if found.keeps_empty else None
+                else:
                     out[key] = {
                         name: canonical_text(amount) if type(amount) is str else _quantity(amount)
                         for name, amount in item.items()
                     }
             else:
                 decoded = _value(go_type, item, unknown, key)
-                if decoded is not None and (kept or decoded or go_type.is_struct):
+                if code in (LIST, MAP) and not decoded:
+                    if kept:
+                        out[key] = decoded if found.keeps_empty else None
+                elif decoded is not None and (kept or decoded or go_type.is_struct):
                     out[key] = decoded
     except _Mismatch as mismatch:
         if not mismatch.struct:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86400, 365 * 86400
@@ -58,3 +58,9 @@ def container_images(pod_spec: Mapping[str, Any]) -> str:
 
 def joined(items: Iterable[str], none: str = "<none>") -> str:
     return ",".join(items) or none
+
+
+def joined_some(items: Sequence[str], most: int = 3) -> str:
+    """The first `most` of them, and how many more there are: "a,b,c + 2 more..."; "<unset>" for none."""
+    text = ",".join(items[:most]) or "<unset>"
+    return f"{text} + {len(items) - most} more..." if len(items) > most else text

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kone.registry import coordination, rbac, structural
+from kone.registry import coordination, discovery, rbac, structural
 from kone.registry.core.pod import PODS
 from kone.registry.resource import Registry, Resource
 
 _MODULES: Sequence[Sequence[Resource]] = (
     (PODS,),
     coordination.RESOURCES,
+    discovery.RESOURCES,
     rbac.RESOURCES,
 )
 """One line a module, each the RESOURCES of an API group, in the order of discovery."""

@@ -41,7 +41,12 @@ def test_structs_are_written_even_where_the_body_says_nothing() -> None:
 
 def test_null_and_empty_omitempty_values_are_dropped() -> None:
     decoded, _ = decode(pod(nodeName="", hostNetwork=False, tolerations=[], nodeSelector={}, priority=None), POD)
-    assert decoded["spec"] == {"containers": []}
+    assert decoded["spec"] == {"containers": None}
+
+
+def test_an_empty_list_that_go_writes_is_null_once_stored() -> None:
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "rules": []}
+    assert decode(role, GVK("rbac.authorization.k8s.io", "v1", "Role"))[0]["rules"] is None
 
 
 def test_pointers_keep_their_zero() -> None:
