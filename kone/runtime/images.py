@@ -203,7 +203,7 @@ class ImageManager:
         async with self._limit:
             began = self._clock.monotonic()
             try:
-                auth = credentials_for(reference, [*configs, await asyncio.to_thread(_host_auths)])
+                auth = credentials_for(reference, [*configs, _host_auths()])
                 image = await self._runtime.pull_image(reference.full, auth)
             except RuntimeUnavailable as fault:
                 raise ImageError("ErrImagePull", str(fault)) from fault

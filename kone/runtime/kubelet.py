@@ -35,6 +35,7 @@ from kone.runtime.kubelet_config import KubeletConfig
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.lifecycle import Hooks
 from kone.runtime.node_status import NodeInfo, NodeStatus, host_facts
+from kone.runtime.parts import VolumeManager
 from kone.runtime.pleg import Pleg
 from kone.runtime.pod_admit import REJECTED, refuse
 from kone.runtime.pod_files import PodFiles
@@ -77,6 +78,8 @@ class Kubelet:
         recorder: EventRecorder,
         clock: Clock,
         config: KubeletConfig,
+        *,
+        volumes: VolumeManager | None = None,
     ) -> None:
         self._client, self._runtime, self._network = client, runtime, network
         self._recorder, self._clock, self._config = recorder, clock, config
@@ -90,7 +93,7 @@ class Kubelet:
         self._statuses = StatusManager(client, self._pods, clock)
         self._handlers = Handlers(runtime)
         self._probes = Probes(self._handlers, recorder, clock, self.sync_pod)
-        self._volumes = Volumes(client, config.root_dir, clock, self._downward_value)
+        self._volumes = volumes or Volumes(client, config.root_dir, clock, self._downward_value)
         self._parts: KubeletParts | None = None
         self._node_status: NodeStatus | None = None
         self._server: KubeletServer | None = None
@@ -222,6 +225,8 @@ class Kubelet:
         known = {uid_of(pod) for pod in self._pods.list()}
         for uid in self._pleg.uids() - known - self._workers.keys():
             self._end_orphan(uid)
+        for worker in list(self._workers.values()):
+            worker.wake()
 
     def _end_orphan(self, uid: str) -> None:
         """Containers of a pod that was deleted while kone was away: their labels tell how to end them."""

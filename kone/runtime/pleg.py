@@ -58,8 +58,8 @@ class Pleg:
         self.connected = False
 
     async def start(self, on_first_list: Callable[[], Awaitable[None]], on_list: Callable[[], None]) -> None:
-        """List, then follow. `on_first_list` is awaited before any pod is synced, `on_list` is called after each list.
-        Goes on trying while the runtime is not there."""
+        """List, then follow. `on_first_list` is awaited before any pod is synced, `on_list` is called after each list:
+        anything may have changed. Goes on trying while the runtime is not there."""
         self._on_first_list, self._on_list = on_first_list, on_list
         self._tasks.spawn(self._follow(), name="pleg.follow")
 
@@ -189,8 +189,6 @@ class Pleg:
             await self._on_first_list()
             self._on_first_list = None
         self._on_list()
-        for uid in self._pods.keys() | old.keys():
-            self._sync_pod(uid)
 
     async def _handle(self, event: ContainerEvent) -> None:
         uid = event.pod_uid

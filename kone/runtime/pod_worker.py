@@ -24,7 +24,7 @@ from kone.runtime.pod_actions import PodActions, compute_actions
 from kone.runtime.pod_killer import PodKiller, kill_grace_s
 from kone.runtime.pod_spec import find_container, format_pod, grace_period_s, is_host_network
 from kone.runtime.pod_starter import PodStarter, SandboxProblem, StartProblem
-from kone.runtime.pod_status import TERMINAL, Verdict, generate_status
+from kone.runtime.pod_status import OWNED_CONDITIONS, TERMINAL, Verdict, generate_status
 from kone.runtime.runtime import ContainerState, RuntimeUnavailable
 
 log = logging.getLogger(__name__)
@@ -68,13 +68,12 @@ class PodWorker:
 
     def update(self, pod: Object) -> None:
         """A newer state of the pod."""
-        grace_before = grace_period_s(self.pod)
-        was_deleting = is_deleting(self.pod)
-        self.pod = pod
+        before, self.pod = self.pod, pod
         if is_deleting(pod):
-            shorter = was_deleting and grace_period_s(pod) < grace_before
+            shorter = is_deleting(before) and grace_period_s(pod) < grace_period_s(before)
             self._terminate(again=shorter)
-        self.wake()
+        if _differs(before, pod) or not self._parts.statuses.agrees(pod):
+            self.wake()
 
     def gone(self, pod: Object | None = None) -> None:
         """The pod is deleted from the API: whatever still runs ends."""
@@ -199,7 +198,7 @@ class PodWorker:
         status = self._report()
         if delay_s is None:
             self._failed = 0
-        if self._is_over():
+        if self._is_over() or self._has_more_to_do():
             self._wanted = True
         times = [time for time in (delay_s, self._deadline_s(status)) if time is not None]
         return min(times) if times else None
@@ -207,6 +206,13 @@ class PodWorker:
     def _is_over(self) -> bool:
         """Whether the pod's phase, as its containers stand, is a terminal one."""
         return self._status(ended=False)["phase"] in TERMINAL
+
+    def _has_more_to_do(self) -> bool:
+        """Whether what was just done calls for more at once: the next init container, one that has ended already."""
+        actions = compute_actions(self.pod, self.observed(), self._results)
+        waiting = self._starter.failures.keys()
+        starts = any(start.name not in waiting for start in actions.start)
+        return actions.kill_pod or starts or bool(actions.kill or actions.remove)
 
     async def _perform(self, pod: Object, actions: PodActions) -> float | None:
         observed = self.observed()
@@ -370,6 +376,12 @@ class PodWorker:
         return None
 
 
-def is_finished(pod: Object) -> bool:
-    """Whether the API already has a terminal phase for the pod: it is never started again."""
-    return dig(pod, "status", "phase") in TERMINAL
+def _differs(old: Object, new: Object) -> bool:
+    """Whether anything changed that is not the kubelet's own word: spec, metadata, others' conditions."""
+    return _foreign(old) != _foreign(new)
+
+
+def _foreign(pod: Object) -> tuple[Object, Object, list[Object]]:
+    meta = {key: value for key, value in pod["metadata"].items() if key not in ("resourceVersion", "managedFields")}
+    conditions = dig(pod, "status", "conditions", default=())
+    return meta, pod.get("spec") or {}, [c for c in conditions if c["type"] not in OWNED_CONDITIONS]

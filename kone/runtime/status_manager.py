@@ -48,6 +48,11 @@ class StatusManager:
         if uid not in self._writing and self._patch(uid):
             self._writing[uid] = self._tasks.spawn(self._write(uid), name=f"pod-status {name_of(pod)}")
 
+    def agrees(self, pod: Object) -> bool:
+        """Whether the pod, as the API has it, says what was set."""
+        wanted = self._wanted.get(uid_of(pod))
+        return wanted is None or not status_patch(pod.get("status") or {}, wanted)
+
     async def flush(self, uid: str) -> None:
         """Wait until the API has what was set."""
         while (task := self._writing.get(uid)) is not None:

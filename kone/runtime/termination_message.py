@@ -4,7 +4,6 @@ log.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from pathlib import Path
 
@@ -19,7 +18,7 @@ LOG_MAX_LINES = 80
 
 async def last_words(runtime: Runtime, status: ContainerStatus) -> str:
     """The message of a container that has ended, the runtime's own in front; "" where it left none."""
-    said = await asyncio.to_thread(_read_end, status.labels.get(TERMINATION_MESSAGE_FILE, ""))
+    said = _read_end(status.labels.get(TERMINATION_MESSAGE_FILE, ""))
     wants_log = status.labels.get(TERMINATION_MESSAGE_POLICY) == "FallbackToLogsOnError" and status.exit_code != 0
     if not said and wants_log and status.started_at:
         said = await _end_of_log(runtime, status.id)
