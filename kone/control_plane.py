@@ -23,6 +23,7 @@ from kone.apimachinery.objects import Object
 from kone.apimachinery.users import AUTHENTICATED, SYSTEM_MASTERS, User, service_account_user
 from kone.apiserver import kubernetes_endpoints
 from kone.apiserver.app import ApiServer, TlsFiles
+from kone.apiserver.kubelet_client import ClientTls
 from kone.apiserver.local_client import LocalClient
 from kone.apiserver.reviews import Reviews
 from kone.apiserver.subresources import actions
@@ -164,7 +165,16 @@ class ControlPlane:
             clock=self.clock,
             actions=actions(Reviews(authenticator, authorizer, tokens)),
         )
-        self.api = ApiServer(verbs=self._verbs, authenticator=authenticator, authorizer=authorizer, clock=self.clock)
+        kubelet_client = "apiserver-kubelet-client"
+        self.api = ApiServer(
+            verbs=self._verbs,
+            authenticator=authenticator,
+            authorizer=authorizer,
+            kubelet_tls=ClientTls(
+                self.pki.certificate(kubelet_client), self.pki.key(kubelet_client), self.pki.certificate(pki.CA)
+            ),
+            clock=self.clock,
+        )
         await self._bootstrap(caches)
         tls = TlsFiles(self.pki.certificate("apiserver"), self.pki.key("apiserver"), self._client_ca)
         try:

@@ -230,9 +230,30 @@ def field_not_found(field: str, value: Any) -> FieldError:
     return FieldError("FieldValueNotFound", field, "", value)
 
 
+_GO_ESCAPES: Mapping[str, str] = {
+    "\a": "\\a",
+    "\b": "\\b",
+    "\f": "\\f",
+    "\n": "\\n",
+    "\r": "\\r",
+    "\t": "\\t",
+    "\v": "\\v",
+    '"': '\\"',
+    "\\": "\\\\",
+}
+
+
 def go_quote(text: str) -> str:
     """A string as Go's %q writes it."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\x7f")
+    if text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    return '"' + "".join(_GO_ESCAPES.get(c) or (c if c.isprintable() else _go_escape(ord(c))) for c in text) + '"'
+
+
+def _go_escape(code: int) -> str:
+    if code < 0x80:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def go_value(value: Any) -> str:

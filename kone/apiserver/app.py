@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMethod
 from aiohttp.web_protocol import RequestHandler
 
 from kone.aio.clock import Clock, SystemClock
@@ -327,6 +328,17 @@ class _Connection(RequestHandler):
 
     certificate: bytes | None = None
     peer: UnixPeer | None = None
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """What the parser refuses is answered as a Status, too."""
+        if isinstance(exc, BadHttpMethod):
+            return status_reply(no_such_method())
+        if status >= 500:
+            log.error("a request could not be served", exc_info=exc)
+            return status_reply(internal_error(str(exc)))
+        return status_reply(StatusError(status, "BadRequest", message or str(exc)))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)

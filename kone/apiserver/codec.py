@@ -7,6 +7,7 @@ an object of the kind that the URL wants.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -58,30 +59,33 @@ def too_large() -> StatusError:
     return StatusError(413, "RequestEntityTooLarge", f"Request entity too large: limit is {BODY_MAX_BYTES}")
 
 
-def decode(body: bytes, content_type: str, want: GVK, *, strict: bool = True) -> Body:
-    """The object in a body that is to be of kind `want`. `strict`: look for fields given twice. Raises 400 and 415."""
-    found = parse(body, content_type, want.kind, strict=strict)
-    _check_kind(found.obj, body, want)
+def decode(body: bytes, content_type: str, want: GVK, *, also: Sequence[GVK] = ()) -> Body:
+    """The object in a body that is to be of kind `want`, or of one that is taken for it. Raises 400 and 415."""
+    found = parse(body, content_type, want.kind)
+    if not any(found.obj.get("apiVersion") == gvk.api_version and found.obj.get("kind") == gvk.kind for gvk in also):
+        _check_kind(found.obj, body, want)
     return found
 
 
-def parse(body: bytes, content_type: str, kind: str, *, strict: bool = True) -> Body:
+def parse(body: bytes, content_type: str, kind: str) -> Body:
     """The object in a body, of whatever kind; `kind` is for the error's words. Raises 400 and 415."""
     media = media_type(content_type)
     if media == JSON:
-        return _from_json(body, kind, strict)
+        return _from_json(body, kind)
     if media == YAML:
         try:
             value, strict_errors = yaml_text.load(body)
         except yaml_text.YamlError as error:
             raise unrecognized(kind, f"yaml: {error}", body) from error
-        return Body(_as_object(value, kind, body), strict_errors)
+        # yaml.v2 tells all of them as one error.
+        twice = ["yaml: unmarshal errors:\n  " + "\n  ".join(strict_errors)] if strict_errors else []
+        return Body(_as_object(value, kind, body), twice)
     if media == PROTOBUF:
         return Body(_from_protobuf(body))
     raise unsupported_media_type()
 
 
-def _from_json(body: bytes, kind: str, strict: bool) -> Body:
+def _from_json(body: bytes, kind: str) -> Body:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -89,10 +93,11 @@ def _from_json(body: bytes, kind: str, strict: bool) -> Body:
         if why:
             raise unrecognized(kind, f"couldn't get version/kind; json parse error: {why}", body) from None
         value = _lenient(body)
-    found = Body(_as_object(value, kind, body))
-    if strict and len(_KEY.findall(body)) > json_text.count_keys(value):
-        found.strict_errors = [f"duplicate field {go_quote(path)}" for path in json_text.duplicate_fields(body)]
-    return found
+    strict_errors: list[str] = []
+    if len(_KEY.findall(body)) > json_text.count_keys(value):
+        value, twice = json_text.with_duplicates(body)
+        strict_errors = [f"duplicate field {go_quote(path)}" for path in twice]
+    return Body(_as_object(value, kind, body), strict_errors)
 
 
 def _from_protobuf(body: bytes) -> Object:

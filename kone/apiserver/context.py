@@ -24,6 +24,7 @@ class RequestContext:
     field_validation: FieldValidation = "Warn"
     strict_errors: list[str] = field(default_factory=list)
     """What strict decoding found wrong with the body's text: fields given twice."""
+    body_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
 
     def warn(self, text: str) -> None:

@@ -20,6 +20,7 @@ from kone.registry.strategy import Strategy
 
 ORPHAN: Final = "orphan"
 FOREGROUND: Final = "foregroundDeletion"
+NAMESPACE: Final = GVK("", "v1", "Namespace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ def check_preconditions(kind: GVK, obj: Object, options: DeleteOptions) -> None:
     """Raises 409 where the uid or the resourceVersion is not the one asked for."""
     meta = metadata(obj)
     group_kind = kind.group_kind
+    if kind == NAMESPACE:
+        _check_namespace(meta, options)
     if options.uid is not None and options.uid != meta.get("uid", ""):
         raise conflict(
             group_kind,
@@ -51,6 +54,18 @@ def check_preconditions(kind: GVK, obj: Object, options: DeleteOptions) -> None:
             f"the ResourceVersion in the precondition ({version}) does not match the ResourceVersion in record "
             f"({meta.get('resourceVersion', '')}). The object might have been modified",
         )
+
+
+def _check_namespace(meta: Object, options: DeleteOptions) -> None:
+    """Upstream deletes namespaces by a handler of its own, with words of its own."""
+    for label, given, field in (
+        ("UID", options.uid, "uid"),
+        ("ResourceVersion", options.resource_version, "resourceVersion"),
+    ):
+        found = meta.get(field, "")
+        if given is not None and given != found:
+            why = f"Precondition failed: {label} in precondition: {given}, {label} in object meta: {found}"
+            raise conflict("namespaces", meta["name"], why)
 
 
 def plan_deletion(strategy: Strategy, obj: Object, options: DeleteOptions, now: float) -> Deletion:

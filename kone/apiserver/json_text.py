@@ -185,11 +185,15 @@ class _Object(dict[str, Any]):
     twice: list[str]
 
 
-def duplicate_fields(text: bytes) -> list[str]:
-    """The paths of fields that are given more than once: "spec.containers[0].name"."""
+def with_duplicates(text: bytes) -> tuple[Any, list[str]]:
+    """(the value, the paths of fields that it gives more than once, e.g. "spec.containers[0].name").
+
+    As Go decodes into structs and maps, an object that is given again adds to what was there; all else replaces it.
+    """
+    value = json.loads(text, object_pairs_hook=_pairs)
     found: list[str] = []
-    _walk(json.loads(text, object_pairs_hook=_pairs), "", found)
-    return found
+    _walk(value, "", found)
+    return value, found
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> _Object:
@@ -198,7 +202,17 @@ def _pairs(pairs: list[tuple[str, Any]]) -> _Object:
     for key, value in pairs:
         if key in made and key not in made.twice:
             made.twice.append(key)
-        made[key] = value
+        before = made.get(key)
+        made[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return made
+
+
+def _merged(before: dict[str, Any], value: dict[str, Any]) -> _Object:
+    made = _Object(before)
+    made.twice = [*getattr(before, "twice", ()), *getattr(value, "twice", ())]
+    for key, member in value.items():
+        there = made.get(key)
+        made[key] = _merged(there, member) if isinstance(there, dict) and isinstance(member, dict) else member
     return made
 
 

@@ -72,7 +72,9 @@ def parse_accept(header: str) -> tuple[Clause, ...]:
 
 
 @lru_cache(maxsize=512)
-def negotiate(header: str, *, transforms: bool = True, streams: bool = False, routed: bool = True) -> Output:
+def negotiate(
+    header: str, *, transforms: bool = True, tables: bool = True, streams: bool = False, routed: bool = True
+) -> Output:
     """How to answer a request with this Accept header; not `routed`: upstream's route takes every header there.
 
     Raises 406 NotAcceptable.
@@ -89,7 +91,7 @@ def negotiate(header: str, *, transforms: bool = True, streams: bool = False, ro
         else:
             continue
         output = _output(clause, media, transforms)
-        if output is not None:
+        if output is not None and (tables or output.transform != "Table"):
             return output
     raise not_acceptable("only the following media types are accepted: " + ", ".join(OBJECT_TYPES))
 

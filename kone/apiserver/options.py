@@ -33,6 +33,7 @@ Query = Mapping[str, Sequence[str]]
 
 INT64_MAX = 2**63 - 1
 UINT64_MAX = 2**64 - 1
+UNSAFE = "ignoreStoreReadErrorWithClusterBreakingPotential"
 TOKEN_VERSION = "meta.k8s.io/v1"
 
 
@@ -281,8 +282,23 @@ def parse_delete_query(query: Query) -> tuple[DeleteOptions, bool]:
     )
 
 
+def _unsafe_errors(body: Object) -> list[FieldError]:
+    """ignoreStoreReadErrorWithClusterBreakingPotential goes with no other option (and does nothing here: what is stored
+    can be read)."""
+    if not body.get(UNSAFE):
+        return []
+    others = ("propagationPolicy", "orphanDependents", "gracePeriodSeconds", "preconditions")
+    return [
+        invalid_value(UNSAFE, True, f"cannot be set together with .{name}")
+        for name in others
+        if body.get(name) is not None
+    ]
+
+
 def parse_delete_body(body: Object) -> tuple[DeleteOptions, bool]:
     """(DeleteOptions, dry run) of a DeleteOptions object. Raises 422."""
+    if errors := _unsafe_errors(body):
+        raise invalid("DeleteOptions.meta.k8s.io", "", errors)
     preconditions: Mapping[str, Any] = body.get("preconditions") or {}
     return _delete_options(
         grace_s=body.get("gracePeriodSeconds"),

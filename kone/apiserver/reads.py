@@ -163,7 +163,8 @@ class Reads:
                 raise bad_request("specifying resource version is not allowed when using continue")
             revision, start = decode_continue(options.continue_)
             try:
-                return await self._page(resource, selection, namespace, options.limit, max(revision, 0), start)
+                limit = 0 if version == "0" else options.limit
+                return await self._page(resource, selection, namespace, limit, max(revision, 0), start)
             except Compacted:
                 raise ContinueExpired(encode_continue(-1, start)) from None
         match = options.resource_version_match
@@ -187,8 +188,7 @@ class Reads:
         prefix = prefix_for(*resource.storage_key, namespace)
         after = prefix + start if start else ""
         if revision and revision != cache.revision:
-            page = await self.store.list(prefix, revision=revision)
-            entries, revision = page.entries, page.revision
+            entries = cache.list_at(revision, namespace)
         else:
             revision = cache.revision
             if selection.name and (namespace or not resource.namespaced):

@@ -46,6 +46,7 @@ DEPRECATED: Final[Mapping[tuple[str, str], str]] = {
     ("", "endpoints"): "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
     ("", "componentstatuses"): "v1 ComponentStatus is deprecated in v1.19+",
 }
+EVICTIONS: Final = (GVK("policy", "v1beta1", "Eviction"),)  # still taken for policy/v1's
 CONNECTS: Final = frozenset(("log", "exec", "attach", "portforward", "proxy"))
 CONNECT_VERBS: Final = {"GET": "get", "POST": "create"}
 _DURATION: Final = re.compile(r"^[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$|^[-+]?0$")
@@ -202,12 +203,12 @@ class _Call:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def _output(self, *, streams: bool = False) -> Output:
+    def _output(self, *, streams: bool = False, tables: bool = True) -> Output:
         accept = self.request.headers.get("Accept")
         if accept is None or accept == "application/json" or accept == "*/*":
             found = PLAIN
         else:
-            found = negotiate(accept, streams=streams)
+            found = negotiate(accept, streams=streams, tables=tables)
         pretty = self.query.get("pretty") if self.query else None
         if pretty and options.parse_bool(pretty[0]) and not found.pretty:
             return Output(found.media, found.transform, found.meta_version, True)
@@ -320,7 +321,9 @@ class _Call:
         if self.request.headers.get("Expect", "").lower() == "100-continue" and self.request.transport is not None:
             self.request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
-            return await self.request.read()
+            body = await self.request.read()
+            self.ctx.body_bytes = len(body)
+            return body
         except web.HTTPRequestEntityTooLarge:
             raise codec.too_large() from None
 
@@ -334,12 +337,13 @@ class _Call:
 
     def _decode(self, body: bytes, want: GVK) -> Object:
         content_type = self.request.headers.get("Content-Type", "")
-        found = codec.decode(body, content_type, want, strict=self.ctx.field_validation != "Ignore")
+        also = EVICTIONS if want.kind == "Eviction" else ()
+        found = codec.decode(body, content_type, want, also=also)
         self.ctx.strict_errors = found.strict_errors
         return found.obj
 
     async def _create(self) -> web.Response:
-        output = self._output()
+        output = self._output(tables=not self.resource.virtual)
         body = await self._body()
         self._take_options("CreateOptions")
         resource, subresource = self.resource, self.info.subresource

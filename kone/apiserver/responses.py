@@ -204,6 +204,11 @@ class WatchWriter:
             meta["annotations"] = {"k8s.io/initial-events-end": "true"}
         gvk = self._resource.gvk
         obj: Object = {"kind": gvk.kind, "apiVersion": gvk.api_version, "metadata": meta}
+        if ends_initial and self._include == "None":
+            self._include = "Metadata"  # or the client could not see the annotation
+            made = self._object(obj)
+            self._include = "None"
+            return frame("BOOKMARK", made)
         return frame("BOOKMARK", self._object(obj) if self._output.transform else obj)
 
     def error(self, error: StatusError) -> bytes:

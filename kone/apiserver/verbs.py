@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
+import orjson
+
 from kone.admission.chain import Attributes, Authorizer, Chain
 from kone.aio.clock import Clock
 from kone.apimachinery import patch as patching
@@ -49,6 +51,7 @@ NAME_ATTEMPTS: Final = 8  # how often a generated name that is taken is replaced
 CONFLICT_ATTEMPTS: Final = 100  # how often a write is made again because another was faster; upstream has no limit
 RV_ON_CREATE: Final = "resourceVersion should not be set on objects to be created"
 OTHER_NAMESPACE: Final = "the namespace of the provided object does not match the namespace sent on the request"
+OBJECT_MAX_BYTES: Final = 1536 * 1024  # etcd's default --max-request-bytes
 SYSTEM_FIELDS: Final = (
     "creationTimestamp",
     "uid",
@@ -131,6 +134,7 @@ class Verbs(Reads):
             version = meta.pop("resourceVersion", "")
             if version.isdigit() and int(version):
                 raise StatusError(500, "", RV_ON_CREATE)
+            _check_size(ctx.body_bytes, obj)
             answer = await self._commit_new(ctx, resource, obj)
         except BaseException:
             if undo is not None:
@@ -208,6 +212,10 @@ class Verbs(Reads):
         if found.findings and ctx.field_validation == "Strict":
             raise found.strict_error()
         self._judge(ctx, gvk, found.findings)
+        given = found.obj.get("apiVersion"), found.obj.get("kind")
+        if given != (gvk.api_version, gvk.kind):
+            why = f"the patch makes it {given[0]}, Kind={given[1]}"
+            raise invalid("", "", [invalid_value("patch", found.shown, why)])
         return _ordered(gvk, found.obj)
 
     async def write(
@@ -302,6 +310,7 @@ class Verbs(Reads):
     async def _commit_change(
         self, ctx: RequestContext, resource: Resource, namespace: str, name: str, obj: Object, live: Entry
     ) -> Answer:
+        _check_size(ctx.body_bytes + len(live.encoded), obj)
         if self._stored(resource, obj) == live.obj:
             return self.answer(resource, live)
         if ctx.dry_run:
@@ -368,6 +377,7 @@ class Verbs(Reads):
             attributes.options = options.as_object(ctx.dry_run)
             await self.admission.mutate(attributes)
             await self.admission.validate(attributes)
+            _warn_of_orphans(ctx, resource, options)
             plan = plan_deletion(resource.strategy, old, options, self.clock.now())
             try:
                 return await self._perform(ctx, resource, namespace, name, live, plan, options)
@@ -415,6 +425,7 @@ class Verbs(Reads):
     ) -> Any:
         """Delete every object that the list options select, one by one; the answer is the list as it was before."""
         page = await self.list(resource, list_options, namespace=namespace)
+        _warn_of_orphans(ctx, resource, options)
         for entry in page.entries:
             meta = metadata(entry.obj)
             try:
@@ -454,7 +465,8 @@ class Verbs(Reads):
         if ctx.field_validation == "Strict":
             raise schema.strict_error(gvk, findings)
         for text in findings:
-            ctx.warn(text)
+            for line in text.removeprefix("yaml: unmarshal errors:\n").split("\n"):
+                ctx.warn(line.strip())
 
     def check_names(self, resource: Resource, obj: Object, name: str, namespace: str) -> None:
         """Raises 400 where the object's name or namespace is not the URL's."""
@@ -529,6 +541,12 @@ def _wipe(meta: Object) -> None:
         meta.pop(field, None)
 
 
+def _check_size(at_most: int, obj: Object) -> None:
+    """Raises 500, in the words of upstream's storage, for an object that is too large; looks only where it may be."""
+    if at_most > OBJECT_MAX_BYTES and len(orjson.dumps(obj)) > OBJECT_MAX_BYTES:
+        raise StatusError(500, "", "etcdserver: request is too large")
+
+
 def _match_name(obj: Object, name: str) -> None:
     given = obj["metadata"].get("name", "")
     if not given:
@@ -557,6 +575,12 @@ def _check_uid(resource: Resource, live: Object, uid: str, namespace: str, name:
             f"ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, "
             f"UID in object meta: {found}",
         )
+
+
+def _warn_of_orphans(ctx: RequestContext, resource: Resource, options: DeleteOptions) -> None:
+    warning = resource.strategy.orphan_warning
+    if warning and options.propagation is None and options.orphan_dependents is None:
+        ctx.warn(warning)
 
 
 def _deleted_status(resource: Resource, obj: Object) -> Object:

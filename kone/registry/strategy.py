@@ -82,6 +82,8 @@ class Strategy:
     """Whether finalizers must be known or have a domain: true of all built-in kinds, not of custom resources."""
     default_propagation: Literal["Background", "Orphan", "Unsupported"] = "Background"
     """What a delete without propagationPolicy means; "Unsupported": the policy is not looked at (events)."""
+    orphan_warning: str = ""
+    """What a delete without propagationPolicy warns of, "" for nothing (jobs leave their pods)."""
     returns_deleted: bool = False
     """Whether a delete answers the object (pods, services, claims …) rather than a Status."""
     ttl_s: float = 0.0
