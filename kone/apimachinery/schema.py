@@ -309,6 +309,9 @@ def decode_as(obj: Object, found: Definition) -> tuple[Object, list[str]]:
     try:
         return _struct(found, obj, unknown), unknown
     except _Mismatch as mismatch:
+        if isinstance(mismatch.found, dict | list) and type(mismatch.found) not in (dict, list):
+            # A protected object of the store: its containers are subclasses, which the hot loop does not know.
+            return decode_as(deep_copy(obj), found)
         raise mismatch.error() from None
     except ValueError as error:  # a quantity, a time or base64 that says itself what is wrong
         raise DecodeError(str(error)) from None

@@ -5,6 +5,8 @@ Both forms are kept: an Endpoints object that asks not to be mirrored, and the E
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import ENDPOINTS, ENDPOINTSLICES, GVR
 from kone.apimachinery.objects import Object
@@ -40,7 +42,12 @@ def endpoint_slice(address: str, port: int) -> Object:
 
 
 async def reconcile(client: Client, address: str, port: int) -> None:
-    """Make both say that the API is at address:port; writes nothing where they do."""
+    """Make both say that the API is at address:port; writes nothing where they do.
+
+    A host without an address of its own has none to give: loopback is no endpoint (API validation).
+    """
+    if ip_address(address).is_loopback:
+        return
     for resource, wanted in ((ENDPOINTS, endpoints(address, port)), (ENDPOINTSLICES, endpoint_slice(address, port))):
         await _reconcile_one(client, resource, wanted)
 
