@@ -72,7 +72,7 @@ def _invalid_patch(shown: str, why: str) -> StatusError:
 
 def _not_applicable() -> StatusError:
     """422 without the reason: upstream keeps the library's own words to itself."""
-    return StatusError(422, "Invalid", "the server rejected our request due to an error in our request")
+    return StatusError(422, "Invalid", "the server rejected our request due to an error in our request", details={})
 
 
 def _decoding_error(value: Any, where: str) -> StatusError:

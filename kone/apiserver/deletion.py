@@ -20,6 +20,29 @@ from kone.registry.strategy import Strategy
 
 ORPHAN: Final = "orphan"
 FOREGROUND: Final = "foregroundDeletion"
+RETURNED: Final = frozenset(
+    (
+        ("", "namespaces"),
+        ("", "persistentvolumeclaims"),
+        ("", "persistentvolumes"),
+        ("", "pods"),
+        ("", "podtemplates"),
+        ("", "resourcequotas"),
+        ("", "serviceaccounts"),
+        ("", "services"),
+        ("resource.k8s.io", "deviceclasses"),
+        ("resource.k8s.io", "devicetaintrules"),
+        ("resource.k8s.io", "resourceclaims"),
+        ("resource.k8s.io", "resourceclaimtemplates"),
+        ("resource.k8s.io", "resourceslices"),
+        ("storage.k8s.io", "csidrivers"),
+        ("storage.k8s.io", "csinodes"),
+        ("storage.k8s.io", "storageclasses"),
+        ("storage.k8s.io", "volumeattachments"),
+        ("storage.k8s.io", "volumeattributesclasses"),
+    )
+)
+"""(group, resource) of what a delete answers as it was; for the others it answers a Status."""
 NAMESPACE: Final = GVK("", "v1", "Namespace")
 
 

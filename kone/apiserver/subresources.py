@@ -85,6 +85,8 @@ async def act(
     if resource.virtual:
         for field in ("creationTimestamp", "uid", "resourceVersion", "selfLink", "managedFields"):
             obj["metadata"].pop(field, None)
+        if resource.namespaced:
+            verbs.check_namespace(resource, obj, namespace)
     attributes = verbs.attributes(ctx, resource, "CREATE", subresource, namespace, name, obj, None)
     await verbs.admission.mutate(attributes)
     await verbs.admission.validate(attributes)

@@ -36,7 +36,7 @@ from kone.apimachinery.objects import Object, deep_copy, metadata
 from kone.apimachinery.patch import PatchKind
 from kone.apimachinery.timestamps import format_time
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
-from kone.apiserver.deletion import Deletion, check_preconditions, ends_deletion, plan_deletion
+from kone.apiserver.deletion import RETURNED, Deletion, check_preconditions, ends_deletion, plan_deletion
 from kone.apiserver.options import ListOptions, parse_uint
 from kone.apiserver.reads import Reads, served
 from kone.apiserver.subresources import Actions
@@ -410,7 +410,7 @@ class Verbs(Reads):
             (event,) = await self.store.commit(Write(self.key(resource, namespace, name), None, revision))
             if not plan.changed:
                 answer = self.answer(resource, event.entry)
-        if resource.strategy.returns_deleted:
+        if (resource.gvr.group, resource.gvr.resource) in RETURNED:
             return answer
         return Answer(_deleted_status(resource, answer.obj))
 
@@ -471,6 +471,10 @@ class Verbs(Reads):
     def check_names(self, resource: Resource, obj: Object, name: str, namespace: str) -> None:
         """Raises 400 where the object's name or namespace is not the URL's."""
         _match_name(obj, name)
+        _match_namespace(resource, obj["metadata"], namespace)
+
+    def check_namespace(self, resource: Resource, obj: Object, namespace: str) -> None:
+        """As `check_names`, of what has no name. Fills in the namespace that is left out."""
         _match_namespace(resource, obj["metadata"], namespace)
 
     def _validate(

@@ -84,8 +84,6 @@ class Strategy:
     """What a delete without propagationPolicy means; "Unsupported": the policy is not looked at (events)."""
     orphan_warning: str = ""
     """What a delete without propagationPolicy warns of, "" for nothing (jobs leave their pods)."""
-    returns_deleted: bool = False
-    """Whether a delete answers the object (pods, services, claims …) rather than a Status."""
     ttl_s: float = 0.0
     """How long after its last write an object is kept; 0.0 means until it is deleted."""
 

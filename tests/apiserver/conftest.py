@@ -33,8 +33,6 @@ ADMIN = User("admin", groups=(SYSTEM_MASTERS, "system:authenticated"))
 
 
 class PodRules(SpecStrategy):
-    returns_deleted = True
-
     def selectable_fields(self, obj: Object) -> dict[str, str]:
         return {
             "status.phase": dig(obj, "status", "phase", default=""),
@@ -60,8 +58,6 @@ class DeploymentRules(SpecStrategy):
 
 
 class NamespaceRules(Strategy):
-    returns_deleted = True
-
     def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
         if old is None:
             obj["spec"] = {"finalizers": ["kubernetes"]}
