@@ -22,7 +22,7 @@ from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import EVENTS
 from kone.apimachinery.names import is_dns1123_subdomain
 from kone.apimachinery.objects import Object, name_of, namespace_of, resource_version_of, uid_of
-from kone.apimachinery.timestamps import format_time
+from kone.apimachinery.timestamps import format_micro_time, format_time
 from kone.client.client import Writer
 
 log = logging.getLogger(__name__)
@@ -98,10 +98,19 @@ class EventRecorder:
         *,
         field_path: str = "",
         annotations: Mapping[str, str] | None = None,
+        action: str = "",
+        related: Object | None = None,
     ) -> None:
-        """Note an event about an object; `field_path` as "spec.containers{web}". Never blocks and never raises."""
+        """Note an event about an object; `field_path` as "spec.containers{web}". Never blocks and never raises.
+
+        With an `action` ("Binding") it is written as components on events.k8s.io write theirs: it says when by
+        eventTime, counts by a series, and may name a `related` object.
+        """
         involved = _reference(about, field_path)
-        series = self._correlate(involved, kind, reason, message, annotations)
+        more: Object = {"annotations": dict(annotations)} if annotations else {}
+        if action:
+            more |= {"action": action} | ({"related": _reference(related, "")} if related else {})
+        series = self._correlate(involved, kind, reason, message, more)
         if series is None:
             return
         if len(self._pending) >= QUEUE_MAX:
@@ -126,7 +135,7 @@ class EventRecorder:
         kind: EventKind,
         reason: str,
         message: str,
-        annotations: Mapping[str, str] | None,
+        more: Object,
     ) -> _Series | None:
         now = self._clock.now()
         about = (*(involved.get(field) for field in ("kind", "namespace", "name", "uid", "apiVersion")), kind)
@@ -143,39 +152,40 @@ class EventRecorder:
             identity = (about, reason)
             message = f"(combined from similar events): {message}"
 
-        stamp = format_time(now)
         known = self._series.get(identity)
         series = self._series.recall(identity, known or _Series({}))
         if known is not None:
-            series.event = {
-                **known.event,
-                "count": known.event["count"] + 1,
-                "lastTimestamp": stamp,
-                "message": message,
-            }
+            series.event = {**known.event, **_again(known.event, now), "message": message}
         else:
-            meta: Object = {
-                "name": self._name(involved["name"], now),
-                "namespace": involved.get("namespace") or "default",
-            }
-            if annotations:
-                meta["annotations"] = dict(annotations)
-            series.event = {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": meta,
-                "involvedObject": involved,
-                "reason": reason,
-                "message": message,
-                "source": {"component": self.component, **({"host": self.host} if self.host else {})},
-                "firstTimestamp": stamp,
-                "lastTimestamp": stamp,
-                "count": 1,
-                "type": kind,
-                "reportingComponent": self.component,
-                "reportingInstance": self.host,
-            }
+            series.event = self._first(involved, kind, reason, message, now, more)
         return series if self._may_write(about) else None
+
+    def _first(self, involved: Object, kind: EventKind, reason: str, message: str, now: float, more: Object) -> Object:
+        """The Event object of something that happened for the first time."""
+        meta: Object = {
+            "name": self._name(involved["name"], now),
+            "namespace": involved.get("namespace") or "default",
+        }
+        if "annotations" in more:
+            meta["annotations"] = more["annotations"]
+        event: Object = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": meta,
+            "involvedObject": involved,
+            "reason": reason,
+            "message": message,
+            "type": kind,
+            "reportingComponent": self.component,
+        }
+        if "action" in more:
+            instance = f"{self.component}-{self.host}" if self.host else self.component
+            event |= {"source": {}, "eventTime": format_micro_time(now), "reportingInstance": instance}
+            return event | {key: more[key] for key in ("action", "related") if key in more}
+        stamp = format_time(now)
+        source = {"component": self.component, **({"host": self.host} if self.host else {})}
+        times = {"firstTimestamp": stamp, "lastTimestamp": stamp, "count": 1}
+        return event | {"source": source, "reportingInstance": self.host} | times
 
     def _may_write(self, about: Hashable) -> bool:
         now = self._clock.monotonic()
@@ -235,7 +245,7 @@ class EventRecorder:
 
     async def _update(self, namespace: str, name: str, event: Object) -> bool:
         """Whether the Event was still there to be counted up."""
-        news = {field: event[field] for field in ("count", "lastTimestamp", "message")}
+        news = {field: event[field] for field in ("count", "lastTimestamp", "series", "message") if field in event}
         try:
             await self._client.patch(EVENTS, name, news, namespace=namespace)
         except StatusError as error:
@@ -243,6 +253,14 @@ class EventRecorder:
                 return False
             raise
         return True
+
+
+def _again(event: Object, now: float) -> Object:
+    """What changes of an event that has happened once more."""
+    if "eventTime" in event:
+        count = event.get("series", {}).get("count", 1) + 1
+        return {"series": {"count": count, "lastObservedTime": format_micro_time(now)}}
+    return {"count": event["count"] + 1, "lastTimestamp": format_time(now)}
 
 
 def _reference(about: Object, field_path: str) -> Object:

@@ -1,0 +1,132 @@
+"""NodeAffinity: nodeSelector and node affinity, by a node's labels and its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kone.apimachinery.objects import Object, dig, labels_of, name_of
+from kone.scheduler.framework import (
+    SKIP,
+    ClusterEvent,
+    CycleState,
+    Happened,
+    OnlyNodes,
+    Plugin,
+    Status,
+    spread_scores,
+    unresolvable,
+)
+from kone.scheduler.snapshot import NodeInfo, PodInfo
+
+NO_MATCH = "node(s) didn't match Pod's node affinity/selector"
+CONFLICT = "pod affinity terms conflict"
+
+
+class NodeAffinity(Plugin):
+    name = "NodeAffinity"
+    weight = 2
+    wakes_on = Happened.NODE_ADDED | Happened.NODE_LABELS
+
+    def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
+        if event.new is None or not matches_required(pod, event.new):
+            return False
+        return event.old is None or not matches_required(pod, event.old)
+
+    def pre_filter(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | OnlyNodes | None:
+        required = _required(pod)
+        if required is None and not pod.spec.get("nodeSelector"):
+            return SKIP
+        names = _named_nodes((required or {}).get("nodeSelectorTerms") or ())
+        if names is None:
+            return None
+        return OnlyNodes(frozenset(names)) if names else unresolvable(CONFLICT)
+
+    def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
+        return None if node.node is not None and matches_required(pod, node.node) else unresolvable(NO_MATCH)
+
+    def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
+        return None if _preferred(pod) else SKIP
+
+    def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
+        return sum(
+            int(term.get("weight") or 0)
+            for term in _preferred(pod)
+            if node.node is not None and _matches_term(term.get("preference") or {}, node.node)
+        )
+
+    def normalize(self, state: CycleState, pod: PodInfo, scores: dict[str, int]) -> None:
+        spread_scores(scores)
+
+
+def matches_required(pod: PodInfo, node: Object) -> bool:
+    """Whether the node has the labels of nodeSelector and meets one of the required terms."""
+    labels = labels_of(node)
+    if any(labels.get(key) != value for key, value in (pod.spec.get("nodeSelector") or {}).items()):
+        return False
+    required = _required(pod)
+    return required is None or any(_matches_term(term, node) for term in required.get("nodeSelectorTerms") or ())
+
+
+def _required(pod: PodInfo) -> Object | None:
+    found: Object | None = dig(pod.spec, "affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution")
+    return found
+
+
+def _preferred(pod: PodInfo) -> Sequence[Object]:
+    found: Sequence[Object] = dig(
+        pod.spec, "affinity", "nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution", default=()
+    )
+    return found
+
+
+def _matches_term(term: Mapping[str, Any], node: Object) -> bool:
+    """A term without any requirement matches nothing."""
+    expressions, fields = term.get("matchExpressions") or (), term.get("matchFields") or ()
+    if not expressions and not fields:
+        return False
+    return all(_meets(requirement, labels_of(node)) for requirement in expressions) and all(
+        _meets(requirement, {"metadata.name": name_of(node)}) for requirement in fields
+    )
+
+
+def _meets(requirement: Mapping[str, Any], values: Mapping[str, str]) -> bool:
+    value = values.get(requirement.get("key", ""))
+    wanted: Sequence[str] = requirement.get("values") or []
+    operator = requirement.get("operator")
+    if operator == "In":
+        return value in wanted
+    if operator == "NotIn":
+        return value not in wanted
+    if operator == "Exists":
+        return value is not None
+    if operator == "DoesNotExist":
+        return value is None
+    number, bound = _integer(value), _integer(wanted[0] if len(wanted) == 1 else None)
+    if number is None or bound is None:
+        return False
+    return number > bound if operator == "Gt" else operator == "Lt" and number < bound
+
+
+def _integer(text: str | None) -> int | None:
+    try:
+        return int(text) if text is not None else None
+    except ValueError:
+        return None
+
+
+def _named_nodes(terms: Iterable[Mapping[str, Any]]) -> set[str] | None:
+    """The nodes that the terms name one by one; None where some term allows any node."""
+    names: set[str] = set()
+    found_any = False
+    for term in terms:
+        found_any = True
+        of_term: set[str] | None = None
+        for requirement in term.get("matchFields") or ():
+            if requirement.get("key") == "metadata.name" and requirement.get("operator") == "In":
+                values = set(requirement.get("values") or ())
+                of_term = values if of_term is None else of_term & values
+        if of_term is None:
+            return None
+        names |= of_term
+    return names if found_any else None

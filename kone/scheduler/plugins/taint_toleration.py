@@ -1,0 +1,32 @@
+"""TaintToleration: a pod goes only where it tolerates the taints, and rather not where pods are not wanted."""
+
+from __future__ import annotations
+
+from kone.apimachinery.objects import dig
+from kone.scheduler.framework import ClusterEvent, CycleState, Happened, Plugin, Status, spread_scores, unresolvable
+from kone.scheduler.plugins.tolerations import keeps_away, tolerates_any
+from kone.scheduler.snapshot import NodeInfo, PodInfo
+
+
+class TaintToleration(Plugin):
+    name = "TaintToleration"
+    weight = 3
+    wakes_on = Happened.NODE_ADDED | Happened.NODE_TAINTS | Happened.SELF_TOLERATIONS
+
+    def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
+        if event.what & Happened.SELF_TOLERATIONS:
+            return True
+        was_kept_away = event.old is None or keeps_away(dig(event.old, "spec", "taints", default=()), pod.tolerations)
+        return was_kept_away and not keeps_away(dig(event.new, "spec", "taints", default=()), pod.tolerations)
+
+    def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
+        if node.taints and keeps_away(node.taints, pod.tolerations):
+            return unresolvable("node(s) had untolerated taint(s)")
+        return None
+
+    def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
+        soft = [taint for taint in node.taints if taint.get("effect") == "PreferNoSchedule"]
+        return sum(not tolerates_any(pod.tolerations, taint) for taint in soft)
+
+    def normalize(self, state: CycleState, pod: PodInfo, scores: dict[str, int]) -> None:
+        spread_scores(scores, reverse=True)

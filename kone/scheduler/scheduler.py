@@ -1,0 +1,384 @@
+"""The scheduler: one pod at a time, one cycle each, from the queue to a binding.
+
+A cycle decides without waiting: it filters, scores, and assumes the pod on its node. Telling the API (the binding, or
+that no node fits, or whom to preempt) goes on beside the next cycle. Nothing is polled: informers fill the queue and
+say what might help the pods that wait.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+from kone.aio.clock import Clock
+from kone.aio.tasks import TaskGroup
+from kone.apimachinery.errors import StatusError
+from kone.apimachinery.kinds import NAMESPACES, NODES, PODDISRUPTIONBUDGETS, PODS
+from kone.apimachinery.objects import (
+    Object,
+    dig,
+    find_condition,
+    generation_of,
+    is_deleting,
+    is_pod_terminal,
+    labels_of,
+    name_of,
+    namespace_of,
+    uid_of,
+)
+from kone.apimachinery.pod_resources import pod_requests
+from kone.apimachinery.timestamps import format_time
+from kone.client.client import Client, EventType, Unsubscribe
+from kone.scheduler.framework import ClusterEvent, Framework, Happened, NoFit, Nominator, Placement
+from kone.scheduler.plugins import DEFAULT
+from kone.scheduler.plugins.default_preemption import DefaultPreemption
+from kone.scheduler.preemption import Victims, preempt
+from kone.scheduler.queue import QueuedPod, SchedulingQueue
+from kone.scheduler.snapshot import Cluster, PodInfo
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SCHEDULER = "default-scheduler"
+NO_NODES = "no nodes available to schedule pods"
+NOTE_MAX = 1024  # of an event's message
+UNSCHEDULABLE, SCHEDULER_ERROR = "Unschedulable", "SchedulerError"
+
+
+class Recorder(Protocol):
+    """The part of client.events.EventRecorder that the scheduler speaks to."""
+
+    def event(
+        self,
+        about: Object,
+        kind: Literal["Normal", "Warning"],
+        reason: str,
+        message: str,
+        *,
+        action: str = "",
+        related: Object | None = None,
+    ) -> None: ...
+
+
+class Scheduler:
+    """Binds pods whose spec.schedulerName is `name`."""
+
+    def __init__(self, client: Client, recorder: Recorder, clock: Clock, *, name: str = DEFAULT_SCHEDULER) -> None:
+        self.name = name
+        self._client = client
+        self._recorder = recorder
+        self._clock = clock
+        self._cluster = Cluster()
+        self._nominator = Nominator()
+        self._preemption = DefaultPreemption(self._cluster)
+        plugins = [*(plugin(self._cluster) for plugin in DEFAULT), self._preemption]
+        self._framework = Framework(self._cluster, plugins, self._nominator)
+        self._queue = SchedulingQueue(self._framework, clock)
+        self._tasks = TaskGroup("scheduler")
+        self._subscriptions: list[Unsubscribe] = []
+
+    async def start(self) -> None:
+        """Read the cluster, then schedule until `stop`."""
+        informers = [self._client.informer(r) for r in (NODES, NAMESPACES, PODDISRUPTIONBUDGETS, PODS)]
+        for informer in informers:
+            await informer.wait_synced()
+        # Pods come last: the first one that waits shall see every node and every pod that is bound.
+        handlers = (self._on_node, self._on_namespace, self._on_budget, self._on_pod)
+        self._subscriptions = [
+            informer.subscribe(handler) for informer, handler in zip(informers, handlers, strict=True)
+        ]
+        self._queue.start()
+        self._tasks.guard(self._run, name="scheduler")
+
+    async def stop(self) -> None:
+        """End after what is being told to the API now; assumed pods that are not bound yet are scheduled anew."""
+        for unsubscribe in self._subscriptions:
+            unsubscribe()
+        self._subscriptions = []
+        await self._tasks.cancel()
+        await self._queue.stop()
+
+    # -- one cycle -----------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            queued = await self._queue.pop()
+            try:
+                self._schedule(queued)
+            except Exception as error:
+                # One pod that cannot be worked out (an affinity term nobody understands) must not stop the others.
+                log.exception("scheduling failed: pod=%s/%s", queued.info.namespace, queued.info.name)
+                self._queue.requeue(queued, (), is_error=True)
+                self._report_failure(queued.info, SCHEDULER_ERROR, str(error))
+
+    def _schedule(self, queued: QueuedPod) -> None:
+        pod = queued.info
+        if pod.is_terminating or self._cluster.is_assumed(pod.uid):
+            self._queue.remove(pod.uid)
+            return
+        if not self._cluster.nodes():
+            self._queue.requeue(queued, ())
+            self._report_failure(pod, UNSCHEDULABLE, NO_NODES)
+            return
+        found = self._framework.place(pod)
+        if isinstance(found, NoFit):
+            self._no_fit(queued, found)
+            return
+        assumed = pod.on(found.node.name)
+        self._cluster.assume(assumed)
+        self._nominator.remove(pod.uid)
+        if (status := self._framework.reserve(found.state, assumed, found.node)) is not None:
+            self._cluster.forget(pod.uid)
+            self._queue.requeue(queued, [status.plugin])
+            self._report_failure(pod, UNSCHEDULABLE, f"0/1 nodes are available: 1 {status.message}.")
+            return
+        self._tasks.spawn(self._bind(queued, assumed, found), name=f"bind {pod.namespace}/{pod.name}")
+
+    def _no_fit(self, queued: QueuedPod, failure: NoFit) -> None:
+        pod = queued.info
+        outcome = preempt(self._framework, pod, failure)
+        failure.diagnosis.post_filter_message = outcome.message
+        message = failure.diagnosis.message(failure.node_count)
+        nominated: str | None = None
+        if outcome.victims is not None:
+            nominated = outcome.victims.node.name
+            self._nominator.set(pod, nominated)
+            self._preemption.running.add(pod.uid)
+            self._tasks.spawn(self._preempt(pod, outcome.victims), name=f"preempt for {pod.namespace}/{pod.name}")
+        elif outcome.clears_nomination:
+            nominated = ""
+            self._nominator.remove(pod.uid)
+        self._queue.requeue(queued, failure.diagnosis.plugins)
+        self._report_failure(pod, UNSCHEDULABLE, message, nominated)
+
+    # -- telling the API -----------------------------------------------------------------------------------------
+
+    async def _bind(self, queued: QueuedPod, pod: PodInfo, placement: Placement) -> None:
+        node = placement.node
+        try:
+            for plugin in self._framework.at("pre_bind"):
+                if (status := await plugin.pre_bind(placement.state, pod, node)) is not None:
+                    raise BindError(status.message)
+            binding: Object = {
+                "apiVersion": "v1",
+                "kind": "Binding",
+                "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+                "target": {"kind": "Node", "name": node.name},
+            }
+            await self._client.create(PODS, binding, namespace=pod.namespace, subresource="binding", name=pod.name)
+        except (StatusError, OSError, BindError) as error:
+            self._binding_failed(queued, pod, placement, error)
+            return
+        self._queue.remove(pod.uid)
+        message = f"Successfully assigned {pod.namespace}/{pod.name} to {node.name}"
+        self._recorder.event(pod.pod, "Normal", "Scheduled", message, action="Binding")
+        for plugin in self._framework.at("post_bind"):
+            await plugin.post_bind(placement.state, pod, node)
+
+    def _binding_failed(
+        self, queued: QueuedPod, pod: PodInfo, placement: Placement, error: StatusError | OSError | BindError
+    ) -> None:
+        self._framework.unreserve(placement.state, pod, placement.node)
+        if not self._cluster.is_assumed(pod.uid):
+            return  # the pod is bound or gone: its event has come meanwhile
+        self._cluster.forget(pod.uid)
+        self._queue.move(ClusterEvent(Happened.POD_GONE, pod.pod, None))
+        if isinstance(error, StatusError) and error.code == 404:
+            self._queue.remove(pod.uid)
+            return
+        log.warning("binding failed: pod=%s/%s node=%s error=%s", pod.namespace, pod.name, placement.node.name, error)
+        self._queue.requeue(queued, (), is_error=True)
+        self._report_failure(queued.info, SCHEDULER_ERROR, f"binding rejected: running Bind plugin: {error}")
+
+    def _report_failure(self, pod: PodInfo, reason: str, message: str, nominated: str | None = None) -> None:
+        """Tell users why the pod waits; `nominated` is the node promised to it, "" none any more, None unchanged."""
+        note = message if len(message) <= NOTE_MAX else message[: NOTE_MAX - 4] + " ..."
+        self._recorder.event(pod.pod, "Warning", "FailedScheduling", note, action="Scheduling")
+        self._tasks.spawn(
+            self._patch_status(pod, _not_scheduled(reason, message), nominated),
+            name=f"status of {pod.namespace}/{pod.name}",
+        )
+
+    async def _patch_status(self, pod: PodInfo, condition: Object, nominated: str | None) -> None:
+        live = self._client.informer(PODS).get(pod.namespace, pod.name)
+        if live is None or uid_of(live) != pod.uid or dig(live, "spec", "nodeName"):
+            return
+        status: dict[str, Any] = {}
+        known = find_condition(live, condition["type"])
+        if known is None or any(known.get(key) != condition[key] for key in ("status", "reason", "message")):
+            changed = known is None or known.get("status") != condition["status"]
+            since = format_time(self._clock.now()) if changed or known is None else known.get("lastTransitionTime")
+            generation = {"observedGeneration": generation_of(live)} if generation_of(live) else {}
+            status["conditions"] = [{**condition, **generation, "lastProbeTime": None, "lastTransitionTime": since}]
+        if nominated is not None and nominated != dig(live, "status", "nominatedNodeName", default=""):
+            status["nominatedNodeName"] = nominated or None
+        if status:
+            await self._try_patch(pod, status)
+
+    async def _try_patch(self, pod: PodInfo, status: Object) -> bool:
+        patch: Object = {"metadata": {"uid": pod.uid}, "status": status}
+        try:
+            await self._client.patch(
+                PODS, pod.name, patch, namespace=pod.namespace, subresource="status", kind="strategic"
+            )
+        except (StatusError, OSError) as error:
+            log.info("status of pod not written: pod=%s/%s error=%s", pod.namespace, pod.name, error)
+            return False
+        return True
+
+    async def _preempt(self, preemptor: PodInfo, victims: Victims) -> None:
+        """Ask the victims away; when that is said, the preemptor may be tried as soon as one has gone."""
+        node = victims.node.name
+        try:
+            for victim in victims.pods:
+                if not victim.is_terminating:
+                    await self._ask_away(preemptor, victim, node)
+            for other in self._nominator.on(node):
+                if other.priority < preemptor.priority:
+                    self._nominator.remove(other.uid)
+                    await self._try_patch(other, {"nominatedNodeName": None})
+        finally:
+            self._preemption.running.discard(preemptor.uid)
+            queued = self._queue.find(preemptor.uid)
+            if queued is not None and queued.gated_by == DefaultPreemption.name:
+                self._queue.activate(preemptor.uid)
+
+    async def _ask_away(self, preemptor: PodInfo, victim: PodInfo, node: str) -> None:
+        condition = {
+            "type": "DisruptionTarget",
+            "status": "True",
+            "reason": "PreemptionByScheduler",
+            "message": f"{self.name}: preempting to accommodate a higher priority pod",
+            "lastProbeTime": None,
+            "lastTransitionTime": format_time(self._clock.now()),
+        }
+        await self._try_patch(victim, {"conditions": [condition]})
+        try:
+            await self._client.delete(PODS, victim.name, namespace=victim.namespace, uid=victim.uid)
+        except (StatusError, OSError) as error:
+            if not isinstance(error, StatusError) or error.code != 404:
+                log.warning("victim not deleted: pod=%s/%s error=%s", victim.namespace, victim.name, error)
+                return
+        message = f"Preempted by pod {preemptor.uid} on node {node}"
+        self._recorder.event(victim.pod, "Normal", "Preempted", message, action="Preempting", related=preemptor.pod)
+
+    # -- what informers say --------------------------------------------------------------------------------------
+
+    def _on_namespace(self, kind: EventType, namespace: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.namespaces.pop(name_of(namespace), None)
+            return
+        self._cluster.namespaces[name_of(namespace)] = labels_of(namespace)
+        if old is not None and labels_of(old) != labels_of(namespace):
+            self._queue.move(ClusterEvent(Happened.NAMESPACE_LABELS, old, namespace))
+
+    def _on_budget(self, kind: EventType, budget: Object, _old: Object | None) -> None:
+        key = (namespace_of(budget), name_of(budget))
+        if kind == "DELETED":
+            self._cluster.budgets.pop(key, None)
+        else:
+            self._cluster.budgets[key] = budget
+
+    def _on_node(self, kind: EventType, node: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.remove_node(name_of(node))
+            return
+        is_new = self._cluster.node(name_of(node)) is None
+        what = Happened.NODE_ADDED if is_new or old is None else node_changes(old, node)
+        if not what and old is not None and dig(old, "status", "images") == dig(node, "status", "images"):
+            return  # a heartbeat
+        self._cluster.set_node(node)
+        if what:
+            self._queue.move(ClusterEvent(what, None if is_new else old, node))
+
+    def _on_pod(self, kind: EventType, pod: Object, old: Object | None) -> None:
+        uid = uid_of(pod)
+        known = self._cluster.pod(uid)
+        if kind != "DELETED" and is_bound(pod):
+            was_waiting = known is None or self._cluster.is_assumed(uid)
+            self._cluster.set_pod(PodInfo(pod))
+            self._nominator.remove(uid)
+            self._queue.remove(uid)
+            if was_waiting:
+                self._queue.move(ClusterEvent(Happened.POD_ADDED, None, pod))
+            elif old is not None and (what := bound_pod_changes(old, pod)):
+                self._queue.move(ClusterEvent(what, old, pod))
+            return
+        is_waiting = kind != "DELETED" and not dig(pod, "spec", "nodeName") and not is_pod_terminal(pod)
+        if known is not None and not (is_waiting and self._cluster.is_assumed(uid)):
+            self._cluster.remove_pod(uid)
+            self._queue.move(ClusterEvent(Happened.POD_GONE, known.pod, None))
+        if is_waiting and not is_deleting(pod):
+            if (dig(pod, "spec", "schedulerName") or DEFAULT_SCHEDULER) == self.name:
+                self._on_waiting_pod(pod, old)
+        else:
+            self._forget_waiting(uid, pod)
+
+    def _on_waiting_pod(self, pod: Object, old: Object | None) -> None:
+        info = PodInfo(pod)
+        if info.nominated_node and not self._nominator.node_of(info.uid):
+            self._nominator.set(info, info.nominated_node)
+        events = [ClusterEvent(what, old, pod) for what in waiting_pod_changes(old, pod)] if old is not None else []
+        self._queue.update(info, events)
+
+    def _forget_waiting(self, uid: str, pod: Object) -> None:
+        self._queue.remove(uid)
+        if promised := self._nominator.node_of(uid):
+            # Others may have been kept from the node that was promised to this pod.
+            self._nominator.remove(uid)
+            log.debug("promised node is free: node=%s pod=%s/%s", promised, namespace_of(pod), name_of(pod))
+            self._queue.move(ClusterEvent(Happened.POD_GONE, pod, None))
+
+
+class BindError(Exception):
+    """A plugin refused the binding in the last moment."""
+
+
+def _not_scheduled(reason: str, message: str) -> Object:
+    return {"type": "PodScheduled", "status": "False", "reason": reason, "message": message}
+
+
+def is_bound(pod: Object) -> bool:
+    """It has a node and uses what it asked for."""
+    return bool(dig(pod, "spec", "nodeName")) and not is_pod_terminal(pod)
+
+
+def node_changes(old: Object, new: Object) -> Happened:
+    """What of the node's change can make a pod schedulable."""
+    what = Happened(0)
+    if labels_of(old) != labels_of(new):
+        what |= Happened.NODE_LABELS
+    if dig(old, "spec", "taints") != dig(new, "spec", "taints") or dig(old, "spec", "unschedulable") != dig(
+        new, "spec", "unschedulable"
+    ):
+        what |= Happened.NODE_TAINTS
+    if dig(old, "status", "allocatable") != dig(new, "status", "allocatable"):
+        what |= Happened.NODE_ALLOCATABLE
+    return what
+
+
+def bound_pod_changes(old: Object, new: Object) -> Happened:
+    what = Happened(0)
+    if labels_of(old) != labels_of(new):
+        what |= Happened.POD_LABELS
+    if old.get("spec") is not new.get("spec") and _asks_for_less(old, new):
+        what |= Happened.POD_SCALED_DOWN
+    return what
+
+
+def waiting_pod_changes(old: Object, new: Object) -> Iterator[Happened]:
+    if labels_of(old) != labels_of(new):
+        yield Happened.SELF_LABELS
+    if dig(old, "spec", "tolerations") != dig(new, "spec", "tolerations"):
+        yield Happened.SELF_TOLERATIONS
+    if dig(old, "spec", "schedulingGates") and not dig(new, "spec", "schedulingGates"):
+        yield Happened.SELF_GATES
+    if _asks_for_less(old, new):
+        yield Happened.SELF_SCALED_DOWN
+
+
+def _asks_for_less(old: Object, new: Object) -> bool:
+    if old.get("spec") == new.get("spec"):
+        return False
+    before, after = pod_requests(old), pod_requests(new)
+    return any(after.get(name, 0) < amount for name, amount in before.items())
