@@ -45,7 +45,7 @@ class FakeClient:
     def __init__(self, clock: Clock | None = None) -> None:
         self.clock: Clock = clock or FakeClock()
         self.refuse: Refusal = lambda verb, resource, obj: None
-        self._revisions = itertools.count(1)
+        self._revisions = itertools.count(1000)
         self._objects: dict[GVR, dict[Key, Object]] = {}
         self._views: dict[tuple[GVR, str], View] = {}
         self._suffixes = itertools.count(1)

@@ -50,8 +50,11 @@ def _wrong_argument(expected: str, found: Any) -> StatusError:
 def _go_word(value: Any) -> str:
     if value is None:
         return "<nil>"
-    words = {bool: "bool", str: "string", int: "int64", float: "float64", list: "slice", dict: "map"}
-    return words[type(value)]
+    if isinstance(value, dict):
+        return "map"
+    if isinstance(value, list):
+        return "slice"
+    return {bool: "bool", str: "string", int: "int64", float: "float64"}[type(value)]
 
 
 class _Schema(NamedTuple):
@@ -106,7 +109,7 @@ def _merge_map(original: Mapping[str, Any] | None, patch: Mapping[str, Any], sch
             merged.pop(key, None)
             continue
         current = merged.get(key)
-        if key not in merged or type(current) is not type(value):
+        if key not in merged or _go_word(current) != _go_word(value):
             if not deletes:
                 _take(merged, key, value)
         elif isinstance(value, dict):
@@ -256,7 +259,7 @@ def _merge_value(element: Any, key: str) -> Any:
 
 def _element_is_map(*lists: Sequence[Any]) -> bool:
     """Whether the lists hold maps; they must hold one type, and not lists."""
-    kinds = {type(element) for elements in lists for element in elements}
+    kinds = {_go_word(element) for elements in lists for element in elements}
     if not kinds:
         raise _failed("no elements in any of the given slices")
     first = next(element for elements in lists for element in elements)
@@ -264,7 +267,7 @@ def _element_is_map(*lists: Sequence[Any]) -> bool:
         raise StatusError(422, "Invalid", "the server rejected our request due to an error in our request")
     if len(kinds) > 1:
         raise _failed(f"list element types are not identical: {go_format([list(each) for each in lists])}")
-    return kinds == {dict}
+    return kinds == {"map"}
 
 
 def _merge_list(original: Sequence[Any], changes: Sequence[Any], field: Field, deletes: bool) -> list[Any]:
