@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import orjson
 
-from kone.apimachinery import schema
+from kone.apimachinery import json_text, schema
 from kone.apimachinery.errors import StatusError, bad_request, go_quote
 from kone.apimachinery.kinds import GVK, parse_api_version
 from kone.apimachinery.objects import Object
-from kone.apiserver import json_text, yaml_text
+from kone.apiserver import yaml_text
 
 JSON: Final = "application/json"
 YAML: Final = "application/yaml"

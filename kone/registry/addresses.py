@@ -14,9 +14,10 @@ _RANGES = (
 
 def endpoint_ip(errors: Errors, path: str, address: str) -> None:
     """An address that a Service may send traffic to: none of the node's own or of the link (ValidateEndpointIP)."""
-    ip = parse_ip(address)
-    if ip is None:
+    parsed = parse_ip(address)
+    if parsed is None:
         return
+    ip = getattr(parsed, "ipv4_mapped", None) or parsed
     if ip.is_unspecified:
         errors.append(invalid_value(path, address, f"may not be unspecified ({ip})"))
     for attribute, text in _RANGES:

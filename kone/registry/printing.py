@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kone.apimachinery.selectors import from_label_selector
+
 _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86400, 365 * 86400
 
 
@@ -64,3 +66,16 @@ def joined_some(items: Sequence[str], most: int = 3) -> str:
     """The first `most` of them, and how many more there are: "a,b,c + 2 more..."; "<unset>" for none."""
     text = ",".join(items[:most]) or "<unset>"
     return f"{text} + {len(items) - most} more..." if len(items) > most else text
+
+
+def more_hosts(hosts: Sequence[str], most: int = 3) -> str:
+    """Hosts of an Ingress: "*" for none."""
+    return joined_some(hosts, most) if hosts else "*"
+
+
+def label_selector_text(selector: Mapping[str, Any] | None) -> str:
+    """A metav1.LabelSelector as metav1.FormatLabelSelector: "a=b,c in (d,e)"; "<none>" where it is empty."""
+    try:
+        return str(from_label_selector(selector)) or "<none>"
+    except ValueError:
+        return "<error>"

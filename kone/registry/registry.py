@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kone.registry import coordination, discovery, rbac, structural
+from kone.registry.core.configmap import CONFIGMAPS
 from kone.registry.core.pod import PODS
+from kone.registry.core.secret import SECRETS
+from kone.registry.core.service import SERVICES
 from kone.registry.resource import Registry, Resource
 
 _MODULES: Sequence[Sequence[Resource]] = (
-    (PODS,),
+    (PODS, SERVICES, CONFIGMAPS, SECRETS),
     coordination.RESOURCES,
     discovery.RESOURCES,
     rbac.RESOURCES,

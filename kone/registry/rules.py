@@ -17,6 +17,8 @@ Errors = list[FieldError]
 Rule = Callable[[Any], Sequence[str]]
 
 NOT_POSITIVE = "must be greater than 0"
+NOT_ABOVE_ZERO = "must be greater than zero"
+"""As core words it, which upstream has apart from NOT_POSITIVE."""
 
 
 def check(errors: Errors, path: str, value: Any, texts: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from kone.apimachinery.errors import forbidden_field, invalid_value, not_support
 from kone.apimachinery.names import is_dns1123_label, is_dns1123_subdomain
 from kone.registry.core.pod_volumes import template_metadata
 from kone.registry.core.resource_rules import quantity, resource_quantity
-from kone.registry.rules import Errors, check, label_selector
+from kone.registry.rules import NOT_ABOVE_ZERO, Errors, check, label_selector
 
 ACCESS_MODES = ("ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod")
 VOLUME_MODES = ("Block", "Filesystem")
@@ -37,9 +37,10 @@ def claim_spec(errors: Errors, path: str, spec: Mapping[str, Any]) -> None:
     label_selector(errors, f"{path}.selector", spec.get("selector"))
     access_modes(errors, f"{path}.accessModes", modes)
     _storage(errors, f"{path}.resources[storage]", spec)
-    for field in ("storageClassName",):
-        if spec.get(field):
-            check(errors, f"{path}.{field}", spec[field], is_dns1123_subdomain(spec[field]))
+    if spec.get("storageClassName"):
+        check(
+            errors, f"{path}.storageClassName", spec["storageClassName"], is_dns1123_subdomain(spec["storageClassName"])
+        )
     mode = spec.get("volumeMode")
     if mode is not None and mode not in VOLUME_MODES:
         errors.append(not_supported(f"{path}.volumeMode", mode, VOLUME_MODES))
@@ -66,7 +67,7 @@ def _storage(errors: Errors, path: str, spec: Mapping[str, Any]) -> None:
     if storage is None:
         errors.append(required(path))
     elif quantity(storage).nanos <= 0:
-        errors.append(invalid_value(path, quantity(storage).canonical(), "must be greater than zero"))
+        errors.append(invalid_value(path, quantity(storage).canonical(), NOT_ABOVE_ZERO))
     else:
         resource_quantity(errors, path, "storage", storage)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kone.apimachinery.errors import duplicate, forbidden_field, invalid_value, not_supported, required
 from kone.apimachinery.names import is_dns1123_label, is_dns1123_subdomain, is_qualified_name, is_valid_label_value
-from kone.registry.rules import NOT_POSITIVE, Errors, check, label_selector
+from kone.registry.rules import NOT_ABOVE_ZERO, Errors, check, label_selector
 
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _BAD_OPERATOR = "not a valid selector operator"
@@ -160,7 +160,7 @@ def topology_spread(errors: Errors, path: str, constraints: Sequence[Mapping[str
         )
         skew, domains = constraint.get("maxSkew", 0), constraint.get("minDomains")
         if skew <= 0:
-            errors.append(invalid_value(f"{at}.maxSkew", skew, NOT_POSITIVE))
+            errors.append(invalid_value(f"{at}.maxSkew", skew, NOT_ABOVE_ZERO))
         if not topology:
             errors.append(required(f"{at}.topologyKey", "can not be empty"))
         if action not in _UNSATISFIABLE:
@@ -173,7 +173,7 @@ def topology_spread(errors: Errors, path: str, constraints: Sequence[Mapping[str
             errors.append(duplicate(field, f"{{{topology}, {action}}}"))
         if domains is not None:
             if domains <= 0:
-                errors.append(invalid_value(f"{at}.minDomains", domains, NOT_POSITIVE))
+                errors.append(invalid_value(f"{at}.minDomains", domains, NOT_ABOVE_ZERO))
             if action != "DoNotSchedule":
                 text = f"can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {action}"
                 errors.append(invalid_value(f"{at}.minDomains", domains, text))

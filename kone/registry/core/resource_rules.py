@@ -10,7 +10,7 @@ from kone.apimachinery.errors import FieldError, duplicate, forbidden_field, inv
 from kone.apimachinery.names import is_dns1123_label, is_qualified_name
 from kone.apimachinery.quantity import Quantity, parse_quantity
 from kone.registry.generic import NOT_NEGATIVE
-from kone.registry.rules import Errors, check
+from kone.registry.rules import NOT_ABOVE_ZERO, Errors, check
 
 HUGE_PAGES = "hugepages-"
 _REQUESTS_HUGE_PAGES = "requests.hugepages-"
@@ -122,7 +122,7 @@ def resource_quantity(errors: Errors, path: str, name: str, value: Any) -> None:
 def positive_quantity(errors: Errors, path: str, value: Any) -> None:
     amount = quantity(value)
     if amount.nanos <= 0:
-        errors.append(invalid_value(path, amount.canonical(), "must be greater than zero"))
+        errors.append(invalid_value(path, amount.canonical(), NOT_ABOVE_ZERO))
 
 
 def basic_quantity(errors: Errors, path: str, value: Any) -> None:
