@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kone.registry import coordination, discovery, rbac, structural
+from kone.registry import coordination, discovery, networking, node, policy, rbac, scheduling, storage, structural
 from kone.registry.core.configmap import CONFIGMAPS
 from kone.registry.core.pod import PODS
 from kone.registry.core.secret import SECRETS
@@ -15,7 +15,12 @@ _MODULES: Sequence[Sequence[Resource]] = (
     (PODS, SERVICES, CONFIGMAPS, SECRETS),
     coordination.RESOURCES,
     discovery.RESOURCES,
+    networking.RESOURCES,
+    node.RESOURCES,
+    policy.RESOURCES,
     rbac.RESOURCES,
+    scheduling.RESOURCES,
+    storage.RESOURCES,
 )
 """One line a module, each the RESOURCES of an API group, in the order of discovery."""
 
