@@ -10,11 +10,13 @@ import ssl
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 CONNECTIONS = 16
 SECONDS = 5
+MANY = 2000  # how many objects a path with {m} goes round
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ def ensure_wrk() -> None:
 
 
 def _lua(method: str, path: str, body: str, content_type: str, token: str) -> str:
-    """A wrk script: `{n}` in path and body becomes the number of the request."""
+    """A wrk script: `{n}` in path and body becomes the request's number, `{m}` the same below MANY."""
     return f"""
 local n = 0
 local headers = {{["Authorization"] = "Bearer {token}", ["Content-Type"] = "{content_type}"}}
@@ -45,7 +47,8 @@ local path, body = {json.dumps(path)}, {json.dumps(body)}
 bad = 0
 request = function()
   n = n + 1
-  return wrk.format("{method}", (path:gsub("{{n}}", n)), headers, (body:gsub("{{n}}", n)))
+  local p, b = path:gsub("{{n}}", n):gsub("{{m}}", n % {MANY}), body:gsub("{{n}}", n)
+  return wrk.format("{method}", p, headers, b)
 end
 response = function(status) if status >= 400 and status ~= 404 then bad = bad + 1 end end
 """
@@ -76,6 +79,20 @@ def requests_per_s(
     rate = re.search(r"Requests/sec:\s+([\d.]+)", answer)
     assert rate is not None, answer
     return float(rate[1])
+
+
+async def post_many(target: Target, path: str, bodies: Sequence[str]) -> None:
+    """POST every body, over 16 connections."""
+    left = iter(bodies)
+
+    async def send() -> None:
+        reader, writer = await _connect(target)
+        for body in left:
+            writer.write(_request(target, "POST", path, body.encode()))
+            await _skip_answer(reader)
+        writer.close()
+
+    await asyncio.gather(*(send() for _ in range(CONNECTIONS)))
 
 
 async def milliseconds(target: Target, path: str, *, times: int = 20) -> float:
