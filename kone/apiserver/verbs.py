@@ -11,9 +11,8 @@ from __future__ import annotations
 import random
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, Literal
-
-import orjson
 
 from kone.admission.chain import Attributes, Authorizer, Chain
 from kone.aio.clock import Clock
@@ -24,7 +23,6 @@ from kone.apimachinery.errors import (
     MODIFIED,
     StatusError,
     already_exists,
-    bad_request,
     conflict,
     invalid,
     invalid_value,
@@ -37,7 +35,17 @@ from kone.apimachinery.patch import PatchKind
 from kone.apimachinery.timestamps import format_time
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
 from kone.apiserver.deletion import RETURNED, Deletion, check_preconditions, ends_deletion, plan_deletion
-from kone.apiserver.options import ListOptions, parse_uint
+from kone.apiserver.identity import (
+    check_size,
+    check_uid,
+    check_version,
+    match_name,
+    match_namespace,
+    ordered,
+    wipe,
+)
+from kone.apiserver.lanes import Lanes, Planned, State
+from kone.apiserver.options import ListOptions
 from kone.apiserver.reads import Reads, served
 from kone.apiserver.subresources import Actions
 from kone.cache.watch_cache import Caches
@@ -45,25 +53,26 @@ from kone.registry import generic
 from kone.registry.allocators import Allocators
 from kone.registry.resource import Registry, Resource
 from kone.registry.strategy import Strategy
-from kone.store.store import Entry, KeyExists, KeyMissing, RevisionConflict, Store, Write
+from kone.store.store import Entry, Event, KeyExists, KeyMissing, RevisionConflict, Store, Write
 
 NAME_ATTEMPTS: Final = 8  # how often a generated name that is taken is replaced by another
 CONFLICT_ATTEMPTS: Final = 100  # how often a write is made again because another was faster; upstream has no limit
 RV_ON_CREATE: Final = "resourceVersion should not be set on objects to be created"
-OTHER_NAMESPACE: Final = "the namespace of the provided object does not match the namespace sent on the request"
-OBJECT_MAX_BYTES: Final = 1536 * 1024  # etcd's default --max-request-bytes
-SYSTEM_FIELDS: Final = (
-    "creationTimestamp",
-    "uid",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "selfLink",
-    "managedFields",
-)
 NAME_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
 
 Make = Callable[[Object | None], Object]
 """Gives the wanted object, a private copy, from the live one (None where there is none)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What an update is of, and by whose rules."""
+
+    resource: Resource
+    strategy: Strategy
+    subresource: str
+    namespace: str
+    name: str
 
 
 class Verbs(Reads):
@@ -89,6 +98,7 @@ class Verbs(Reads):
         self.actions: Actions = actions or {}
         """What POSTs do that create no object (subresources.actions)."""
         self._allocators = allocators
+        self._lanes = Lanes(store)
 
     # -- create ----------------------------------------------------------------------------------------------------
 
@@ -96,8 +106,8 @@ class Verbs(Reads):
         """Store a new object; 409 AlreadyExists, 422 Invalid. A generated name that is taken is made anew, 8 times."""
         obj = self.decoded_as(ctx, resource.gvk, obj)
         meta = obj["metadata"]
-        _wipe(meta)
-        _match_namespace(resource, meta, namespace)
+        wipe(meta)
+        match_namespace(resource, meta, namespace)
         return await self._create(ctx, resource, resource.strategy, obj, namespace)
 
     async def _create(
@@ -134,7 +144,7 @@ class Verbs(Reads):
             version = meta.pop("resourceVersion", "")
             if version.isdigit() and int(version):
                 raise StatusError(500, "", RV_ON_CREATE)
-            _check_size(ctx.body_bytes, obj)
+            check_size(ctx.body_bytes, obj)
             answer = await self._commit_new(ctx, resource, obj)
         except BaseException:
             if undo is not None:
@@ -201,7 +211,7 @@ class Verbs(Reads):
                 raise not_found(resource.gvr.group_resource, name)
             wanted = self.patched(ctx, resource.gvk, live, patch, kind)
             self.check_names(resource, wanted, name, namespace)
-            _check_uid(resource, live, wanted["metadata"].get("uid", ""), namespace, name)
+            check_uid(resource, live, wanted["metadata"].get("uid", ""), namespace, name)
             return wanted
 
         return await self.write(ctx, resource, name, make, namespace=namespace, subresource=subresource)
@@ -216,7 +226,7 @@ class Verbs(Reads):
         if given != (gvk.api_version, gvk.kind):
             why = f"the patch makes it {given[0]}, Kind={given[1]}"
             raise invalid("", "", [invalid_value("patch", found.shown, why)])
-        return _ordered(gvk, found.obj)
+        return ordered(gvk, found.obj)
 
     async def write(
         self,
@@ -234,7 +244,12 @@ class Verbs(Reads):
         This is GuaranteedUpdate. `uid` is a precondition. A write that changes nothing gets no new revision.
         """
         strategy = resource.strategy if subresource == "scale" else self.strategy(resource, subresource)
-        cache = self.cache(resource)
+        cache, key = self.cache(resource), self.key(resource, namespace, name)
+        target = _Target(resource, strategy, subresource, namespace, name)
+
+        async def plan(state: State) -> Planned:
+            return await self._plan_update(ctx, target, state, make, uid)
+
         for _ in range(CONFLICT_ATTEMPTS):
             live = cache.get(namespace, name)
             if live is None:
@@ -242,7 +257,11 @@ class Verbs(Reads):
                     raise not_found(resource.gvr.group_resource, name)
                 return await self._create_by_update(ctx, resource, make(None), namespace, uid)
             try:
-                return await self._update_once(ctx, resource, strategy, live, make, name, namespace, subresource, uid)
+                if ctx.dry_run:
+                    planned = await plan(State(live.obj, live.revision, len(live.encoded), live))
+                    planned.abandon()
+                    return planned.answer(None)
+                return await self._lanes.run(key, lambda: cache.get(namespace, name), plan)
             except (RevisionConflict, KeyMissing):
                 continue
         raise conflict(resource.gvr.group_resource, name, MODIFIED)
@@ -252,83 +271,62 @@ class Verbs(Reads):
     ) -> Answer:
         meta = obj["metadata"]
         if uid:
-            _check_uid(resource, {}, uid, namespace, meta["name"])
+            check_uid(resource, {}, uid, namespace, meta["name"])
         gvr = resource.gvr
         request = AccessRequest("create", gvr.group, gvr.version, gvr.resource, namespace=namespace, name=meta["name"])
         allowed, reason = self.authorizer.allowed(ctx.user, request)
         if not allowed:
             raise access_denied(ctx.user, request, reason)
-        _wipe(meta)
+        wipe(meta)
         return await self._create(ctx, resource, resource.strategy, obj, namespace)
 
-    async def _update_once(
-        self,
-        ctx: RequestContext,
-        resource: Resource,
-        strategy: Strategy,
-        live: Entry,
-        make: Make,
-        name: str,
-        namespace: str,
-        subresource: str,
-        uid: str,
-    ) -> Answer:
-        old = served(resource, live.obj)
+    async def _plan_update(self, ctx: RequestContext, target: _Target, state: State, make: Make, uid: str) -> Planned:
+        """Everything that an update is but its commit. Raises StatusError."""
+        resource, strategy, namespace, name = target.resource, target.strategy, target.namespace, target.name
+        old = served(resource, state.obj)
         if uid:
-            _check_uid(resource, old, uid, namespace, name)
+            check_uid(resource, old, uid, namespace, name)
         obj = make(old)
         meta = obj["metadata"]
         strategy.default(obj)
-        attributes = self.attributes(ctx, resource, "UPDATE", subresource, namespace, name, obj, old)
+        attributes = self.attributes(ctx, resource, "UPDATE", target.subresource, namespace, name, obj, old)
         await self.admission.mutate(attributes)
         obj = attributes.obj or obj
-        self._check_version(resource, strategy, meta, live.revision, name)
+        check_version(resource, strategy, meta, state.version, name)
         meta.pop("managedFields", None)
         generic.keep_generation(obj, old)
         undo = strategy.begin(obj, old, self._allocators)
         try:
-            for text in strategy.prepare(obj, old, user=ctx.user) or ():
-                ctx.warn(text)
+            strategy.prepare(obj, old, user=ctx.user)
             generic.keep_system_fields(obj, old)
-            meta["resourceVersion"] = str(live.revision)
+            meta["resourceVersion"] = str(state.version)
             self._validate(ctx, resource, strategy, obj, old)
-            attributes = self.attributes(ctx, resource, "UPDATE", subresource, namespace, name, obj, old)
+            attributes = self.attributes(ctx, resource, "UPDATE", target.subresource, namespace, name, obj, old)
             await self.admission.validate(attributes)
-            if ends_deletion(resource.strategy, obj, old):
-                if not ctx.dry_run:
-                    await self.store.commit(Write(self.key(resource, namespace, name), None, live.revision))
-                return Answer(obj)
-            answer = await self._commit_change(ctx, resource, namespace, name, obj, live)
+            check_size(ctx.body_bytes + state.encoded_bytes, obj)
         except BaseException:
             if undo is not None:
                 undo()
             raise
-        if ctx.dry_run and undo is not None:
-            undo()
-        return answer
-
-    async def _commit_change(
-        self, ctx: RequestContext, resource: Resource, namespace: str, name: str, obj: Object, live: Entry
-    ) -> Answer:
-        _check_size(ctx.body_bytes + len(live.encoded), obj)
-        if self._stored(resource, obj) == live.obj:
-            return self.answer(resource, live)
+        key = self.key(resource, namespace, name)
+        if ends_deletion(resource.strategy, obj, old):
+            return Planned(Write(key, None, state.version), lambda _: Answer(obj), undo)
+        stored = self._stored(resource, obj)
+        if stored == state.obj:
+            return Planned(None, lambda event: self._unchanged(resource, state, event), undo)
         if ctx.dry_run:
-            return Answer(obj)
-        return await self._commit(resource, namespace, name, obj, live.revision)
+            return Planned(None, lambda _: Answer(obj), undo)
+        write = Write(key, stored, state.version, volatile=resource.strategy.is_volatile(obj))
+        return Planned(write, lambda event: self._written(resource, event), undo)
 
-    def _check_version(self, resource: Resource, strategy: Strategy, meta: Object, revision: int, name: str) -> None:
-        """The optimistic lock: raises 409 where the object was made from another revision than the live one."""
-        try:
-            version = parse_uint(meta.get("resourceVersion") or "0")
-        except ValueError as error:
-            raise StatusError(500, "", str(error)) from error
-        if version == revision or (version == 0 and strategy.unconditional_update):
-            return
-        if version == 0:
-            errors = [invalid_value("metadata.resourceVersion", 0, "must be specified for an update")]
-            raise invalid(resource.gvr.group_resource, name, errors)
-        raise conflict(resource.gvr.group_resource, name, MODIFIED)
+    def _unchanged(self, resource: Resource, state: State, event: Event | None) -> Answer:
+        entry = event.entry if event is not None else state.entry
+        assert entry is not None, "what is not committed yet is committed by an event"
+        return self.answer(resource, entry)
+
+    def _written(self, resource: Resource, event: Event | None) -> Answer:
+        assert event is not None, "a write has an event"
+        return self.answer(resource, event.entry)
 
     async def overwrite(
         self,
@@ -456,7 +454,7 @@ class Verbs(Reads):
         warning or an error as the request asked. Raises 400 for values of a wrong type."""
         known, unknown = schema.strict_decode(obj, gvk)
         self._judge(ctx, gvk, [*ctx.strict_errors, *unknown])
-        return _ordered(gvk, known)
+        return ordered(gvk, known)
 
     def _judge(self, ctx: RequestContext, gvk: GVK, findings: list[str]) -> None:
         """What becomes of what strict decoding finds."""
@@ -470,12 +468,12 @@ class Verbs(Reads):
 
     def check_names(self, resource: Resource, obj: Object, name: str, namespace: str) -> None:
         """Raises 400 where the object's name or namespace is not the URL's."""
-        _match_name(obj, name)
-        _match_namespace(resource, obj["metadata"], namespace)
+        match_name(obj, name)
+        match_namespace(resource, obj["metadata"], namespace)
 
     def check_namespace(self, resource: Resource, obj: Object, namespace: str) -> None:
         """As `check_names`, of what has no name. Fills in the namespace that is left out."""
-        _match_namespace(resource, obj["metadata"], namespace)
+        match_namespace(resource, obj["metadata"], namespace)
 
     def _validate(
         self, ctx: RequestContext, resource: Resource, strategy: Strategy, obj: Object, old: Object | None
@@ -526,59 +524,6 @@ class Verbs(Reads):
         )
         (event,) = await self.store.commit(write)
         return self.answer(resource, event.entry, code)
-
-
-def _ordered(gvk: GVK, obj: Object) -> Object:
-    """kind, apiVersion and metadata in front: lists leave the first two out by cutting the text (responses.py)."""
-    rest = {key: value for key, value in obj.items() if key not in ("kind", "apiVersion", "metadata")}
-    return {
-        "kind": gvk.kind,
-        "apiVersion": gvk.api_version,
-        "metadata": obj.get("metadata") or {},
-        **rest,
-    }
-
-
-def _wipe(meta: Object) -> None:
-    """What only the system sets."""
-    for field in SYSTEM_FIELDS:
-        meta.pop(field, None)
-
-
-def _check_size(at_most: int, obj: Object) -> None:
-    """Raises 500, in the words of upstream's storage, for an object that is too large; looks only where it may be."""
-    if at_most > OBJECT_MAX_BYTES and len(orjson.dumps(obj)) > OBJECT_MAX_BYTES:
-        raise StatusError(500, "", "etcdserver: request is too large")
-
-
-def _match_name(obj: Object, name: str) -> None:
-    given = obj["metadata"].get("name", "")
-    if not given:
-        raise bad_request(f"the name of the object ({name} based on URL) was undeterminable: name must be provided")
-    if given != name:
-        raise bad_request(f"the name of the object ({given}) does not match the name on the URL ({name})")
-
-
-def _match_namespace(resource: Resource, meta: Object, namespace: str) -> None:
-    if not resource.namespaced:
-        meta.pop("namespace", None)
-        return
-    if meta.setdefault("namespace", namespace) != namespace:
-        raise bad_request(OTHER_NAMESPACE)
-
-
-def _check_uid(resource: Resource, live: Object, uid: str, namespace: str, name: str) -> None:
-    """Raises 409 where the object given is not the one that is stored, in the words of upstream's storage."""
-    found = metadata(live).get("uid", "")
-    if uid and uid != found:
-        where = f"{namespace}/{name}" if namespace else name
-        raise conflict(
-            resource.gvr.group_resource,
-            name,
-            f"StorageError: invalid object, Code: 4, Key: /registry/{resource.gvr.resource}/{where}, "
-            f"ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: {uid}, "
-            f"UID in object meta: {found}",
-        )
 
 
 def _warn_of_orphans(ctx: RequestContext, resource: Resource, options: DeleteOptions) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import CONFIGMAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS
+from kone.apimachinery.objects import Object, deep_copy
 from kone.apiserver.context import DeleteOptions
 from kone.apiserver.options import ListOptions
 from tests.apiserver.conftest import Small
@@ -302,3 +303,56 @@ async def test_delete_collection_takes_what_is_selected_and_answers_it(small: Sm
     assert [entry.obj["metadata"]["name"] for entry in page.entries] == ["a", "b"]
     assert small.get(CONFIGMAPS, "a") is None
     assert small.get(CONFIGMAPS, "c") is not None
+
+
+async def test_writers_of_one_object_are_made_once_or_twice_each_and_committed_together(small: Small) -> None:
+    await small.make(CONFIGMAPS)
+    resource = small.resource(CONFIGMAPS)
+    made = 0
+
+    async def count(i: int) -> str:
+        def make(live: Object | None) -> Object:
+            nonlocal made
+            made += 1
+            assert live is not None
+            wanted: Object = deep_copy(live)
+            wanted.setdefault("data", {})[f"k{i}"] = "v"
+            return wanted
+
+        answer = await small.verbs.write(small.ctx(), resource, "a", make, namespace="ns")
+        return str(answer.obj["metadata"]["resourceVersion"])
+
+    versions = await asyncio.gather(*(count(i) for i in range(20)))
+    assert made <= 40
+    assert len(set(versions)) == 20
+    found = small.get(CONFIGMAPS)
+    assert found is not None
+    assert len(found["data"]) == 20
+
+
+async def test_who_waits_behind_a_deletion_finds_nothing(small: Small) -> None:
+    await small.make(CONFIGMAPS, metadata={"finalizers": ["example.com/f"]})
+    resource = small.resource(CONFIGMAPS)
+    await small.verbs.delete(small.ctx(), resource, "a", namespace="ns")
+    patches = [{"data": {"k": "1"}}, {"metadata": {"finalizers": None}}, {"data": {"k": "2"}}]
+    first, last, late = await asyncio.gather(
+        *(small.verbs.patch(small.ctx(), resource, "a", patch, "merge", namespace="ns") for patch in patches),
+        return_exceptions=True,
+    )
+    assert not isinstance(first, BaseException)
+    assert not isinstance(last, BaseException)
+    assert isinstance(late, StatusError)
+    assert late.reason == "NotFound"
+    assert small.get(CONFIGMAPS) is None
+
+
+async def test_a_waiting_writer_with_an_old_version_is_refused(small: Small) -> None:
+    made = await small.make(CONFIGMAPS)
+    resource = small.resource(CONFIGMAPS)
+    version = made["metadata"]["resourceVersion"]
+    writes = [{"metadata": {"name": "a", "resourceVersion": version}, "data": {"k": str(i)}} for i in range(3)]
+    answers = await asyncio.gather(
+        *(small.verbs.update(small.ctx(), resource, "a", obj, namespace="ns") for obj in writes),
+        return_exceptions=True,
+    )
+    assert [getattr(answer, "reason", "ok") for answer in answers] == ["ok", "Conflict", "Conflict"]
