@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kone.registry import coordination, discovery, networking, node, policy, rbac, scheduling, storage, structural
+from kone.registry import (
+    coordination,
+    discovery,
+    flowcontrol,
+    networking,
+    node,
+    policy,
+    rbac,
+    scheduling,
+    storage,
+    structural,
+)
 from kone.registry.core.configmap import CONFIGMAPS
 from kone.registry.core.pod import PODS
 from kone.registry.core.secret import SECRETS
@@ -15,6 +26,7 @@ _MODULES: Sequence[Sequence[Resource]] = (
     (PODS, SERVICES, CONFIGMAPS, SECRETS),
     coordination.RESOURCES,
     discovery.RESOURCES,
+    flowcontrol.RESOURCES,
     networking.RESOURCES,
     node.RESOURCES,
     policy.RESOURCES,

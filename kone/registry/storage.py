@@ -158,6 +158,7 @@ _DRIVER_DEFAULTS: Mapping[str, Any] = {
     "fsGroupPolicy": "ReadWriteOnceWithFSType",
     "requiresRepublish": False,
     "seLinuxMount": False,
+    "preventPodSchedulingIfMissing": False,
 }
 
 
@@ -173,9 +174,6 @@ class _CSIDriver(Strategy):
             spec["volumeLifecycleModes"] = ["Persistent"]
 
     def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
-        # VolumeLimitScaling is off by default.
-        if dig(old, "spec", "preventPodSchedulingIfMissing") is None:
-            obj["spec"].pop("preventPodSchedulingIfMissing", None)
         if old is not None and obj["spec"] != old["spec"]:
             obj["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
 
