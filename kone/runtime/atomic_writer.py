@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 DATA = "..data"
-READ_ONLY_BITS, READ_WRITE_BITS = 0o440, 0o660  # what fsGroup adds to a file (kubelet's SetVolumeOwnership)
+PATH_MAX, NAME_MAX = 4096, 255
+# What fsGroup adds to a file, and to a directory besides (kubelet's VolumeOwnership).
+READ_ONLY_BITS, READ_WRITE_BITS, DIRECTORY_BITS = 0o440, 0o660, 0o2110
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,29 +33,33 @@ class File:
 def write(target: Path, files: Mapping[str, File], stamp: str, group: int | None = None) -> bool:
     """Make `target` hold exactly `files`, by relative path. Whether anything changed.
 
-    `stamp` names the new directory, e.g. "2026_11_25_03_36_32"; `group` owns everything where set (fsGroup).
+    `stamp` names the new directory, e.g. "2026_11_25_03_36_32"; `group` owns everything where set (fsGroup). What else
+    lies in `target` (mount points of volumes inside this one) is left alone. Raises ValueError for a path that leads
+    out of it.
     """
+    wanted = {_checked(path): file for path, file in files.items()}
     group_bits = 0 if group is None else READ_ONLY_BITS
-    if _current(target) == {path: (file.data, file.mode & 0o7777 | group_bits) for path, file in files.items()}:
+    if _current(target) == {path: (file.data, file.mode & 0o7777 | group_bits) for path, file in wanted.items()}:
+        _link_names(target, {path.split("/")[0] for path in wanted})
         return False
     new = Path(tempfile.mkdtemp(prefix=f"..{stamp}.", dir=target))
     new.chmod(0o755)
-    for path, file in files.items():
+    for path, file in wanted.items():
         place = new / path
-        place.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(new, path)
         place.write_bytes(file.data)
         if file.user is not None:
             os.chown(place, file.user, -1)
         place.chmod(file.mode)
     if group is not None:
-        own(new, group, read_only=True)
+        own(target, group, read_only=True)
     link = target / f"{DATA}_tmp"
     link.unlink(missing_ok=True)
     link.symlink_to(new.name)
     old = target / DATA
     previous = old.readlink() if old.is_symlink() else None
     link.rename(old)
-    _link_names(target, {path.split("/")[0] for path in files})
+    _link_names(target, {path.split("/")[0] for path in wanted})
     if previous is not None:
         shutil.rmtree(target / previous, ignore_errors=True)
     return True
@@ -60,18 +67,46 @@ def write(target: Path, files: Mapping[str, File], stamp: str, group: int | None
 
 def own(top: Path, group: int, *, read_only: bool) -> None:
     """Give a tree to a group as fsGroup does: readable (and writable unless read_only), directories setgid."""
-    for folder, _, names in os.walk(top):
-        for path in (folder, *(os.path.join(folder, name) for name in names)):
-            if os.path.islink(path):
-                continue
+    for folder, names, files in os.walk(top):
+        for path in (folder, *(os.path.join(folder, name) for name in (*names, *files))):
             state = os.lstat(path)
-            mode = state.st_mode & 0o7777 | (READ_ONLY_BITS if read_only else READ_WRITE_BITS)
-            if os.path.isdir(path):
-                mode |= 0o2110
             if state.st_gid != group:
-                os.chown(path, -1, group)
-            if state.st_mode & 0o7777 != mode:
+                os.chown(path, -1, group, follow_symlinks=False)
+            if stat.S_ISLNK(state.st_mode):
+                continue
+            mode = state.st_mode & 0o7777 | (READ_ONLY_BITS if read_only else READ_WRITE_BITS)
+            if stat.S_ISDIR(state.st_mode):
+                mode |= DIRECTORY_BITS
+            if state.st_gid != group or state.st_mode & 0o7777 != mode:  # chown takes setuid bits away
                 os.chmod(path, mode)
+
+
+def _checked(path: str) -> str:
+    """A payload's path without detours. Raises ValueError in the kubelet's words."""
+    if not path:
+        raise ValueError('invalid path: must not be empty: ""')
+    if path.startswith("/"):
+        raise ValueError(f"invalid path: must be relative path: {path}")
+    if len(path) > PATH_MAX:
+        raise ValueError(f"invalid path: must be less than or equal to {PATH_MAX} characters")
+    parts = path.split("/")
+    if ".." in parts:
+        raise ValueError(f"invalid path: must not contain '..': {path}")
+    if any(len(part) > NAME_MAX for part in parts):
+        raise ValueError(f"invalid path: filenames must be less than or equal to {NAME_MAX} characters")
+    if parts[0].startswith(".."):
+        raise ValueError(f"invalid path: must not start with '..': {path}")
+    return os.path.normpath(path)
+
+
+def _make_folders(top: Path, path: str) -> None:
+    """The directories above a file, readable by all whatever the umask says."""
+    place = top
+    for part in path.split("/")[:-1]:
+        place /= part
+        if not place.is_dir():
+            place.mkdir()
+            place.chmod(0o755)
 
 
 def _current(target: Path) -> dict[str, tuple[bytes, int]] | None:
@@ -89,9 +124,9 @@ def _current(target: Path) -> dict[str, tuple[bytes, int]] | None:
 
 def _link_names(target: Path, wanted: set[str]) -> None:
     for name in wanted:
-        link = target / name
-        if not link.is_symlink():
-            link.symlink_to(f"{DATA}/{name}")
+        if not os.path.lexists(target / name):
+            (target / name).symlink_to(f"{DATA}/{name}")
     for name in os.listdir(target):
-        if not name.startswith("..") and name not in wanted:
-            (target / name).unlink()
+        link = target / name
+        if not name.startswith("..") and name not in wanted and link.is_symlink():
+            link.unlink()

@@ -1,18 +1,29 @@
-"""mount(2) and umount(2): the two system calls that volumes need and Python's library lacks."""
+"""mount(2) and umount(2): the system calls that volumes need and Python's library lacks."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import re
 from functools import cache
 from pathlib import Path
 
+MS_BIND = 0x1000
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 
 
 @cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
+
+
+def _mount(source: str, path: str, kind: str, flags: int, options: str) -> None:
+    result = _libc().mount(
+        os.fsencode(source), os.fsencode(path), os.fsencode(kind), ctypes.c_ulong(flags), os.fsencode(options)
+    )
+    _check(result, path)
 
 
 def _check(result: int, path: str) -> None:
@@ -22,21 +33,55 @@ def _check(result: int, path: str) -> None:
 
 
 def mount_tmpfs(path: str, options: str = "") -> None:
-    """Mount a tmpfs; options as mount(8) writes them, e.g. "size=1048576". Raises OSError."""
-    _check(_libc().mount(b"tmpfs", path.encode(), b"tmpfs", ctypes.c_ulong(0), options.encode()), path)
+    """Mount a tmpfs that is never swapped out, where the kernel can promise that (6.4 and newer, outside containers).
+
+    Options are as mount(8) writes them, e.g. "size=1048576". Raises OSError.
+    """
+    if _knows_noswap():
+        try:
+            return _mount("tmpfs", path, "tmpfs", 0, ",".join(filter(None, (options, "noswap"))))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return _mount("tmpfs", path, "tmpfs", 0, options)
+
+
+@cache
+def _knows_noswap() -> bool:
+    """By the version: an older kernel complains in its log at each try."""
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (6, 4)
+
+
+def mount_hugetlbfs(path: str, options: str) -> None:
+    """Mount huge pages of one size, e.g. "pagesize=2Mi". Raises OSError."""
+    _mount("nodev", path, "hugetlbfs", 0, options)
+
+
+def bind(source: str, path: str) -> None:
+    """Make `source` (a file or directory) appear at `path` as well. Raises OSError."""
+    _mount(source, path, "", MS_BIND, "")
 
 
 def unmount(path: str) -> None:
     """Detach a mount; it goes for good when its last user does. Raises OSError."""
-    _check(_libc().umount2(path.encode(), MNT_DETACH), path)
+    _check(_libc().umount2(os.fsencode(path), MNT_DETACH | UMOUNT_NOFOLLOW), path)
 
 
 def mounts_below(path: str) -> list[str]:
-    """Mount points at or below a path, deepest first."""
+    """Mount points at or below a path, deepest and newest first; one mounted over another is listed twice."""
     lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
-    points = [os.fsdecode(line.split()[4].decode("unicode_escape").encode("latin-1")) for line in lines]
-    inside = {p for p in points if p == path or p.startswith(path.rstrip("/") + "/")}
+    points = [_unescaped(line.split(b" ", 5)[4]) for line in reversed(lines)]
+    inside = [p for p in points if p == path or p.startswith(path.rstrip("/") + "/")]
     return sorted(inside, key=lambda p: p.count("/"), reverse=True)
+
+
+def _unescaped(field: bytes) -> str:
+    """A path of mountinfo: space, tab, newline and backslash are written as three octal digits."""
+    if b"\\" in field:
+        for octal, byte in ((b"\\040", b" "), (b"\\011", b"\t"), (b"\\012", b"\n"), (b"\\134", b"\\")):
+            field = field.replace(octal, byte)
+    return os.fsdecode(field)
 
 
 def is_mount_point(path: str) -> bool:
