@@ -36,6 +36,7 @@ from kone.apiserver.health import Health
 from kone.apiserver.kubelet_client import ClientTls, KubeletClient
 from kone.apiserver.metrics import Metrics
 from kone.apiserver.negotiation import PLAIN, Output, negotiate
+from kone.apiserver.openapi import OpenApi
 from kone.apiserver.proxies import Proxies
 from kone.apiserver.requests import Parameters, RequestInfo, parse_query, parse_request, selected_fields
 from kone.apiserver.resources import Resources, no_such_method, no_such_route
@@ -111,6 +112,7 @@ class ApiServer:
         self._proxies = Proxies(verbs, self._kubelets)
         self._resources = Resources(verbs, self._clock, Streams(self._kubelets), self._proxies)
         self._discovery = Discovery(verbs.registry)
+        self._openapi = OpenApi(verbs.registry)
         self.metrics = Metrics(watching=lambda: self._resources.watching, objects=self._count_objects)
         self._tls: ssl.SSLContext | None = None
         self._tls_files: TlsFiles | None = None
@@ -234,6 +236,11 @@ class ApiServer:
             return reply(self.metrics.text().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
         if first in ("api", "apis"):
             return self._discover(request, path)
+        if path == "/openapi/v3":
+            return reply(self._openapi.index())
+        if path.startswith("/openapi/v3/"):
+            document = self._openapi.document(path.removeprefix("/openapi/v3/"))
+            return reply(document) if document is not None else reply(b"", code=404, content_type=_PLAIN_TEXT)
         if path == "/":
             return reply(render({"paths": self._paths()}, Output(pretty=True)))
         return _page_not_found()

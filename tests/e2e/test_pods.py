@@ -15,9 +15,9 @@ from tests.e2e.node_process import eventually, run
 pytestmark = pytest.mark.ring4
 
 
-def pod(place: Place, name: str, script: str = "sleep 3600", **spec: Any) -> str:
+def pod_manifest(name: str, image: str, script: str = "sleep 3600", **spec: Any) -> str:
     """A pod of one container "c" that runs a shell script; `container` adds to the container, the rest to the spec."""
-    container = {"name": "c", "image": place.image, "command": ["sh", "-c", script], **spec.pop("container", {})}
+    container = {"name": "c", "image": image, "command": ["sh", "-c", script], **spec.pop("container", {})}
     manifest = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -25,6 +25,10 @@ def pod(place: Place, name: str, script: str = "sleep 3600", **spec: Any) -> str
         "spec": {"terminationGracePeriodSeconds": 1, "containers": [container], **spec},
     }
     return json.dumps(manifest)
+
+
+def pod(place: Place, name: str, script: str = "sleep 3600", **spec: Any) -> str:
+    return pod_manifest(name, place.image, script, **spec)
 
 
 def waiting(place: Place, name: str) -> tuple[str, str]:

@@ -1,0 +1,124 @@
+"""What a node leaves behind: nothing. And two nodes on one host: each removes its own and leaves the other's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.node_process import BIN, NodeProcess, eventually, run
+
+pytestmark = pytest.mark.ring4
+
+
+def _without_counters(saved: str) -> list[str]:
+    return sorted(line.split(" [")[0] for line in saved.splitlines() if not line.startswith("#"))
+
+
+def _ip(*words: str) -> list[Any]:
+    found: list[Any] = json.loads(run("ip", "-j", *words) or "[]")
+    volatile = {"stats", "stats64", "valid_life_time", "preferred_life_time", "operstate", "flags"}
+    return sorted(({k: v for k, v in item.items() if k not in volatile} for item in found), key=str)
+
+
+def traces() -> dict[str, Any]:
+    """Everything on this host in which a node could leave a trace."""
+    return {
+        "iptables": _without_counters(run("iptables-save")),
+        "nftables": sorted(line for line in run("nft", "list", "ruleset").splitlines() if "counter" not in line),
+        "links": [link["ifname"] for link in _ip("link")],
+        "addresses": _ip("addr"),
+        "routes": _ip("route"),
+        "rules": _ip("rule"),
+        "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
+        "containers": sorted(run("docker", "ps", "-a", "--format", "{{.Names}}").split()),
+        "networks": sorted(run("docker", "network", "ls", "--format", "{{.Name}}").split()),
+        "volumes": sorted(run("docker", "volume", "ls", "-q").split()),
+        "cgroups": sorted(str(p) for p in Path("/sys/fs/cgroup").glob("**/kubepods-e2e-*")),
+    }
+
+
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}}}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: c
+      image: {image}
+      command: [sh, -c, "mkdir /www; echo {name} > /www/index.html; exec httpd -f -p 80 -h /www"]
+      ports: [{{containerPort: 80, hostPort: {host_port}}}]
+      volumeMounts: [{{name: memory, mountPath: /memory}}]
+  volumes: [{{name: memory, emptyDir: {{medium: Memory}}}}]
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec:
+  type: NodePort
+  selector: {{app: {name}}}
+  ports: [{{port: 80}}]
+"""
+
+
+@pytest.fixture
+def two(image: str) -> Iterator[list[NodeProcess]]:
+    """Two whole nodes on this host, each with a pod and a Service of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="kone-e2e-"))
+    nodes = [
+        NodeProcess(folder / name, "--secure-port", "0", "--instance", f"e2e-{name}", "--node-name", f"node-{name}")
+        for name in ("a", "b")
+    ]
+    try:
+        for number, node in enumerate(nodes):
+            node.start()
+            eventually(
+                lambda node=node: node.kubectl("get", "serviceaccount", "default", check=False).startswith("NAME")
+            )
+            node.apply(POD.format(name=node.data.name, image=image, host_port=18080 + number))
+        for node in nodes:
+            node.kubectl("wait", "--for=condition=Ready", f"pod/{node.data.name}", "--timeout=60s")
+        yield nodes
+    finally:
+        for node in nodes:
+            node.stop()
+            run(BIN / "kone", "cleanup", "--data-dir", node.data, "--instance", f"e2e-{node.data.name}")
+        shutil.rmtree(folder)
+
+
+def page(address: str) -> str:
+    return run("busybox", "wget", "-q", "-T", "2", "-O", "-", f"http://{address}/", check=False).strip()
+
+
+def service_address(node: NodeProcess) -> str:
+    return str(node.get("service", node.data.name)["spec"]["clusterIP"])
+
+
+def test_two_nodes_live_side_by_side_and_leave_no_trace(image: str, request: pytest.FixtureRequest) -> None:
+    before = traces()
+    a, b = request.getfixturevalue("two")
+    assert [n["metadata"]["name"] for n in a.get("nodes")["items"]] == ["node-a"]
+    assert [n["metadata"]["name"] for n in b.get("nodes")["items"]] == ["node-b"]
+    for node, host_port in ((a, 18080), (b, 18081)):
+        eventually(lambda node=node: page(service_address(node)) == node.data.name, within_s=10)
+        assert page(f"127.0.0.1:{host_port}") == node.data.name
+    a.stop()
+    run(BIN / "kone", "cleanup", "--data-dir", a.data, "--instance", "e2e-a")
+    assert page(service_address(b)) == "b"
+    b.stop()
+    run(BIN / "kone", "cleanup", "--data-dir", b.data, "--instance", "e2e-b")
+    after = traces()
+    for kind, found in before.items():
+        assert after[kind] == found, kind
+
+
+def test_cleanup_refuses_while_the_node_runs(whole_node: NodeProcess) -> None:
+    said = run(BIN / "kone", "cleanup", "--data-dir", whole_node.data, "--instance", "e2e", check=False)
+    assert said.count("\n") == 1
+    assert "stop it first" in said
