@@ -28,7 +28,7 @@ from kone.apiserver.local_client import LocalClient
 from kone.apiserver.reviews import Reviews
 from kone.apiserver.subresources import actions
 from kone.apiserver.verbs import Verbs
-from kone.auth import bootstrap, pki
+from kone.auth import bootstrap, pki, x509_checks
 from kone.auth.authentication import Authenticator, admin_tokens
 from kone.auth.authorizer import Authorizer
 from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
@@ -61,7 +61,7 @@ class ControlPlane:
 
     def __init__(self, settings: Settings, node_ip: str, clock: Clock) -> None:
         self.settings, self.node_ip, self.clock = settings, node_ip, clock
-        self.registry: Registry = builtin()
+        self.registry: Registry = builtin(x509_checks.check_request)
         services = ip_network(settings.service_cidr)
         names = pki.Names(
             settings.node_name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kone.registry import (
+    certificates,
     coordination,
     discovery,
     flowcontrol,
@@ -24,6 +25,7 @@ from kone.registry.resource import Registry, Resource
 
 _MODULES: Sequence[Sequence[Resource]] = (
     (PODS, SERVICES, CONFIGMAPS, SECRETS),
+    certificates.RESOURCES,
     coordination.RESOURCES,
     discovery.RESOURCES,
     flowcontrol.RESOURCES,
@@ -37,12 +39,18 @@ _MODULES: Sequence[Sequence[Resource]] = (
 """One line a module, each the RESOURCES of an API group, in the order of discovery."""
 
 
-def builtin() -> Registry:
-    """A new Registry with every built-in resource; what is added to it later (custom resources) stays its own."""
+def builtin(check_request: certificates.RequestCheck | None = None) -> Registry:
+    """A new Registry with every built-in resource; what is added to it later (custom resources) stays its own.
+
+    `check_request` judges the certificate requests of users, signature included (auth.x509_checks has the library).
+    """
     registry = Registry()
     for resource in structural.resources():
         registry.add(resource)
     for resources in _MODULES:
         for resource in resources:
+            registry.add(resource)
+    if check_request is not None:
+        for resource in certificates.resources(check_request):
             registry.add(resource)
     return registry
