@@ -1,0 +1,61 @@
+"""Objects as the API holds them, short to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kone.apimachinery.objects import Object
+
+
+def service(name: str, namespace: str = "default", **spec: Any) -> Object:
+    """A Service; `ports` as (name, port) or (name, port, protocol)."""
+    ports = [
+        {"name": p[0], "port": p[1], "protocol": p[2] if len(p) > 2 else "TCP"}
+        | ({"nodePort": p[3]} if len(p) > 3 else {})
+        for p in spec.pop("ports", [("http", 80)])
+    ]
+    ports = [{k: v for k, v in port.items() if v != ""} for port in ports]
+    status = spec.pop("status", {})
+    labels = spec.pop("labels", {})
+    spec.setdefault("type", "ClusterIP")
+    if spec["type"] != "ExternalName":
+        spec.setdefault("clusterIP", "10.96.0.20")
+        spec.setdefault("clusterIPs", [spec["clusterIP"]])
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": namespace, "labels": labels},
+        "spec": {"ports": ports, **spec},
+        "status": status,
+    }
+
+
+def endpoint(ip: str, **more: Any) -> Object:
+    """An endpoint of a slice; conditions by name, `node`, `hostname`."""
+    conditions = {name: more.pop(name) for name in ("ready", "serving", "terminating") if name in more}
+    entry: Object = {"addresses": [ip], "conditions": conditions or {"ready": True}}
+    if "node" in more:
+        entry["nodeName"] = more.pop("node")
+    return entry | more
+
+
+def endpoint_slice(
+    of: str, *endpoints: Object, namespace: str = "default", ports: Any = (("http", 8080),), name: str = "", **more: Any
+) -> Object:
+    """A slice of the Service `of`."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": name or f"{of}-1",
+            "namespace": namespace,
+            "labels": {"kubernetes.io/service-name": of} | more.pop("labels", {}),
+        },
+        "addressType": more.pop("family", "IPv4"),
+        "endpoints": list(endpoints),
+        "ports": [{"name": p[0], "port": p[1], "protocol": p[2] if len(p) > 2 else "TCP"} for p in ports],
+    } | more
+
+
+def namespace(name: str) -> Object:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
