@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kone.registry import (
+    admissionregistration,
+    apiregistration,
     certificates,
     coordination,
     discovery,
@@ -25,6 +27,8 @@ from kone.registry.resource import Registry, Resource
 
 _MODULES: Sequence[Sequence[Resource]] = (
     (PODS, SERVICES, CONFIGMAPS, SECRETS),
+    admissionregistration.RESOURCES,
+    apiregistration.RESOURCES,
     certificates.RESOURCES,
     coordination.RESOURCES,
     discovery.RESOURCES,
