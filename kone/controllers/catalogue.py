@@ -8,6 +8,7 @@ from kone.controllers.endpoints import ENDPOINTS_CONTROLLER
 from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
 from kone.controllers.endpointslice_mirroring import ENDPOINTSLICE_MIRRORING_CONTROLLER
 from kone.controllers.garbage_collector import GARBAGE_COLLECTOR
+from kone.controllers.job import JOB_CONTROLLER, JOB_LEFTOVERS_CONTROLLER
 from kone.controllers.namespace import NAMESPACE_CONTROLLER
 from kone.controllers.node_lifecycle import NODE_LIFECYCLE_CONTROLLER
 from kone.controllers.pod_gc import POD_GC_CONTROLLER
@@ -25,6 +26,8 @@ def all_controllers() -> list[Controller]:
         DEPLOYMENT_CONTROLLER,
         REPLICASET_CONTROLLER,
         REPLICATION_CONTROLLER_CONTROLLER,
+        JOB_CONTROLLER,
+        JOB_LEFTOVERS_CONTROLLER,
         ENDPOINTSLICE_CONTROLLER,
         ENDPOINTS_CONTROLLER,
         ENDPOINTSLICE_MIRRORING_CONTROLLER,
