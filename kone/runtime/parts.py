@@ -95,7 +95,7 @@ class HookError(Exception):
 
 
 class HookRunner(Protocol):
-    """lifecycle.py. Runs postStart and preStop handlers: exec, httpGet, sleep, tcpSocket."""
+    """lifecycle.py. Runs postStart and preStop handlers: exec, httpGet, sleep."""
 
     async def run(self, pod: Object, container: Object, container_id: str, handler: Object, pod_ip: str) -> None:
         """Raises HookError. Has no time limit of its own: the caller cancels it when the grace period is over."""

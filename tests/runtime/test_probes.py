@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -24,8 +24,13 @@ class FakeHandlers:
     answers: dict[str, Answer] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
+    clock: FakeClock | None = None
+    takes_s: float = 0.0
+
     async def exec(self, container_id: str, command: list[str], timeout_s: float) -> Answer:
-        self.asked.append(command[0])
+        self.asked.append(" ".join(command))
+        if self.clock is not None and self.takes_s:
+            await self.clock.sleep(self.takes_s)
         return self.answers.get(command[0], OK)
 
 
@@ -42,7 +47,8 @@ class World:
 
     def __init__(self, **probes: dict[str, Any]) -> None:
         self.clock = FakeClock()
-        self.handlers, self.recorder, self.synced = FakeHandlers(), FakeRecorder(), list[str]()
+        self.handlers = FakeHandlers(clock=self.clock)
+        self.recorder, self.synced = FakeRecorder(), list[str]()
         self.probes = Probes(self.handlers, self.recorder, self.clock, self.synced.append)  # type: ignore[arg-type]
         self.container: Object = {"name": "c"}
         for kind, probe in probes.items():
@@ -182,4 +188,71 @@ async def test_what_is_neither_success_nor_failure_is_told_and_changes_nothing(
     await world.clock.advance(0)
     assert told in world.recorder.told
     assert world.results.failed == ""
+    await world.probes.stop()
+
+
+async def test_probes_keep_to_their_period_however_long_one_takes() -> None:
+    world = World(readiness={"periodSeconds": 5})
+    world.handlers.takes_s = 2
+    world.sync()
+    await world.clock.advance(20)  # at 0, 5, 10, 15, 20
+    assert len(world.handlers.asked) == 5
+    world.handlers.takes_s = 6
+    await world.clock.advance(25)  # the one at 20 took 2 s; those at 25 and 35 each miss a beat, 45 begins
+    assert len(world.handlers.asked) == 8
+    await world.probes.stop()
+
+
+async def test_after_a_long_startup_readiness_is_asked_at_once() -> None:
+    world = World(startup={"periodSeconds": 1, "failureThreshold": 300}, readiness={"periodSeconds": 10})
+    world.handlers.answers["startup"] = FAIL
+    world.sync()
+    await world.clock.advance(60)
+    world.handlers.answers["startup"] = OK
+    await world.clock.advance(1)
+    assert world.results == ProbeResults(started=True, ready=True)
+    await world.probes.stop()
+
+
+async def test_a_pod_deleted_before_it_started_counts_as_started() -> None:
+    world = World(startup={"periodSeconds": 1, "failureThreshold": 2}, readiness={"periodSeconds": 1})
+    world.handlers.answers["startup"] = FAIL
+    world.sync()
+    await world.clock.advance(0)
+    world.pod["metadata"]["deletionTimestamp"] = "2026-11-25T00:00:00Z"
+    world.sync()
+    await world.clock.advance(5)
+    assert world.results == ProbeResults(started=True, ready=True)
+    await world.probes.stop()
+
+
+async def test_a_clock_that_was_set_back_does_not_put_off_the_first_probe() -> None:
+    world = World(readiness={"initialDelaySeconds": 5})
+    world.status = replace(world.status, started_at=world.clock.now() + 86_400)
+    world.sync()
+    await world.clock.advance(5)
+    assert world.results.ready
+    await world.probes.stop()
+
+
+async def test_commands_know_the_variables_that_the_manifest_itself_gives() -> None:
+    world = World()
+    world.container["env"] = [{"name": "A", "value": "1"}, {"name": "B", "valueFrom": {}}]
+    world.container["livenessProbe"] = {"exec": {"command": ["test", "$(A)", "$(B)", "$(C)", "$$(A)"]}}
+    world.sync()
+    await world.clock.advance(0)
+    assert world.handlers.asked == ["test 1  $(C) $(A)"]
+    await world.probes.stop()
+
+
+async def test_answers_are_counted_until_the_pod_is_gone() -> None:
+    world = World(liveness={"periodSeconds": 1})
+    world.sync()
+    await world.clock.advance(1)
+    world.handlers.answers["liveness"] = FAIL
+    await world.clock.advance(1)
+    about = ("c", "p", "n", "u")
+    assert world.probes.counts == {("Liveness", "successful", *about): 2, ("Liveness", "failed", *about): 1}
+    world.probes.remove("u")
+    assert not world.probes.counts
     await world.probes.stop()
