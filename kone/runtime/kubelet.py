@@ -40,6 +40,7 @@ from kone.runtime.pleg import Pleg
 from kone.runtime.pod_admit import REJECTED, refuse
 from kone.runtime.pod_files import PodFiles
 from kone.runtime.pod_network import PodNetwork
+from kone.runtime.pod_resize import Pending, pending
 from kone.runtime.pod_spec import find_container, is_host_network
 from kone.runtime.pod_status import Verdict, rejected_status
 from kone.runtime.pod_worker import Phase, PodWorker
@@ -207,8 +208,8 @@ class Kubelet:
             restarts=Backoff(self._clock),
             services=self._services,
             allocatable=self.allocatable,
+            resize_pending=self._resize_pending,
         )
-        await self._network.start()
         await self._pleg.start(self._on_first_list, self._on_list)
         if self._node_status is not None:
             await self._node_status.report()
@@ -269,13 +270,8 @@ class Kubelet:
         """A pod that is new here."""
         fresh = not dig(pod, "status", "startTime") and not self._pleg.observed(uid_of(pod)).sandboxes
         if fresh and not is_deleting(pod) and not is_pod_terminal(pod):
-            others = [
-                worker.pod
-                for worker in self._workers.values()
-                if worker.phase is Phase.SYNCING or not worker.ended.is_set()
-            ]
-            node = self._nodes.get("", self._config.node_name) or {}
-            verdict = refuse(pod, node, others, unsafe_sysctls=self._config.allowed_unsafe_sysctls)
+            others = self._active_beside(uid_of(pod))
+            verdict = refuse(pod, self._node, others, unsafe_sysctls=self._config.allowed_unsafe_sysctls)
             if verdict is not None:
                 self._reject(pod, verdict)
                 return
@@ -283,6 +279,18 @@ class Kubelet:
         if is_deleting(pod) or is_pod_terminal(pod):
             worker.phase = Phase.TERMINATING
         worker.wake()
+
+    @property
+    def _node(self) -> Object:
+        return self._nodes.get("", self._config.node_name) or {}
+
+    def _active_beside(self, uid: str) -> list[Object]:
+        """The other pods that hold resources of the node, as they were given."""
+        others = (w for w in self._workers.values() if w.uid != uid and w.exists and not w.ended.is_set())
+        return [worker.given for worker in others]
+
+    def _resize_pending(self, pod: Object) -> Pending | None:
+        return pending(pod, self._node, self._active_beside(uid_of(pod)))
 
     def _reject(self, pod: Object, verdict: Verdict) -> None:
         self._rejected[uid_of(pod)] = verdict
@@ -338,7 +346,7 @@ class Kubelet:
 
     def allocatable(self) -> Amounts:
         """The node's allocatable resources; cpu in thousandths, the rest in its own unit."""
-        node = self._nodes.get("", self._config.node_name) or {}
+        node = self._node
         if self._allocatable[0] is not node:
             self._allocatable = (node, amounts(dig(node, "status", "allocatable")))
         return self._allocatable[1]

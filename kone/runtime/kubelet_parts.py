@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kone.aio.clock import Clock
+from kone.apimachinery.objects import Object
 from kone.apimachinery.pod_resources import Amounts
 from kone.client.client import Client, Informer
 from kone.client.events import EventRecorder
@@ -16,6 +17,7 @@ from kone.runtime.parts import CgroupManager, HookRunner, ProbeManager, VolumeMa
 from kone.runtime.pleg import Pleg
 from kone.runtime.pod_files import PodFiles
 from kone.runtime.pod_network import PodNetwork
+from kone.runtime.pod_resize import Pending
 from kone.runtime.runtime import Runtime
 from kone.runtime.status_manager import StatusManager
 
@@ -39,3 +41,4 @@ class KubeletParts:
     restarts: Backoff  # of containers, by pod UID and name
     services: Informer
     allocatable: Callable[[], Amounts]  # the node's; cpu in thousandths, the rest in its own unit
+    resize_pending: Callable[[Object], Pending | None]  # why the node cannot give a pod what it asks for now

@@ -25,12 +25,15 @@ from kone.runtime.pod_spec import (
     restart_policy,
     should_restart,
 )
-from kone.runtime.runtime import ContainerState, ContainerStatus
+from kone.runtime.runtime import ContainerState, ContainerStatus, Resources
 
-KillReason = Literal["", "liveness", "startup", "changed"]
+KillReason = Literal["", "liveness", "startup", "changed", "resize"]
 
 ProbesOf = Callable[[Object, str], ProbeResults]
 """The probes' results of a container (spec, runtime id)."""
+
+ResourcesOf = Callable[[ContainerKind, Object], Resources]
+"""What a container is to have now, as the kernel takes it."""
 
 DEAD_KEPT = 1  # ended containers of one name that are kept, for their logs (kubelet's MaxPerPodContainer)
 
@@ -52,6 +55,15 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Resize:
+    """A running container whose limits change under it."""
+
+    container_id: str
+    name: str
+    resources: Resources
+
+
+@dataclass(frozen=True, slots=True)
 class PodActions:
     """The plan. `kill_pod` ends every container and the sandbox first; with `create_sandbox` a new one follows."""
 
@@ -60,6 +72,7 @@ class PodActions:
     sandbox_changed: bool = False  # there was one before: worth an event
     attempt: int = 0
     kill: tuple[Kill, ...] = ()
+    resize: tuple[Resize, ...] = ()
     start: tuple[Start, ...] = ()  # ephemeral, then init, then regular containers, in the spec's order
     remove: tuple[str, ...] = ()  # ids of ended containers that nobody needs any more
     initialized: bool = False
@@ -72,16 +85,18 @@ class PodActions:
 
 @dataclass(slots=True)
 class _Plan:
+    resources_of: ResourcesOf
     kill: list[Kill] = field(default_factory=list)
+    resize: list[Resize] = field(default_factory=list)
     start: list[Start] = field(default_factory=list)
     kill_pod: bool = False
 
 
-def compute_actions(pod: Object, observed: PodObserved, probes: ProbesOf) -> PodActions:
+def compute_actions(pod: Object, observed: PodObserved, probes: ProbesOf, resources_of: ResourcesOf) -> PodActions:
     """What to do now. Never starts anything for a pod that is being deleted."""
     if sandbox_problem(pod, observed):
         return _without_sandbox(pod, observed)
-    plan = _Plan()
+    plan = _Plan(resources_of)
     if not is_deleting(pod):
         # ephemeral containers run once, whatever the state of initialization
         plan.start += [
@@ -94,6 +109,7 @@ def compute_actions(pod: Object, observed: PodObserved, probes: ProbesOf) -> Pod
         kill_pod=plan.kill_pod,
         attempt=observed.sandboxes[0].attempt,
         kill=() if plan.kill_pod else tuple(plan.kill),
+        resize=() if plan.kill_pod else tuple(plan.resize),
         start=() if plan.kill_pod else tuple(plan.start),
         remove=_removable(pod, observed),
         initialized=initialized,
@@ -185,6 +201,10 @@ def _running_sidecar(
         message = f"Init container {container['name']} definition changed"
         plan.kill.append(Kill(status.id, container["name"], message, "changed"))
         starts.append(index)
+    elif _resized(plan, "init", container, status):
+        message = f"Container {container['name']} resize requires restart"
+        plan.kill.append(Kill(status.id, container["name"], message, "resize"))
+        starts.append(index)
     return results.started and results.failed != "startup"
 
 
@@ -205,6 +225,10 @@ def _regular_actions(pod: Object, observed: PodObserved, probes: ProbesOf, plan:
         elif failed:
             message, reason = f"Container {name} failed {failed} probe", failed
             restart = (container.get("restartPolicy") or restart_policy(pod)) != "Never"
+        elif _resized(plan, "regular", container, status):
+            plan.kill.append(Kill(status.id, name, f"Container {name} resize requires restart", "resize"))
+            starts.append(name)
+            continue
         else:
             kept += 1
             continue
@@ -215,6 +239,21 @@ def _regular_actions(pod: Object, observed: PodObserved, probes: ProbesOf, plan:
     plan.start += [Start("regular", name) for name in starts]
     if not kept and not starts:
         plan.kill_pod = True
+
+
+def _resized(plan: _Plan, kind: ContainerKind, container: Object, status: ContainerStatus) -> bool:
+    """Whether new limits mean a new container, as its resizePolicy may say; plans the change under it otherwise."""
+    wanted, now = plan.resources_of(kind, container), status.resources
+    cpu = (wanted.cpu_shares, wanted.cpu_quota) != (now.cpu_shares, now.cpu_quota)
+    memory = wanted.memory_bytes != now.memory_bytes
+    changed = {name for name, differs in (("cpu", cpu), ("memory", memory)) if differs}
+    if not changed:
+        return False
+    policies = {p["resourceName"]: p["restartPolicy"] for p in container.get("resizePolicy") or ()}
+    if any(policies.get(name) == "RestartContainer" for name in changed):
+        return True
+    plan.resize.append(Resize(status.id, container["name"], wanted))
+    return False
 
 
 def container_should_start(pod: Object, container: Object, status: ContainerStatus | None) -> bool:

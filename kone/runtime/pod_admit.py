@@ -61,7 +61,7 @@ def refuse(
     return (
         _refuse_sysctls(pod, unsafe_sysctls)
         or _refuse_os(pod)
-        or _refuse_resources(pod, node, others)
+        or refuse_resources(pod, node, others)
         or _refuse_affinity(pod, node)
         or _refuse_ports(pod, others)
         or _refuse_taints(pod, node)
@@ -93,8 +93,9 @@ def _refuse_os(pod: Object) -> Verdict | None:
     return None
 
 
-def _refuse_resources(pod: Object, node: Object, others: Sequence[Object]) -> Verdict | None:
-    """Only what the node itself counts is checked: extended resources it does not know may be the cluster's."""
+def refuse_resources(pod: Object, node: Object, others: Sequence[Object]) -> Verdict | None:
+    """Whether what is left of the node is enough. Only what it counts itself is checked: extended resources that it
+    does not know may be the cluster's."""
     allocatable = amounts(dig(node, "status", "allocatable"))
     used: Amounts = {"pods": len(others)}
     for other in others:

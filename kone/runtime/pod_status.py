@@ -58,6 +58,7 @@ def generate_status(
     host_ips: Sequence[str] = (),
     ended: bool = False,
     verdict: Verdict | None = None,
+    resize: Object | None = None,
 ) -> Object:
     """The pod's status as it should be read now.
 
@@ -96,7 +97,7 @@ def generate_status(
     _add_addresses(pod, observed, host_ips, old, status)
     status["qosClass"] = old.get("qosClass") or qos_class(pod)
     status["startTime"] = old.get("startTime") or format_time(now)
-    status["conditions"] = _conditions(pod, observed, status, old, now, verdict)
+    status["conditions"] = _conditions(pod, observed, status, old, now, verdict, resize)
     return status
 
 
@@ -108,7 +109,7 @@ def rejected_status(pod: Object, verdict: Verdict, *, old: Object, now: float) -
         "message": verdict.message,
         "qosClass": old.get("qosClass") or qos_class(pod),
         "startTime": old.get("startTime") or format_time(now),
-        "conditions": old.get("conditions") or [],
+        "conditions": [c for c in old.get("conditions") or () if c["type"] not in OWNED_CONDITIONS],
     }
     if generation_of(pod):
         status["observedGeneration"] = generation_of(pod)
@@ -236,7 +237,13 @@ def _of(status: Object, field: str, name: str) -> Object | None:
 
 
 def _conditions(
-    pod: Object, observed: PodObserved, status: Object, old: Object, now: float, verdict: Verdict | None
+    pod: Object,
+    observed: PodObserved,
+    status: Object,
+    old: Object,
+    now: float,
+    verdict: Verdict | None,
+    resize: Object | None,
 ) -> list[Object]:
     others = [c for c in dig(pod, "status", "conditions", default=()) if c["type"] not in OWNED_CONDITIONS]
     if verdict is not None and verdict.condition is not None and status["phase"] in TERMINAL:
@@ -250,6 +257,8 @@ def _conditions(
         containers_ready,
         _condition("PodScheduled", True),
     ]
+    if resize is not None and status["phase"] not in TERMINAL:
+        made.insert(0, resize)
     return [*others, *(_dated(condition, pod, old, now) for condition in made)]
 
 
@@ -272,7 +281,7 @@ def _dated(condition: Object, pod: Object, old: Object, now: float) -> Object:
     if dated["lastTransitionTime"] is None:
         dated["lastTransitionTime"] = format_time(now)
     if generation_of(pod):
-        dated["observedGeneration"] = generation_of(pod)
+        dated.setdefault("observedGeneration", generation_of(pod))
     return dated
 
 

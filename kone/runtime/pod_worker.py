@@ -9,29 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from kone.aio.tasks import TaskGroup
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import PODS
-from kone.apimachinery.objects import Object, dig, is_deleting, name_of, namespace_of, uid_of
+from kone.apimachinery.objects import Object, annotations_of, dig, is_deleting, labels_of, name_of, namespace_of, uid_of
 from kone.apimachinery.timestamps import parse_time
+from kone.runtime.container_config import container_resources
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.observed import PodObserved
 from kone.runtime.parts import ProbeResults, VolumeError
-from kone.runtime.pod_actions import PodActions, compute_actions
+from kone.runtime.pod_actions import PodActions, Resize, compute_actions
 from kone.runtime.pod_killer import PodKiller, kill_grace_s
-from kone.runtime.pod_spec import find_container, format_pod, grace_period_s, is_host_network
+from kone.runtime.pod_resize import (
+    allocated_before,
+    asked_resources,
+    is_resized,
+    resize_condition,
+    resize_message,
+    with_allocated,
+)
+from kone.runtime.pod_spec import ContainerKind, find_container, format_pod, grace_period_s, is_host_network
 from kone.runtime.pod_starter import PodStarter, SandboxProblem, StartProblem
 from kone.runtime.pod_status import OWNED_CONDITIONS, TERMINAL, Verdict, generate_status
-from kone.runtime.runtime import ContainerState, RuntimeUnavailable
+from kone.runtime.runtime import ContainerState, Resources, RuntimeFault, RuntimeUnavailable
 
 log = logging.getLogger(__name__)
 
 RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 10.0  # kubelet's back-off for a sync that failed
 RUNTIME_RETRY_S = 1.0
+RESIZE_RETRY_S = 30.0  # a resize that waits for room is looked at again so often
 DEADLINE = Verdict("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
 
 
@@ -62,6 +72,9 @@ class PodWorker:
         self._timer: asyncio.Task[None] | None = None
         self._wanted = False
         self._failed = 0  # syncs in a row
+        self._allocated = asked_resources(pod) if not dig(pod, "status", "startTime") else allocated_before(pod)
+        self._resize: Object | None = None  # the condition of a resize under way
+        self._mounted: tuple[Object, Object] | None = None  # labels and annotations that volumes know
         self.ended = asyncio.Event()  # no container runs, none will
 
     # From outside
@@ -178,8 +191,10 @@ class PodWorker:
     # Syncing
 
     async def _sync(self) -> float | None:
-        pod = self.pod
         await self._learn_ips()
+        self._decide_resize()
+        pod = self.given
+        await self._refresh_volumes(pod)
         status = self._report()
         if (over := self._deadline_s(status)) is not None and over <= 0:
             self.verdict = DEADLINE
@@ -189,7 +204,7 @@ class PodWorker:
             self.phase = Phase.TERMINATING
             self._wanted = True
             return None
-        actions = compute_actions(pod, self.observed(), self._results)
+        actions = compute_actions(pod, self.observed(), self._results, self._resources_of)
         if actions.pod_is_over:
             self.phase = Phase.TERMINATING
             self._wanted = True
@@ -200,7 +215,8 @@ class PodWorker:
             self._failed = 0
         if self._is_over() or self._has_more_to_do():
             self._wanted = True
-        times = [time for time in (delay_s, self._deadline_s(status)) if time is not None]
+        deferred = RESIZE_RETRY_S if self._resize is not None else None
+        times = [time for time in (delay_s, self._deadline_s(status), deferred) if time is not None]
         return min(times) if times else None
 
     def _is_over(self) -> bool:
@@ -209,7 +225,7 @@ class PodWorker:
 
     def _has_more_to_do(self) -> bool:
         """Whether what was just done calls for more at once: the next init container, one that has ended already."""
-        actions = compute_actions(self.pod, self.observed(), self._results)
+        actions = compute_actions(self.given, self.observed(), self._results, self._resources_of)
         waiting = self._starter.failures.keys()
         starts = any(start.name not in waiting for start in actions.start)
         return actions.kill_pod or starts or bool(actions.kill or actions.remove)
@@ -227,6 +243,7 @@ class PodWorker:
             status = next(c for c in observed.containers if c.id == kill.container_id)
             grace = kill_grace_s(pod, find_container(pod, kill.name), kill.reason)
             await self._killer.kill(pod, status, message=kill.message, grace_s=grace, pod_ip=self.pod_ip)
+        await self._resize_containers(pod, actions.resize)
         await self._remove(actions.remove)
         observed = self.observed()
         try:
@@ -246,6 +263,65 @@ class PodWorker:
         except StartProblem as problem:
             return self._retry_s() if problem.retry_s is None else problem.retry_s
         return None
+
+    async def _resize_containers(self, pod: Object, resizes: Sequence[Resize]) -> None:
+        """Change limits under running containers: the pod's group grows before them and shrinks after them."""
+        if resizes:
+            await self._parts.cgroups.ensure(pod)
+        for resize in resizes:
+            try:
+                await self._parts.runtime.update_resources(resize.container_id, resize.resources)
+            except RuntimeUnavailable:
+                raise
+            except RuntimeFault as fault:
+                message = resize_message("Pod resize error", pod, str(fault))
+                self._parts.recorder.event(pod, "Warning", "ResizeError", message)
+                raise
+            await self._parts.pleg.refresh_container(self.uid, resize.container_id)
+        if resizes:
+            await self._parts.cgroups.ensure(pod)
+        if self._resize is not None and self._resize["type"] == "PodResizeInProgress":
+            self._resize = None
+            self._parts.recorder.event(pod, "Normal", "ResizeCompleted", resize_message("Pod resize completed", pod))
+
+    def _decide_resize(self) -> None:
+        """A spec that asks for other resources than the pod was given: give them where the node has them."""
+        if not is_resized(self.pod, self._allocated):
+            if self._resize is not None and self._resize["type"] == "PodResizePending":
+                self._resize = None
+            return
+        why = self._parts.resize_pending(self.pod)
+        if why is None:
+            self._allocated = asked_resources(self.pod)
+            self._resize = resize_condition("PodResizeInProgress", self.pod)
+            self._parts.recorder.event(
+                self.pod, "Normal", "ResizeStarted", resize_message("Pod resize started", self.pod)
+            )
+            return
+        condition = resize_condition("PodResizePending", self.pod, why.reason, why.message)
+        if condition != self._resize:
+            self._resize = condition
+            message = resize_message(f"Pod resize {why.reason}", self.pod, why.message)
+            self._parts.recorder.event(self.pod, "Warning", f"Resize{why.reason}", message)
+
+    @property
+    def given(self) -> Object:
+        """The pod with the resources that it was given."""
+        return with_allocated(self.pod, self._allocated)
+
+    def _resources_of(self, kind: ContainerKind, container: Object) -> Resources:
+        memory = self._parts.allocatable().get("memory", 0)
+        return container_resources(self.given, kind, container, node_memory_bytes=memory)
+
+    async def _refresh_volumes(self, pod: Object) -> None:
+        """A running pod whose labels or annotations changed, or that was adopted: its volumes are to know of it."""
+        known = (labels_of(pod), annotations_of(pod))
+        if self._mounted != known and self._parts.pleg.observed(self.uid).ready_sandbox is not None:
+            try:
+                await self._parts.volumes.mount(pod)
+            except VolumeError as error:
+                log.warning("pod %s: its volumes cannot be refreshed: %s", format_pod(pod), error)
+            self._mounted = known
 
     async def _remove(self, container_ids: tuple[str, ...]) -> None:
         for container_id in container_ids:
@@ -282,7 +358,7 @@ class PodWorker:
 
     def _status(self, *, ended: bool) -> Object:
         return generate_status(
-            self.pod,
+            self.given,
             self.observed(),
             self._results,
             old=self._parts.statuses.get(self.uid) or self.pod.get("status") or {},
@@ -290,6 +366,7 @@ class PodWorker:
             host_ips=self._parts.config.node_ips,
             ended=ended,
             verdict=self.verdict,
+            resize=self._resize,
         )
 
     def _report(self, *, ended: bool = False) -> Object:
@@ -305,8 +382,8 @@ class PodWorker:
         self._report()
 
     def _report_end(self) -> None:
-        """A container was ended: worth telling where the others may take their time."""
-        if self.phase is Phase.TERMINATING:
+        """A container was ended: worth telling where others may still take their time."""
+        if self.phase is Phase.TERMINATING and self._parts.pleg.observed(self.uid).running:
             self._report()
 
     # Terminating

@@ -16,6 +16,7 @@ from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import PODS
 from kone.apimachinery.objects import Object, name_of, namespace_of, resource_version_of, uid_of
 from kone.client.client import Client, Informer
+from kone.runtime.pod_status import OWNED_CONDITIONS
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class StatusManager:
 def status_patch(current: Object, wanted: Object) -> Object:
     """A strategic merge patch from one status to another, {} where they say the same.
 
-    Conditions that only `current` has are others' and stay.
+    Conditions of others that only `current` has stay; the kubelet's own go when it no longer says them.
     """
     patch: Object = {}
     for field in current.keys() | wanted.keys():
@@ -120,8 +121,10 @@ def status_patch(current: Object, wanted: Object) -> Object:
         if field == "conditions":
             before = {c["type"]: c for c in old or ()}
             changed = [c for c in new or () if _plain(before.get(c["type"])) != _plain(c)]
-            if changed:
+            gone = (before.keys() & OWNED_CONDITIONS) - {c["type"] for c in new or ()}
+            if changed or gone:
                 patch[field] = [_whole(before.get(c["type"]), c) for c in changed]
+                patch[field] += [{"$patch": "delete", "type": kind} for kind in sorted(gone)]
         elif field in REPLACED_LISTS and new:
             patch[field] = [*new, {"$patch": "replace"}] if old else new
         elif new is None and old is not None:
