@@ -16,10 +16,11 @@ def endpoint_ip(errors: Errors, path: str, address: str) -> None:
     """An address that a Service may send traffic to: none of the node's own or of the link (ValidateEndpointIP)."""
     parsed = parse_ip(address)
     if parsed is None:
+        errors.append(invalid_value(path, address, "must be a valid IP address"))
         return
     ip = getattr(parsed, "ipv4_mapped", None) or parsed
     if ip.is_unspecified:
-        errors.append(invalid_value(path, address, f"may not be unspecified ({ip})"))
+        errors.append(invalid_value(path, address, f"may not be unspecified ({address})"))
     for attribute, text in _RANGES:
         if getattr(ip, attribute):
             errors.append(invalid_value(path, address, text))

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from kone.registry import (
     admissionregistration,
     apiregistration,
+    apps,
+    batch,
     certificates,
     coordination,
     discovery,
+    events,
     flowcontrol,
     networking,
     node,
@@ -19,19 +22,19 @@ from kone.registry import (
     storage,
     structural,
 )
-from kone.registry.core.configmap import CONFIGMAPS
-from kone.registry.core.pod import PODS
-from kone.registry.core.secret import SECRETS
-from kone.registry.core.service import SERVICES
+from kone.registry.core import resources as core
 from kone.registry.resource import Registry, Resource
 
 _MODULES: Sequence[Sequence[Resource]] = (
-    (PODS, SERVICES, CONFIGMAPS, SECRETS),
     admissionregistration.RESOURCES,
     apiregistration.RESOURCES,
+    apps.RESOURCES,
+    batch.RESOURCES,
     certificates.RESOURCES,
     coordination.RESOURCES,
+    core.RESOURCES,
     discovery.RESOURCES,
+    events.RESOURCES,
     flowcontrol.RESOURCES,
     networking.RESOURCES,
     node.RESOURCES,

@@ -32,7 +32,6 @@ _NODE_PORT_TYPES = ("NodePort", "LoadBalancer")
 class _Service(Strategy):
     name_rule = staticmethod(dns_label)
     create_on_update = True
-    returns_deleted = True
 
     def default(self, obj: Object) -> None:
         spec = obj.setdefault("spec", {})
