@@ -15,6 +15,8 @@ from kone.net.service_map import ServicePort, ServicePortName
 
 log = logging.getLogger(__name__)
 
+TURN = 100  # ports whose rules are made before others have a turn: some 3 ms
+
 
 class IptablesProxier:
     """A Proxier on iptables, legacy or nf_tables. The Firewall, which mends, is started and stopped by its owner."""
@@ -28,6 +30,7 @@ class IptablesProxier:
         self._shared: dict[ChainId, dict[ServicePortName, tuple[str, ...]]] = {}
         self._own: dict[ChainId, tuple[str, ...]] = {}
         self._loopbacks: dict[str, Counter[str]] = {}  # how many ports have that endpoint, by its small network
+        self._leading: frozenset[ChainId] | None = None  # of the chains last written, those that others lead to
         self._first = True
 
     async def start(self) -> None:
@@ -63,13 +66,18 @@ class IptablesProxier:
         await self._firewall.cleanup(self._chains.is_mine)
         for books in (self._served, self._rules, self._shared, self._own, self._loopbacks):
             books.clear()
+        self._leading = None
         self._first = True
 
     async def _bring(self, changed: Mapping[ServicePortName, ServicePort | None]) -> dict[ServicePortName, str]:
         """Write what changed; where the kernel refuses it, its halves, so that one bad port stops no other."""
-        wanted = {
-            name: rules_of(name, port, self._config, self._chains) if port else None for name, port in changed.items()
-        }
+        # In the legacy tables, which are written as a whole, a comment is larger than the rule it is on.
+        remarks = self._firewall.backend == "nft"
+        wanted: dict[ServicePortName, Rules | None] = {}
+        for number, (name, port) in enumerate(changed.items(), 1):
+            wanted[name] = rules_of(name, port, self._config, self._chains, remarks=remarks) if port else None
+            if number % TURN == 0:
+                await asyncio.sleep(0)
         before = {name: self._rules.get(name) for name in wanted}
         touched = self._stage(wanted)
         try:
@@ -127,13 +135,13 @@ class IptablesProxier:
         loopbacks = {chains.by_loopback(network): counts for network, counts in self._loopbacks.items() if counts}
         buckets = [chain for chain, ports in self._shared.items() if ports and chain != chains.reject]
         refused = [line for lines in self._shared.get(chains.reject, {}).values() for line in lines]
-        written: dict[ChainId, Sequence[str]] = {
-            chains.services: chains.services_rules(buckets),
-            chains.node_ports: chains.node_ports_rules(buckets),
-            chains.postrouting: chains.postrouting_rules(),
-            chains.hairpin: chains.hairpin_rules(network for network, counts in self._loopbacks.items() if counts),
-            chains.reject: chains.reject_rules(refused),
-        }
+        written: dict[ChainId, Sequence[str]] = {chains.reject: chains.reject_rules(refused)}
+        leading = frozenset(buckets) | loopbacks.keys()
+        if leading != self._leading:  # the chains that lead to others
+            written[chains.services] = chains.services_rules(buckets)
+            written[chains.node_ports] = chains.node_ports_rules(buckets)
+            written[chains.postrouting] = chains.postrouting_rules()
+            written[chains.hairpin] = chains.hairpin_rules(n for n, counts in self._loopbacks.items() if counts)
         removed = []
         for chain in touched:
             if chain in self._own:
@@ -151,6 +159,7 @@ class IptablesProxier:
             prune=chains.is_mine if self._first else None,
         )
         self._first = False
+        self._leading = leading
 
     async def _forget(self, frontends: Mapping[Address, frozenset[Address]]) -> None:
         if not frontends:

@@ -41,6 +41,7 @@ class RuleConfig:
     cluster_cidrs: Sequence[str]  # pods: their traffic keeps its source address
     service_cidrs: Sequence[str]  # what is sent here and is no Service's is refused
     node_ips: Sequence[str] = ()
+    pod_cidrs: Sequence[str] = ()  # the pods of this node: they can reach themselves; () is all pods
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Chains:
     def __init__(self, config: RuleConfig) -> None:
         self._config = config
         self._names = config.names
+        self._pods = [ipaddress.ip_network(cidr) for cidr in config.pod_cidrs or config.cluster_cidrs]
         self.services = ChainId("nat", self._names.chain("SERVICES"))
         self.node_ports = ChainId("nat", self._names.chain("NODEPORTS"))
         self.postrouting = ChainId("nat", self._names.chain("POSTROUTING"))
@@ -87,6 +89,11 @@ class Chains:
             chain.table == "nat"
             and chain.chain.startswith((self._by_address, self._by_port, self._by_loopback, *self._of_service))
         )
+
+    def is_pod_here(self, ip: str) -> bool:
+        """Whether the address is one of this node's pods'."""
+        address = ipaddress.ip_address(ip)
+        return any(address in network for network in self._pods)
 
     def jumps(self) -> list[Jump]:
         nat = [Jump("nat", builtin, self.services.chain, rank=0) for builtin in ("PREROUTING", "OUTPUT")]
@@ -143,18 +150,26 @@ class Chains:
         return any(":" in cidr for cidr in (*self._config.service_cidrs, *self._config.cluster_cidrs))
 
 
-def rules_of(name: ServicePortName, port: ServicePort, config: RuleConfig, chains: Chains) -> Rules:
-    """The rules of one ServicePort."""
+def rules_of(
+    name: ServicePortName, port: ServicePort, config: RuleConfig, chains: Chains, *, remarks: bool = True
+) -> Rules:
+    """The rules of one ServicePort; `remarks` says in each which Service it is of."""
     shared: dict[ChainId, list[str]] = {}
     own: dict[ChainId, tuple[str, ...]] = {}
     protocol = port.protocol.lower()
-    comment = f'-m comment --comment "{name}"'
+    comment = f' -m comment --comment "{name}"' if remarks else ""
+
+    def bare(ip: str) -> str:
+        return f"-d {whole(ip)} -p {protocol} -m {protocol} --dport {port.port}"
 
     def at(ip: str) -> str:
-        return f"-d {whole(ip)} -p {protocol} -m {protocol} --dport {port.port} {comment}"
+        return f"{bare(ip)}{comment}"
 
     def balance(match: str, endpoints: Sequence[Endpoint]) -> Iterator[str]:
-        return balanced(match, endpoints, port.affinity_s, lambda e: config.names.hashed_chain("REC", f"{name} {e}"))
+        def record(endpoint: Endpoint) -> str:
+            return config.names.hashed_chain("REC", f"{name} {endpoint}")
+
+        return balanced(match, endpoints, port.affinity_s, record, comment)
 
     def own_chain(role: str, rules: Iterable[str]) -> str:
         chain = chains.of_service(role, name)
@@ -173,7 +188,7 @@ def rules_of(name: ServicePortName, port: ServicePort, config: RuleConfig, chain
     if internal_chain:
         capture.append(f"{at(port.cluster_ip)} -j {internal_chain}")
     elif port.internal_endpoints:
-        capture += balance(at(port.cluster_ip), port.internal_endpoints)
+        capture += balance(bare(port.cluster_ip), port.internal_endpoints)
 
     if port.externally_accessible and port.has_endpoints:
         external = own_chain("EXT", _external_rules(port, cluster_chain, local_chain, config))
@@ -186,7 +201,7 @@ def rules_of(name: ServicePortName, port: ServicePort, config: RuleConfig, chain
             shared.setdefault(chains.by_address(ip), []).append(f"{at(ip)} -j {balancer}")
         if port.node_port:
             shared.setdefault(chains.by_node_port(port.node_port), []).append(
-                f"-p {protocol} -m {protocol} --dport {port.node_port} {comment} -j {external}"
+                f"-p {protocol} -m {protocol} --dport {port.node_port}{comment} -j {external}"
             )
 
     refused = list(_refused(port, at, comment))
@@ -195,7 +210,9 @@ def rules_of(name: ServicePortName, port: ServicePort, config: RuleConfig, chain
     return Rules(
         shared={chain: tuple(rules) for chain, rules in shared.items() if rules},
         own=own,
-        loopbacks=frozenset(e.ip for e in (*port.cluster_endpoints, *port.local_endpoints) if e.local),
+        loopbacks=frozenset(
+            e.ip for e in (*port.cluster_endpoints, *port.local_endpoints) if e.local and chains.is_pod_here(e.ip)
+        ),
     )
 
 
@@ -233,7 +250,7 @@ def _refused(port: ServicePort, at: Callable[[str], str], comment: str) -> Itera
             yield f"{at(ip)} -j {target}"
         if port.node_port:
             protocol = port.protocol.lower()
-            match = f"-p {protocol} -m {protocol} --dport {port.node_port} {comment}"
+            match = f"-p {protocol} -m {protocol} --dport {port.node_port}{comment}"
             yield f"-m addrtype --dst-type LOCAL {match} -j {target}"
     elif port.source_ranges:
         for ip in port.load_balancer_ips:
@@ -241,11 +258,11 @@ def _refused(port: ServicePort, at: Callable[[str], str], comment: str) -> Itera
 
 
 def balanced(
-    match: str, endpoints: Sequence[Endpoint], affinity_s: int, record: Callable[[Endpoint], str]
+    match: str, endpoints: Sequence[Endpoint], affinity_s: int, record: Callable[[Endpoint], str], comment: str = ""
 ) -> Iterator[str]:
     """One endpoint of n with equal chance: 1/n, then 1/(n-1) of what is left, …; with affinity the known one first.
 
-    `record` names the kernel's list of an endpoint's clients (xt_recent).
+    `record` names the kernel's list of an endpoint's clients (xt_recent). The comment is the last rule's.
     """
     if affinity_s:
         for endpoint in endpoints:
@@ -253,7 +270,8 @@ def balanced(
     for left, endpoint in zip(range(len(endpoints), 0, -1), endpoints, strict=True):
         chance = f" -m statistic --mode random --probability {1 / left:.10f}" if left > 1 else ""
         note = f" -m recent --name {record(endpoint)} --set" if affinity_s else ""
-        yield f"{match}{chance}{note} {_to(endpoint)}"
+        remark = comment if left == 1 else ""
+        yield f"{match}{chance}{note}{remark} {_to(endpoint)}"
 
 
 def loopback_network(ip: str) -> str:

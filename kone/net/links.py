@@ -214,7 +214,8 @@ class Links:
                     with self._inside(namespace) as inside:
                         if _is_wired(inside, ips):
                             return index
-                    host.link("del", index=index)
+                    with _tolerating(errno.ENODEV):  # its namespace was just going
+                        host.link("del", index=index)
                 host.link(
                     "add",
                     ifname=name,

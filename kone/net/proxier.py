@@ -31,6 +31,7 @@ from kone.net.service_map import (
 log = logging.getLogger(__name__)
 
 SYNC_INTERVAL_S = 0.05
+TURN = 100  # Services that are computed before others have a turn
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0  # kube-proxy's own sync period
 BY_SERVICE = "net.service"
@@ -127,15 +128,17 @@ class ServiceProxy:
                 retry_s = min(retry_s * 2, RETRY_MAX_S)
             self.last_sync_s = self._clock.monotonic() - began
             await self._wake.wait()
-            self._wake.clear()
             # The first change after a pause waits for nothing; the next ones gather.
             if (left := began + SYNC_INTERVAL_S - self._clock.monotonic()) > 0:
                 await self._clock.sleep(left)
 
     async def _sync(self) -> bool:
+        self._wake.clear()
         dirty, self._dirty = self._dirty, set()
-        for key in dirty:
+        for number, key in enumerate(dirty, 1):
             self._compute(key)
+            if number % TURN == 0:
+                await asyncio.sleep(0)
         good = True
         for family, proxier in self._proxiers.items():
             try:

@@ -28,7 +28,7 @@ VIP = "10.96.0.20"
 WEB = ServicePortName("default", "web", "http", "TCP")
 DNS = ServicePortName("default", "dns", "dns", "UDP")
 NETWORK = NetworkConfig(["10.244.0.0/24"], ["10.244.0.0/16"], ["10.96.0.0/16"], ["10.96.0.10"])
-RULES = RuleConfig(NAMES, ["10.244.0.0/16"], ["10.96.0.0/16"], [HOST_IP])
+RULES = RuleConfig(NAMES, ["10.244.0.0/16"], ["10.96.0.0/16"], [HOST_IP], ["10.244.0.0/24"])
 
 
 class Stage:
