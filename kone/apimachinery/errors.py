@@ -171,6 +171,10 @@ _TITLES: Mapping[str, str] = {
 _VALUELESS = {"FieldValueRequired", "FieldValueForbidden", "FieldValueTooLong", "FieldValueTooMany", "InternalError"}
 
 
+OMITTED: Any = object()
+"""The value of an error that does not show it (field.OmitValueType)."""
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
     """One finding about one field (field.Error). `field` is its path, e.g. "spec.containers[0].name"."""
@@ -183,7 +187,7 @@ class FieldError:
     def body(self) -> str:
         """The error without its path: "Invalid value: \\"x\\": must be …"."""
         text = _TITLES[self.kind]
-        if self.kind not in _VALUELESS:
+        if self.kind not in _VALUELESS and self.value is not OMITTED:
             text += f": {go_value(self.value)}"
         return f"{text}: {self.detail}" if self.detail else text
 
