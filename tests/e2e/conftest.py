@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.node_process import BIN, NodeProcess, eventually, run
 
-IMAGE = "kone-test/busybox:1"
+IMAGE = "kone-test/busybox:2"
 INSTANCE = "e2e"
 
 
@@ -25,7 +25,7 @@ def image() -> str:
         shutil.copy("/bin/busybox", f"{folder}/busybox")
         Path(folder, "Dockerfile").write_text(
             "FROM scratch\nCOPY busybox /bin/busybox\n"
-            'RUN ["/bin/busybox", "--install", "/bin"]\nENV PATH=/bin\nCMD ["/bin/sh"]\n'
+            'RUN ["/bin/busybox", "--install", "/bin"]\nRUN ["/bin/mkdir", "/tmp"]\nENV PATH=/bin\nCMD ["/bin/sh"]\n'
         )
         run("docker", "build", "--quiet", "--tag", IMAGE, folder)
     return IMAGE
