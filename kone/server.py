@@ -6,6 +6,7 @@ SIGTERM and SIGINT stop it in stages; SIGHUP reloads certificates and the log le
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import signal
@@ -23,6 +24,10 @@ __all__ = ["StartError", "run"]
 log = logging.getLogger(__name__)
 
 STOP_BUDGET_S = 60.0
+GC_THRESHOLDS = (10_000, 20, 20)
+LARGE_BUFFER_BYTES = 32 << 20
+KEPT_MEMORY_BYTES = 64 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def run(settings: Settings) -> None:
@@ -48,9 +53,7 @@ async def _serve(settings: Settings, began: float) -> None:
     systemd.notify("STATUS=starting")
     await node.start()
     loop.add_signal_handler(signal.SIGHUP, lambda: background.spawn(_reload(node, settings), name="reload"))
-    # What start-up made lives as long as the process: keep the collector from walking it again and again.
-    gc.collect()
-    gc.freeze()
+    _tune_memory()
     took_ms = (time.monotonic() - began) * 1000
     print(f"kone is ready: {node.url} in {took_ms:.0f} ms", flush=True)
     systemd.notify("READY=1", f"STATUS=serving {node.url}")
@@ -61,6 +64,22 @@ async def _serve(settings: Settings, began: float) -> None:
     log.info("stopping")
     await background.cancel()
     await node.stop()
+
+
+def _tune_memory() -> None:
+    """For a process that makes and drops answers of some megabytes, of thousands of objects."""
+    # What start-up made lives as long as the process: keep the collector from walking it again and again. And a list
+    # of a few thousand objects is no reason to look for garbage.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # no glibc: it has its own ways
+        return
+    # By default glibc gives every large buffer back at once; to fault it in again takes longer than to fill it.
+    mallopt(_M_MMAP_THRESHOLD, LARGE_BUFFER_BYTES)
+    mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY_BYTES)
 
 
 async def _reload(node: Node, settings: Settings) -> None:

@@ -12,7 +12,13 @@ from kone.apimachinery.errors import go_quote
 
 def format_time(seconds: float) -> str:
     """Unix seconds as metav1.Time, e.g. "2026-11-25T03:36:32Z"; fractions are cut off as upstream does."""
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _format_second(int(seconds))
+
+
+@lru_cache(maxsize=16)
+def _format_second(second: int) -> str:
+    """Everything that is written within a second says the same."""
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def format_micro_time(seconds: float) -> str:

@@ -4,6 +4,8 @@ system sets. Texts: k8s.io/apiserver, registry/rest and endpoints/handlers.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import Final
 
 import orjson
@@ -25,6 +27,19 @@ SYSTEM_FIELDS: Final = (
     "selfLink",
     "managedFields",
 )
+
+
+def _uids() -> Iterator[str]:
+    """Random UUIDs (version 4), many for each time that the system is asked for randomness: one by one is slow."""
+    while True:
+        pool = os.urandom(16 * 256).hex()
+        for at in range(0, len(pool), 32):
+            text = pool[at : at + 32]
+            variant = "89ab"[int(text[16], 16) & 3]
+            yield f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{variant}{text[17:20]}-{text[20:]}"
+
+
+new_uid: Final = _uids().__next__
 
 
 def ordered(gvk: GVK, obj: Object) -> Object:

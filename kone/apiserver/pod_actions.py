@@ -207,9 +207,27 @@ async def _spend(verbs: Verbs, ctx: RequestContext, namespace: str, pod_name: st
         status = changed["status"]
         status["disruptionsAllowed"] -= 1
         status["disruptedPods"] = {**(status.get("disruptedPods") or {}), pod_name: now}
+        if status["disruptionsAllowed"] == 0:
+            _tell_that_none_is_left(changed, now)
         return changed
 
     await verbs.overwrite(ctx, resource, budget_name, spent, namespace=namespace)
+
+
+def _tell_that_none_is_left(budget: Object, now: str) -> None:
+    """Set the condition DisruptionAllowed in place, so that nobody waits for the controller to read it."""
+    status, before = budget["status"], find_condition(budget, "DisruptionAllowed")
+    was_false = before is not None and before.get("status") == "False"
+    condition = {
+        "type": "DisruptionAllowed",
+        "status": "False",
+        "observedGeneration": status.get("observedGeneration", 0),
+        "lastTransitionTime": before["lastTransitionTime"] if before is not None and was_false else now,
+        "reason": "InsufficientPods",
+        "message": "",
+    }
+    others = [each for each in status.get("conditions") or () if each.get("type") != "DisruptionAllowed"]
+    status["conditions"] = [*others, condition]
 
 
 def check_budget(budget: Object) -> None:

@@ -9,7 +9,6 @@ rule for writes is added here once. Order and texts: k8s.io/apiserver, registry/
 from __future__ import annotations
 
 import random
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -41,6 +40,7 @@ from kone.apiserver.identity import (
     check_version,
     match_name,
     match_namespace,
+    new_uid,
     ordered,
     wipe,
 )
@@ -131,7 +131,7 @@ class Verbs(Reads):
         self, ctx: RequestContext, resource: Resource, strategy: Strategy, obj: Object, namespace: str
     ) -> Answer:
         meta = obj["metadata"]
-        generic.fill_system_fields(obj, uid=str(uuid.uuid4()), creation_timestamp=format_time(self.clock.now()))
+        generic.fill_system_fields(obj, uid=new_uid(), creation_timestamp=format_time(self.clock.now()))
         if meta.get("generateName") and not meta.get("name"):
             meta["name"] = generate_name(meta["generateName"], "".join(random.choices(NAME_ALPHABET, k=5)))
         undo = strategy.begin(obj, None, self._allocators)
