@@ -17,14 +17,19 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kone.aio.tasks import TaskGroup
+from kone.net.conntrack import Address, forget_stale_udp
 from kone.net.firewall import ChainId, Firewall, Jump
 from kone.net.host_ports import HostPortLike, HostPortTable, PodPorts, dnat_rules, host_ports_of, return_rules
 from kone.net.ipam import Ipam
-from kone.net.links import BridgeSpec, Links
+from kone.net.link_watch import watch_link
+from kone.net.links import BridgeSpec, LinkError, Links
 from kone.net.names import Names
 
 log = logging.getLogger(__name__)
 
+SETTLE_S = 0.1  # a loss is usually several notices
+RETRY_S = 2.0
 IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -49,6 +54,10 @@ class BridgeNetwork:
         self._ipam = Ipam(data_dir / "net" / "ipam.json", config.pod_cidrs)
         self._links = Links()
         self._ports = HostPortTable(data_dir / "net" / "host-ports.json")
+        self._mtu = 0
+        self._index = 0
+        self._lost = asyncio.Event()
+        self._tasks = TaskGroup("pod-network")
         self._busy: dict[str, tuple[asyncio.Lock, int]] = {}
 
     @property
@@ -65,8 +74,8 @@ class BridgeNetwork:
         """Make bridge, routes and rules, and take over the addresses that pods of an earlier run have."""
         if IP_FORWARD.read_text().strip() != "1":
             IP_FORWARD.write_text("1")
-        mtu = self._config.mtu or await self._links.uplink_mtu()
-        await self._links.ensure_bridge(self._spec(), mtu)
+        self._mtu = self._config.mtu or await self._links.uplink_mtu()
+        self._index, _ = await self._links.ensure_bridge(self._spec(), self._mtu)
         self._ipam.load()
         self._ports.load()
         known = {self._names.veth(uid) for uid in self._ipam.pods}
@@ -75,10 +84,29 @@ class BridgeNetwork:
             if veth.name not in known and veth.address and self._ipam.adopt(veth.name, [veth.address]):
                 log.warning("pod link %s has address %s, which the file did not know", veth.name, veth.address)
         await self._firewall.apply(self._chains(), jumps=self._jumps())
+        self._tasks.guard(lambda: watch_link(lambda: self._index, self._lost.set), name="bridge-watch")
+        self._tasks.guard(self._mend, name="bridge-mend")
 
     async def stop(self) -> None:
         """Let go; links, addresses and rules stay for the pods that use them."""
+        await self._tasks.cancel()
         await self._links.close()
+
+    async def _mend(self) -> None:
+        """Make the bridge right again when someone else took something from it."""
+        while True:
+            await self._lost.wait()
+            await asyncio.sleep(SETTLE_S)
+            self._lost.clear()
+            try:
+                self._index, done = await self._links.ensure_bridge(self._spec(), self._mtu)
+            except LinkError as error:
+                log.error("the bridge could not be mended, trying again: %s", error)
+                self._lost.set()
+                await asyncio.sleep(RETRY_S)
+                continue
+            if done:
+                log.warning("mended bridge %s: %s", self._names.bridge, ", ".join(done))
 
     async def restore(self, live_pod_uids: set[str]) -> None:
         """Keep what these pods have; free the addresses and links of all others."""
@@ -133,6 +161,21 @@ class BridgeNetwork:
         except BaseException:
             self._ports.put(pod_uid, before)
             raise
+        await self._forget(before, ports)
+
+    async def _forget(self, before: PodPorts | None, now: PodPorts | None) -> None:
+        """UDP flows by these ports are led anew with their next datagram."""
+        frontends: dict[Address, frozenset[Address]] = {}
+        for pod in (before, now):
+            for port in pod[1] if pod else ():
+                if port.protocol == "UDP":
+                    leads_to = [Address(pod[0], port.container_port)] if pod is not None and pod is now else []
+                    frontends[Address(port.host_ip, port.host_port)] = frozenset(leads_to)
+        if frontends:
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, forget_stale_udp, frontends)
+            except OSError as error:
+                log.warning("stale UDP flows of host ports could not be looked for: %s", error)
 
     @contextlib.asynccontextmanager
     async def _alone(self, pod_uid: str) -> AsyncIterator[None]:
@@ -152,7 +195,9 @@ class BridgeNetwork:
     def _spec(self) -> BridgeSpec:
         gateways = [f"{pool.gateway}/{pool.network.prefixlen}" for pool in self._ipam.pools]
         own = [f"{a}/{128 if ':' in a else 32}" for a in self._config.local_addresses]
-        return BridgeSpec(self._names.bridge, gateways, own, list(self._config.service_cidrs))
+        return BridgeSpec(
+            self._names.bridge, gateways, own, list(self._config.service_cidrs), ports=self._names.veth_prefix
+        )
 
     def _chains(self) -> dict[ChainId, Sequence[str]]:
         bridge = self._names.bridge

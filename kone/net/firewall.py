@@ -32,7 +32,8 @@ Result = TypeVar("Result")
 Backend = Literal["nft", "legacy"]
 RESTORE_TIMEOUT_S = 60.0
 SETTLE_S = 0.1  # someone else's change is usually several transactions: look when they are through
-MEND_INTERVAL_S = 0.5  # two programs that both want to be first must not spin
+MEND_INTERVAL_S = 2.0  # two programs that both want to be first must not spin
+MEND_INTERVAL_MAX_S = 30.0
 MADE = {"PREROUTING": "PRE", "INPUT": "IN", "FORWARD": "FWD", "OUTPUT": "OUT", "POSTROUTING": "POST", "": "TABLE"}
 
 
@@ -297,16 +298,19 @@ class Firewall:
             await watch_legacy(self._changes, self._shapes)
 
     async def _mend_loop(self) -> None:
+        interval_s = MEND_INTERVAL_S
         while True:
             await self._changes.wait()
             await asyncio.sleep(SETTLE_S)
             self._changes.clear()
             try:
                 await self.verify()
+                interval_s = MEND_INTERVAL_S
             except FirewallError as error:
                 log.error("rules that someone else changed could not be mended, trying again: %s", error)
                 self._changes.set()
-            await asyncio.sleep(MEND_INTERVAL_S)
+                interval_s = min(interval_s * 2, MEND_INTERVAL_MAX_S)
+            await asyncio.sleep(interval_s)
 
     # In the thread
 

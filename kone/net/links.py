@@ -30,7 +30,11 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 CLONE_NEWNET = 0x40000000
+IFF_UP = 1
 RT_SCOPE_LINK = 253
+RT_TABLE_MAIN = 254
+RTPROT_STATIC = 4
+HAIRPIN = 1
 DEFAULT_MTU = 1500
 POD_LINK = "eth0"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,6 +61,7 @@ class BridgeSpec:
     gateways: Sequence[str]  # e.g. 10.244.0.1/24: the pods' way out
     addresses: Sequence[str] = ()  # further ones, e.g. 10.96.0.10/32 for cluster DNS
     routes: Sequence[str] = ()  # ranges that lead here, e.g. 10.96.0.0/16: Services are reached without a default route
+    ports: str = ""  # links whose names begin so are the bridge's
 
 
 class Links:
@@ -78,8 +83,8 @@ class Links:
         """The MTU of the link that the default route leads to; 1500 where there is none."""
         return await self._run(self._uplink_mtu)
 
-    async def ensure_bridge(self, spec: BridgeSpec, mtu: int) -> bool:
-        """Make the bridge what `spec` says; True where something had to be changed. Raises LinkError."""
+    async def ensure_bridge(self, spec: BridgeSpec, mtu: int) -> tuple[int, list[str]]:
+        """Make the bridge what `spec` says; its index, and what had to be done, in words. Raises LinkError."""
         return await self._run(lambda: self._ensure_bridge(spec, mtu))
 
     async def veths(self, bridge: str, prefix: str) -> list[Veth]:
@@ -147,37 +152,29 @@ class Links:
                 return int(links[0].get("mtu") or DEFAULT_MTU)
         return DEFAULT_MTU
 
-    def _ensure_bridge(self, spec: BridgeSpec, mtu: int) -> bool:
+    def _ensure_bridge(self, spec: BridgeSpec, mtu: int) -> tuple[int, list[str]]:
         host = self._open()
-        changed = False
+        done: list[str] = []
         with _refusal(f"making bridge {spec.name}"):
             index = _index(host, spec.name)
             if index is None:
                 host.link("add", ifname=spec.name, kind="bridge", mtu=mtu, address=_mac(0x0A, spec.gateways[0]))
                 index = _index(host, spec.name)
-                changed = True
+                done.append("made it")
+            assert index is not None
             (link,) = host.get_links(index)
             if link.get("mtu") != mtu:
                 host.link("set", index=index, mtu=mtu)
-            if not link["flags"] & 1:  # IFF_UP
+            if not link["flags"] & IFF_UP:
                 host.link("set", index=index, state="up")
-                changed = True
-            present = {f"{a.get('address')}/{a['prefixlen']}" for a in host.get_addr(index=index)}
-            for cidr in [*spec.gateways, *spec.addresses]:
-                if cidr not in present:
-                    address, _, length = cidr.partition("/")
-                    host.addr("add", index=index, address=address, prefixlen=int(length))
-                    changed = True
-            for cidr in spec.routes:
-                network = ipaddress.ip_network(cidr)
-                family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
-                present_routes = {
-                    (r.get("dst"), r["dst_len"]) for r in host.get_routes(family=family, oif=index, table=254)
-                }
-                if (str(network.network_address), network.prefixlen) not in present_routes:
-                    with _tolerating(errno.EEXIST):  # the host leads the range elsewhere: that is its say
-                        host.route("add", dst=cidr, oif=index, scope=RT_SCOPE_LINK, family=family)
-                        changed = True
+                done.append("set it up")
+            for port in host.get_links():
+                if spec.ports and str(port.get("ifname")).startswith(spec.ports) and port.get("master") != index:
+                    host.link("set", index=port["index"], master=index)
+                    host.brport("set", index=port["index"], mode=HAIRPIN)
+                    done.append(f"took back {port.get('ifname')}")
+            done += _ensure_addresses(host, index, [*spec.gateways, *spec.addresses])
+            done += _ensure_routes(host, index, spec.routes)
         # So that a NodePort or hostPort answers on 127.0.0.1: the address may then be rewritten on its way here.
         _set(spec.name, "route_localnet", 1)
         # A packet from pod to pod goes out where it came in. The kernel would tell the sender of a shorter way, which
@@ -185,7 +182,7 @@ class Links:
         # link's own, which is 1 unless somebody said otherwise: other links go on as before.
         _set(spec.name, "send_redirects", 0)
         _set("all", "send_redirects", 0)
-        return changed
+        return index, done
 
     def _veths(self, bridge: str, prefix: str) -> list[Veth]:
         host = self._open()
@@ -206,6 +203,8 @@ class Links:
         except OSError as error:
             raise LinkError(f"opening network namespace {netns}: {error.strerror}") from error
         try:
+            if os.fstat(namespace).st_ino == os.stat("/proc/thread-self/ns/net").st_ino:
+                raise LinkError(f"network namespace {netns} is the host's own: it is no pod's")
             with _refusal(f"wiring {netns} to {bridge}"):
                 master = _index(host, bridge)
                 (bridge_link,) = host.get_links(master)
@@ -233,7 +232,7 @@ class Links:
                 )
                 index = _index(host, name)
                 # Where br_netfilter is loaded the bridge itself sends on what a rule led back to the pod it came from.
-                host.brport("set", index=index, mode=1)
+                host.brport("set", index=index, mode=HAIRPIN)
                 with self._inside(namespace) as inside:
                     _wire(inside, ips, gateways)
                 assert index is not None
@@ -273,6 +272,46 @@ def _index(route: Any, name: str) -> int | None:
     return int(found[0]) if found else None
 
 
+def _ensure_addresses(host: Any, index: int, wanted: Sequence[str]) -> list[str]:
+    """Exactly these addresses (IPv6's own link-local ones aside); what had to be done."""
+    done = []
+    present = {f"{a.get('address')}/{a['prefixlen']}" for a in host.get_addr(index=index)}
+    for cidr in wanted:
+        if cidr not in present:
+            address, _, length = cidr.partition("/")
+            host.addr("add", index=index, address=address, prefixlen=int(length))
+            done.append(f"gave it {cidr}")
+    for cidr in present.difference(wanted):
+        # Of an earlier run with other ranges: an address of the node's that others believe to be elsewhere.
+        if not cidr.startswith("fe80:"):
+            address, _, length = cidr.partition("/")
+            host.addr("del", index=index, address=address, prefixlen=int(length))
+            done.append(f"took {cidr} from it")
+    return done
+
+
+def _ensure_routes(host: Any, index: int, wanted: Sequence[str]) -> list[str]:
+    """Exactly these ranges lead to the link, beside what the kernel made of its addresses; what had to be done."""
+    done = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        version = 4 if family == socket.AF_INET else 6
+        mine = [cidr for cidr in wanted if ipaddress.ip_network(cidr).version == version]
+        present = {
+            f"{route.get('dst')}/{route['dst_len']}"
+            for route in host.get_routes(family=family, oif=index, table=RT_TABLE_MAIN)
+            if route["proto"] == RTPROT_STATIC
+        }
+        for cidr in mine:
+            if cidr not in present:
+                with _tolerating(errno.EEXIST):  # the host leads the range elsewhere: that is its say
+                    host.route("add", dst=cidr, oif=index, scope=RT_SCOPE_LINK, family=family)
+                    done.append(f"led {cidr} to it")
+        for cidr in present.difference(mine):
+            host.route("del", dst=cidr, oif=index, scope=RT_SCOPE_LINK, family=family)
+            done.append(f"led {cidr} away")
+    return done
+
+
 def _is_wired(inside: Any, ips: Sequence[str]) -> bool:
     """Whether the namespace has its link, up, with these addresses and a way out."""
     index = _index(inside, POD_LINK)
@@ -281,7 +320,7 @@ def _is_wired(inside: Any, ips: Sequence[str]) -> bool:
     (link,) = inside.get_links(index)
     present = {str(a.get("address")) for a in inside.get_addr(index=index)}
     ways = [route for route in inside.get_default_routes() if route.get("oif") == index]
-    return bool(link["flags"] & 1) and present.issuperset(ips) and len(ways) >= len(ips)
+    return bool(link["flags"] & IFF_UP) and present.issuperset(ips) and len(ways) >= len(ips)
 
 
 def _wire(inside: Any, ips: Sequence[str], gateways: Sequence[str]) -> None:

@@ -142,6 +142,14 @@ async def test_a_pod_reaches_itself_through_its_service(stage: Stage) -> None:
     assert await stage.ask(VIP, 80, path=stage.pods["a"]) == "a"
 
 
+async def test_it_does_not_depend_on_br_netfilter(stage: Stage) -> None:
+    Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text("0")
+    a = await stage.backend_pod("a")
+    await stage.proxier.sync({WEB: web(a)})
+    assert await stage.peer(VIP, 80) == stage.client_ip
+    assert await stage.ask(VIP, 80, path=stage.pods["a"]) == "a"
+
+
 async def test_the_host_without_a_default_route_reaches_services(stage: Stage) -> None:
     a = await stage.backend_pod("a")
     await stage.proxier.sync({WEB: web(a)})

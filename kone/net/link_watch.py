@@ -1,0 +1,68 @@
+"""Noticing that someone else took the bridge, its addresses or its routes away, by netlink's own notices.
+
+Only what concerns the bridge and is a loss is passed on: pods that come and go wake nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from collections.abc import Callable
+
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
+RTM_NEWLINK, RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE = 16, 17, 21, 25
+RTA_OIF = 4
+IFF_UP = 1
+
+
+def is_loss(message: bytes, index: int) -> bool:
+    """Whether a message of rtnetlink says that link `index` is gone, down, or lost an address or a route."""
+    _, kind = struct.unpack_from("IH", message)
+    if kind in (RTM_NEWLINK, RTM_DELLINK):
+        link, flags = struct.unpack_from("iI", message, 20)
+        return link == index and (kind == RTM_DELLINK or not flags & IFF_UP)
+    if kind == RTM_DELADDR:
+        return bool(struct.unpack_from("I", message, 20)[0] == index)
+    if kind == RTM_DELROUTE:
+        offset = 28
+        while offset + 8 <= len(message):
+            length, attribute = struct.unpack_from("HH", message, offset)
+            if attribute == RTA_OIF:
+                return bool(struct.unpack_from("i", message, offset + 4)[0] == index)
+            offset += max(4, (length + 3) & ~3)
+    return False
+
+
+async def watch_link(index: Callable[[], int], lost: Callable[[], None]) -> None:
+    """Run for ever, calling `lost` when the link with that index lost something."""
+    loop = asyncio.get_running_loop()
+    broken: asyncio.Future[None] = loop.create_future()
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    with socket.socket(socket.AF_NETLINK, kind, 0) as events:
+        events.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE))
+
+        def read() -> None:
+            try:
+                while True:
+                    data = events.recv(65536)
+                    offset = 0
+                    while offset + 16 <= len(data):
+                        (length,) = struct.unpack_from("I", data, offset)
+                        if is_loss(data[offset : offset + length], index()):
+                            lost()
+                        offset += max(16, (length + 3) & ~3)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:  # some were lost: one may have been ours
+                    lost()
+                elif not broken.done():
+                    broken.set_exception(error)
+
+        loop.add_reader(events, read)
+        try:
+            await broken
+        finally:
+            loop.remove_reader(events)
