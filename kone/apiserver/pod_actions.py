@@ -118,7 +118,7 @@ def set_condition(status: Object, condition: Object, now: float) -> None:
         if present.get("type") == condition["type"]:
             if present.get("status") == condition["status"] and "lastTransitionTime" in present:
                 stamped["lastTransitionTime"] = present["lastTransitionTime"]
-            conditions[i] = {**present, **stamped}
+            conditions[i] = stamped
             return
     conditions.append(stamped)
 

@@ -64,7 +64,9 @@ class Happened(Flag):
     SELF_GATES = auto()
     SELF_SCALED_DOWN = auto()
     NAMESPACE_LABELS = auto()
-    VOLUMES = auto()  # a claim, volume or storage class
+    CLAIM = auto()  # a persistent volume claim is new or has changed
+    VOLUME = auto()  # a persistent volume
+    STORAGE_CLASS = auto()
 
     NODE = NODE_ADDED | NODE_ALLOCATABLE | NODE_LABELS | NODE_TAINTS
     POD = POD_ADDED | POD_LABELS | POD_SCALED_DOWN | POD_GONE

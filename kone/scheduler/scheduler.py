@@ -14,7 +14,16 @@ from typing import Any, Literal, Protocol
 from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import NAMESPACES, NODES, PODDISRUPTIONBUDGETS, PODS
+from kone.apimachinery.kinds import (
+    GVR,
+    NAMESPACES,
+    NODES,
+    PERSISTENTVOLUMECLAIMS,
+    PERSISTENTVOLUMES,
+    PODDISRUPTIONBUDGETS,
+    PODS,
+    STORAGECLASSES,
+)
 from kone.apimachinery.objects import (
     Object,
     dig,
@@ -22,6 +31,7 @@ from kone.apimachinery.objects import (
     generation_of,
     is_deleting,
     is_pod_terminal,
+    key_of,
     labels_of,
     name_of,
     namespace_of,
@@ -29,18 +39,21 @@ from kone.apimachinery.objects import (
 )
 from kone.apimachinery.pod_resources import pod_requests
 from kone.apimachinery.timestamps import format_time
-from kone.client.client import Client, EventType, Unsubscribe
+from kone.client.client import Client, EventType, Handler, Unsubscribe
 from kone.scheduler.framework import ClusterEvent, Framework, Happened, NoFit, Nominator, Placement
 from kone.scheduler.plugins import DEFAULT
 from kone.scheduler.plugins.default_preemption import DefaultPreemption
+from kone.scheduler.plugins.volume_binding import VolumeBinding
 from kone.scheduler.preemption import Victims, preempt
 from kone.scheduler.queue import QueuedPod, SchedulingQueue
 from kone.scheduler.snapshot import Cluster, PodInfo
+from kone.scheduler.volume_binder import VolumeBinder
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SCHEDULER = "default-scheduler"
 NO_NODES = "no nodes available to schedule pods"
+NOT_TRIED = "not found"  # what upstream says of preemption where no node was looked at
 NOTE_MAX = 1024  # of an event's message
 UNSCHEDULABLE, SCHEDULER_ERROR = "Unschedulable", "SchedulerError"
 
@@ -71,7 +84,9 @@ class Scheduler:
         self._cluster = Cluster()
         self._nominator = Nominator()
         self._preemption = DefaultPreemption(self._cluster)
-        plugins = [*(plugin(self._cluster) for plugin in DEFAULT), self._preemption]
+        self._volumes = VolumeBinder(self._cluster, client, clock)
+        pure = (self._volumes if plugin is VolumeBinding else plugin(self._cluster) for plugin in DEFAULT)
+        plugins = [*pure, self._preemption]
         self._framework = Framework(self._cluster, plugins, self._nominator)
         self._queue = SchedulingQueue(self._framework, clock)
         self._tasks = TaskGroup("scheduler")
@@ -79,14 +94,20 @@ class Scheduler:
 
     async def start(self) -> None:
         """Read the cluster, then schedule until `stop`."""
-        informers = [self._client.informer(r) for r in (NODES, NAMESPACES, PODDISRUPTIONBUDGETS, PODS)]
-        for informer in informers:
+        # Pods come last: the first one that waits shall see all the rest.
+        handlers: dict[GVR, Handler] = {
+            NODES: self._on_node,
+            NAMESPACES: self._on_namespace,
+            PODDISRUPTIONBUDGETS: self._on_budget,
+            STORAGECLASSES: self._on_storage_class,
+            PERSISTENTVOLUMES: self._on_volume,
+            PERSISTENTVOLUMECLAIMS: self._on_claim,
+            PODS: self._on_pod,
+        }
+        informers = {resource: self._client.informer(resource) for resource in handlers}
+        for informer in informers.values():
             await informer.wait_synced()
-        # Pods come last: the first one that waits shall see every node and every pod that is bound.
-        handlers = (self._on_node, self._on_namespace, self._on_budget, self._on_pod)
-        self._subscriptions = [
-            informer.subscribe(handler) for informer, handler in zip(informers, handlers, strict=True)
-        ]
+        self._subscriptions = [informers[resource].subscribe(handler) for resource, handler in handlers.items()]
         self._queue.start()
         self._tasks.guard(self._run, name="scheduler")
 
@@ -136,6 +157,11 @@ class Scheduler:
 
     def _no_fit(self, queued: QueuedPod, failure: NoFit) -> None:
         pod = queued.info
+        if failure.diagnosis.pre_filter_message:
+            failure.diagnosis.post_filter_message = NOT_TRIED
+            self._queue.requeue(queued, failure.diagnosis.plugins)
+            self._report_failure(pod, UNSCHEDULABLE, failure.diagnosis.message(failure.node_count))
+            return
         outcome = preempt(self._framework, pod, failure)
         failure.diagnosis.post_filter_message = outcome.message
         message = failure.diagnosis.message(failure.node_count)
@@ -158,7 +184,7 @@ class Scheduler:
         try:
             for plugin in self._framework.at("pre_bind"):
                 if (status := await plugin.pre_bind(placement.state, pod, node)) is not None:
-                    raise BindError(status.message)
+                    raise PreBindError(f'running PreBind plugin "{plugin.name}": {status.message}')
             binding: Object = {
                 "apiVersion": "v1",
                 "kind": "Binding",
@@ -166,7 +192,7 @@ class Scheduler:
                 "target": {"kind": "Node", "name": node.name},
             }
             await self._client.create(PODS, binding, namespace=pod.namespace, subresource="binding", name=pod.name)
-        except (StatusError, OSError, BindError) as error:
+        except (StatusError, OSError, PreBindError) as error:
             self._binding_failed(queued, pod, placement, error)
             return
         self._queue.remove(pod.uid)
@@ -176,7 +202,7 @@ class Scheduler:
             await plugin.post_bind(placement.state, pod, node)
 
     def _binding_failed(
-        self, queued: QueuedPod, pod: PodInfo, placement: Placement, error: StatusError | OSError | BindError
+        self, queued: QueuedPod, pod: PodInfo, placement: Placement, error: StatusError | OSError | PreBindError
     ) -> None:
         self._framework.unreserve(placement.state, pod, placement.node)
         if not self._cluster.is_assumed(pod.uid):
@@ -188,7 +214,8 @@ class Scheduler:
             return
         log.warning("binding failed: pod=%s/%s node=%s error=%s", pod.namespace, pod.name, placement.node.name, error)
         self._queue.requeue(queued, (), is_error=True)
-        self._report_failure(queued.info, SCHEDULER_ERROR, f"binding rejected: running Bind plugin: {error}")
+        why = str(error) if isinstance(error, PreBindError) else f'running Bind plugin "DefaultBinder": {error}'
+        self._report_failure(queued.info, SCHEDULER_ERROR, why)
 
     def _report_failure(self, pod: PodInfo, reason: str, message: str, nominated: str | None = None) -> None:
         """Tell users why the pod waits; `nominated` is the node promised to it, "" none any more, None unchanged."""
@@ -273,11 +300,33 @@ class Scheduler:
             self._queue.move(ClusterEvent(Happened.NAMESPACE_LABELS, old, namespace))
 
     def _on_budget(self, kind: EventType, budget: Object, _old: Object | None) -> None:
-        key = (namespace_of(budget), name_of(budget))
         if kind == "DELETED":
-            self._cluster.budgets.pop(key, None)
+            self._cluster.budgets.pop(key_of(budget), None)
         else:
-            self._cluster.budgets[key] = budget
+            self._cluster.budgets[key_of(budget)] = budget
+
+    def _on_storage_class(self, kind: EventType, storage_class: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.storage_classes.pop(name_of(storage_class), None)
+        else:
+            self._cluster.storage_classes[name_of(storage_class)] = storage_class
+            self._queue.move(ClusterEvent(Happened.STORAGE_CLASS, old, storage_class))
+
+    def _on_volume(self, kind: EventType, volume: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.volumes.pop(name_of(volume), None)
+        else:
+            self._cluster.volumes[name_of(volume)] = volume
+            self._queue.move(ClusterEvent(Happened.VOLUME, old, volume))
+        self._volumes.changed()
+
+    def _on_claim(self, kind: EventType, claim: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.claims.pop(key_of(claim), None)
+        else:
+            self._cluster.claims[key_of(claim)] = claim
+            self._queue.move(ClusterEvent(Happened.CLAIM, old, claim))
+        self._volumes.changed()
 
     def _on_node(self, kind: EventType, node: Object, old: Object | None) -> None:
         if kind == "DELETED":
@@ -293,6 +342,8 @@ class Scheduler:
 
     def _on_pod(self, kind: EventType, pod: Object, old: Object | None) -> None:
         uid = uid_of(pod)
+        if kind == "DELETED":
+            self._volumes.changed()
         known = self._cluster.pod(uid)
         if kind != "DELETED" and is_bound(pod):
             was_waiting = known is None or self._cluster.is_assumed(uid)
@@ -330,8 +381,8 @@ class Scheduler:
             self._queue.move(ClusterEvent(Happened.POD_GONE, pod, None))
 
 
-class BindError(Exception):
-    """A plugin refused the binding in the last moment."""
+class PreBindError(Exception):
+    """What had to come before the binding has failed."""
 
 
 def _not_scheduled(reason: str, message: str) -> Object:

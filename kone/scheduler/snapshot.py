@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from kone.apimachinery.objects import Object, dig, labels_of, name_of, namespace_of, replace_in, uid_of
+from kone.apimachinery.objects import Key, Object, dig, labels_of, name_of, namespace_of, replace_in, uid_of
+from kone.apimachinery.pod_references import claim_names
 from kone.apimachinery.pod_resources import Amounts, amounts, pod_requests
 from kone.apimachinery.selectors import LabelSelector, from_label_selector, make_requirement
 
@@ -104,6 +105,14 @@ class PodInfo:
             for port in container.get("ports") or ()
             if port.get("hostPort")
         )
+
+    @cached_property
+    def claims(self) -> frozenset[str]:
+        """The names of the persistent volume claims it uses."""
+        return frozenset(claim_names(self.pod))
+
+    def uses_claim(self, claim: Object | None) -> bool:
+        return claim is not None and namespace_of(claim) == self.namespace and name_of(claim) in self.claims
 
     @cached_property
     def affinity_terms(self) -> tuple[AffinityTerm, ...]:
@@ -277,7 +286,10 @@ class Cluster:
         self._assumed: set[str] = set()
         self._ready: list[NodeInfo] | None = None
         self.namespaces: dict[str, Mapping[str, str]] = {}  # labels by namespace
-        self.budgets: dict[tuple[str, str], Object] = {}  # PodDisruptionBudgets by namespace and name
+        self.budgets: dict[Key, Object] = {}  # PodDisruptionBudgets
+        self.claims: dict[Key, Object] = {}  # PersistentVolumeClaims
+        self.volumes: dict[str, Object] = {}  # PersistentVolumes
+        self.storage_classes: dict[str, Object] = {}
 
     def nodes(self) -> list[NodeInfo]:
         """The nodes that are there, by name."""

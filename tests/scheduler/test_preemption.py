@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from kone.apimachinery.objects import Object
+from kone.apimachinery.objects import Key, Object
 from kone.scheduler.preemption import Preemption, preempt
 from kone.scheduler.snapshot import PodInfo
 from tests.scheduler.support import World, node, pod
@@ -19,11 +21,11 @@ def names(found: Preemption) -> tuple[str, list[str]]:
     return found.victims.node.name, [victim.name for victim in found.victims.pods]
 
 
-def low(name: str, on: str, cpu: str = "1", priority: int = 1, **more: str) -> Object:
+def low(name: str, on: str, cpu: str = "1", priority: int = 1, **more: Any) -> Object:
     return pod(name, on=on, requests={"cpu": cpu}, priority=priority, **more)
 
 
-def high(cpu: str = "1", **more: object) -> Object:
+def high(cpu: str = "1", **more: Any) -> Object:
     return pod("high", requests={"cpu": cpu}, priority=100, **more)
 
 
@@ -69,7 +71,7 @@ def test_a_disruption_budget_is_kept_where_it_can_be() -> None:
     world = World(node("a", cpu="1"), node("b", cpu="1")).run(
         low("a1", "a", priority=1, labels={"app": "db"}), low("b1", "b", priority=50)
     )
-    world.cluster.budgets["ns", "db"] = {
+    world.cluster.budgets[Key("ns", "db")] = {
         "metadata": {"name": "db", "namespace": "ns"},
         "spec": {"selector": {"matchLabels": {"app": "db"}}},
         "status": {"disruptionsAllowed": 0},

@@ -28,7 +28,7 @@ class Queue:
         return [queued.info.name for queued in await self.pop_all()]
 
     async def pop_all(self) -> list[QueuedPod]:
-        found = []
+        found: list[QueuedPod] = []
         while True:
             popping = asyncio.ensure_future(self.queue.pop())
             await settle()

@@ -14,6 +14,8 @@ from kone.scheduler.plugins.node_unschedulable import NodeUnschedulable
 from kone.scheduler.plugins.pod_topology_spread import PodTopologySpread
 from kone.scheduler.plugins.scheduling_gates import SchedulingGates
 from kone.scheduler.plugins.taint_toleration import TaintToleration
+from kone.scheduler.plugins.volume_binding import VolumeBinding
+from kone.scheduler.plugins.volume_restrictions import VolumeRestrictions
 
 DEFAULT: tuple[type[Plugin], ...] = (
     SchedulingGates,
@@ -23,6 +25,8 @@ DEFAULT: tuple[type[Plugin], ...] = (
     NodeAffinity,
     NodePorts,
     NodeResourcesFit,
+    VolumeRestrictions,
+    VolumeBinding,
     PodTopologySpread,
     InterPodAffinity,
     NodeResourcesBalancedAllocation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kone.apimachinery.node_selectors import matches, matches_term
 from kone.apimachinery.objects import Object, dig, labels_of, name_of
 from kone.scheduler.framework import (
     SKIP,
@@ -52,7 +53,7 @@ class NodeAffinity(Plugin):
         return sum(
             int(term.get("weight") or 0)
             for term in _preferred(pod)
-            if node.node is not None and _matches_term(term.get("preference") or {}, node.node)
+            if matches_term(term.get("preference") or {}, node.labels, node.name)
         )
 
     def normalize(self, state: CycleState, pod: PodInfo, scores: dict[str, int]) -> None:
@@ -65,7 +66,7 @@ def matches_required(pod: PodInfo, node: Object) -> bool:
     if any(labels.get(key) != value for key, value in (pod.spec.get("nodeSelector") or {}).items()):
         return False
     required = _required(pod)
-    return required is None or any(_matches_term(term, node) for term in required.get("nodeSelectorTerms") or ())
+    return required is None or matches(required, labels, name_of(node))
 
 
 def _required(pod: PodInfo) -> Object | None:
@@ -78,41 +79,6 @@ def _preferred(pod: PodInfo) -> Sequence[Object]:
         pod.spec, "affinity", "nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution", default=()
     )
     return found
-
-
-def _matches_term(term: Mapping[str, Any], node: Object) -> bool:
-    """A term without any requirement matches nothing."""
-    expressions, fields = term.get("matchExpressions") or (), term.get("matchFields") or ()
-    if not expressions and not fields:
-        return False
-    return all(_meets(requirement, labels_of(node)) for requirement in expressions) and all(
-        _meets(requirement, {"metadata.name": name_of(node)}) for requirement in fields
-    )
-
-
-def _meets(requirement: Mapping[str, Any], values: Mapping[str, str]) -> bool:
-    value = values.get(requirement.get("key", ""))
-    wanted: Sequence[str] = requirement.get("values") or []
-    operator = requirement.get("operator")
-    if operator == "In":
-        return value in wanted
-    if operator == "NotIn":
-        return value not in wanted
-    if operator == "Exists":
-        return value is not None
-    if operator == "DoesNotExist":
-        return value is None
-    number, bound = _integer(value), _integer(wanted[0] if len(wanted) == 1 else None)
-    if number is None or bound is None:
-        return False
-    return number > bound if operator == "Gt" else operator == "Lt" and number < bound
-
-
-def _integer(text: str | None) -> int | None:
-    try:
-        return int(text) if text is not None else None
-    except ValueError:
-        return None
 
 
 def _named_nodes(terms: Iterable[Mapping[str, Any]]) -> set[str] | None:

@@ -1,0 +1,284 @@
+"""Pods and the volumes they claim: where they can go, why they wait, and what is told to the API before they go."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from kone.aio.clock import FakeClock, settle
+from kone.apimachinery.kinds import (
+    NODES,
+    PERSISTENTVOLUMECLAIMS,
+    PERSISTENTVOLUMES,
+    PODS,
+    STORAGECLASSES,
+)
+from kone.apimachinery.objects import Object, annotations_of, dig, find_condition, replace_in
+from kone.apimachinery.volume_claims import BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE
+from kone.client.events import EventRecorder
+from kone.scheduler.scheduler import Scheduler
+from kone.scheduler.volume_binder import TIMEOUT_S
+from tests.fakes import FakeClient
+from tests.scheduler.support import node, pod
+
+
+def claim(name: str = "data", *, on: str = "", size: str = "1Gi", class_name: str = "late", **spec: Any) -> Object:
+    meta: Object = {"name": name, "namespace": "ns", "uid": f"uid-{name}"}
+    spec = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": size}},
+        "storageClassName": class_name,
+        **spec,
+    }
+    if on:
+        meta["annotations"] = {BIND_COMPLETED: "yes"}
+        spec["volumeName"] = on
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec, "status": {}}
+
+
+def volume(name: str, *, node_name: str = "", size: str = "1Gi", class_name: str = "late", **spec: Any) -> Object:
+    spec = {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": size}, "storageClassName": class_name, **spec}
+    if node_name:
+        wanted = {"key": "kubernetes.io/hostname", "operator": "In", "values": [node_name]}
+        spec["nodeAffinity"] = {"required": {"nodeSelectorTerms": [{"matchExpressions": [wanted]}]}}
+    meta = {"name": name, "uid": f"uid-{name}"}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": meta,
+        "spec": spec,
+        "status": {"phase": "Available"},
+    }
+
+
+def storage_class(
+    name: str = "late", provisioner: str = "kubernetes.io/no-provisioner", mode: str = "WaitForFirstConsumer"
+) -> Object:
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": name},
+        "provisioner": provisioner,
+        "volumeBindingMode": mode,
+    }
+
+
+class World:
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.client = FakeClient(self.clock)
+        self.recorder = EventRecorder(self.client, "default-scheduler", clock=self.clock)
+        self.scheduler = Scheduler(self.client, self.recorder, self.clock)
+        self.client.put(STORAGECLASSES, storage_class())
+
+    def put(self, *objects: Object) -> None:
+        kinds = {"PersistentVolumeClaim": PERSISTENTVOLUMECLAIMS, "PersistentVolume": PERSISTENTVOLUMES}
+        for obj in objects:
+            self.client.put(kinds.get(obj["kind"], NODES), obj)
+
+    def pod(self, name: str = "p", claims: tuple[str, ...] = ("data",), **spec: Any) -> Object:
+        volumes = [{"name": c, "persistentVolumeClaim": {"claimName": c}} for c in claims]
+        return self.client.put(PODS, pod(name, volumes=volumes, **spec))
+
+    async def settle(self) -> None:
+        await settle()
+        await self.clock.advance(0.1)
+
+    def where(self, made: Object) -> str:
+        return str(dig(self.client.look(PODS, made), "spec", "nodeName", default=""))
+
+    def why(self, made: Object) -> str:
+        return str((find_condition(self.client.look(PODS, made), "PodScheduled") or {}).get("message", ""))
+
+    def claim(self, name: str = "data") -> Object:
+        return self.client.look(PERSISTENTVOLUMECLAIMS, claim(name))
+
+    def volume(self, name: str) -> Object:
+        return self.client.look(PERSISTENTVOLUMES, volume(name))
+
+    def bind(self, name: str, to: str) -> None:
+        """What the volume controller does in the end."""
+        made = replace_in(self.claim(name), ("spec", "volumeName"), to)
+        annotations = {**annotations_of(made), BIND_COMPLETED: "yes"}
+        self.client.overwrite(PERSISTENTVOLUMECLAIMS, replace_in(made, ("metadata", "annotations"), annotations))
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    yield made
+    await made.scheduler.stop()
+    await made.recorder.stop()
+
+
+async def test_a_claim_that_is_not_there_keeps_the_pod_until_it_is(world: World) -> None:
+    world.put(node("n1"), volume("v", class_name="slow"))
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    assert world.why(made) == '0/1 nodes are available: persistentvolumeclaim "data" not found. not found'
+    world.put(claim(on="v", class_name="slow"))
+    await world.settle()
+    assert world.where(made) == "n1"
+
+
+async def test_claims_that_are_bound_at_once_are_waited_for(world: World) -> None:
+    world.put(node("n1"), volume("v"), claim(class_name=""))
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    assert world.why(made) == "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found"
+    world.bind("data", "v")
+    await world.settle()
+    assert world.where(made) == "n1"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            {"status": {"phase": "Lost"}},
+            'persistentvolumeclaim "data" bound to non-existent persistentvolume "v"',
+        ),
+        (
+            {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["kubernetes.io/pvc-protection"]}},
+            'persistentvolumeclaim "data" is being deleted',
+        ),
+    ],
+)
+async def test_a_claim_of_no_use(world: World, change: Object, why: str) -> None:
+    useless = claim(on="v")
+    world.put(node("n1"), {**useless, **change, "metadata": {**useless["metadata"], **change.get("metadata", {})}})
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    assert world.why(made) == f"0/1 nodes are available: {why}. not found"
+
+
+async def test_an_ephemeral_volume_needs_its_own_claim(world: World) -> None:
+    world.put(node("n1"))
+    await world.scheduler.start()
+    made = world.client.put(PODS, pod("p", volumes=[{"name": "tmp", "ephemeral": {}}]))
+    await world.settle()
+    waiting = 'waiting for ephemeral volume controller to create the persistentvolumeclaim "p-tmp"'
+    assert world.why(made) == f"0/1 nodes are available: {waiting}. not found"
+    world.put(claim("p-tmp"))
+    await world.settle()
+    stranger = "PVC ns/p-tmp was not created for pod ns/p (pod is not owner)"
+    assert world.why(made) == f"0/1 nodes are available: {stranger}. not found"
+
+
+async def test_a_pod_goes_where_its_volume_is(world: World) -> None:
+    world.put(node("n1"), node("n2"), volume("v", node_name="n2"), claim(on="v"))
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    assert world.where(made) == "n2"
+
+
+async def test_a_volume_out_of_reach_or_gone(world: World) -> None:
+    world.put(node("n1"), volume("v", node_name="n2"), claim("far", on="v"), claim("lost", on="w"))
+    await world.scheduler.start()
+    far, lost = world.pod("a", ("far",)), world.pod("b", ("lost",))
+    await world.settle()
+    assert "1 node(s) didn't match PersistentVolume's node affinity." in world.why(far)
+    assert "1 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)." in world.why(lost)
+
+
+async def test_the_first_consumer_gets_the_smallest_volume_of_its_node(world: World) -> None:
+    world.put(node("n1"), node("n2"), claim(size="2Gi"))
+    world.put(volume("small", node_name="n2"), volume("big", node_name="n2", size="9Gi"))
+    world.put(volume("fit", node_name="n2", size="2Gi"))
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    ref = world.volume("fit")["spec"]["claimRef"]
+    assert (ref["kind"], ref["namespace"], ref["name"], ref["uid"]) == (
+        "PersistentVolumeClaim",
+        "ns",
+        "data",
+        "uid-data",
+    )
+    assert annotations_of(world.volume("fit")) == {BOUND_BY_CONTROLLER: "yes"}
+    assert world.where(made) == ""  # until the claim is bound
+    world.bind("data", "fit")
+    await world.settle()
+    assert world.where(made) == "n2"
+
+
+async def test_two_pods_at_once_do_not_get_the_same_volume(world: World) -> None:
+    world.put(node("n1"), claim("a"), claim("b"), volume("v"), volume("w"))
+    await world.scheduler.start()
+    world.pod("p", ("a",))
+    world.pod("q", ("b",))
+    await world.settle()
+    owners = {world.volume(name)["spec"]["claimRef"]["name"] for name in ("v", "w")}
+    assert owners == {"a", "b"}
+
+
+async def test_without_a_volume_the_pod_waits_for_one(world: World) -> None:
+    world.put(node("n1"), claim())
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    assert "1 node(s) didn't find available persistent volumes to bind." in world.why(made)
+    world.put(volume("v"))
+    await world.settle()
+    assert dig(world.volume("v"), "spec", "claimRef", "name") == "data"
+
+
+async def test_the_provisioner_is_told_the_node(world: World) -> None:
+    world.client.put(STORAGECLASSES, storage_class("local", "example.com/local"))
+    world.put(node("n1"), claim(class_name="local"))
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    assert annotations_of(world.claim())[SELECTED_NODE] == "n1"
+    world.put(volume("v", node_name="n1", class_name="local"))
+    world.bind("data", "v")
+    await world.settle()
+    assert world.where(made) == "n1"
+
+
+async def test_a_provisioner_that_fails_takes_the_node_back(world: World) -> None:
+    world.client.put(STORAGECLASSES, storage_class("local", "example.com/local"))
+    world.put(node("n1"), claim(class_name="local"))
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    world.client.overwrite(PERSISTENTVOLUMECLAIMS, replace_in(world.claim(), ("metadata", "annotations"), {}))
+    await world.settle()
+    assert world.why(made) == (
+        'running PreBind plugin "VolumeBinding": binding volumes: provisioning failed for PVC "data"'
+    )
+    await world.clock.advance(2)
+    assert annotations_of(world.claim())[SELECTED_NODE] == "n1"  # tried again
+
+
+async def test_binding_that_takes_too_long_is_given_up(world: World) -> None:
+    world.put(node("n1"), claim(), volume("v"))
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    await world.clock.advance(TIMEOUT_S)
+    assert world.why(made).endswith("binding volumes: context deadline exceeded")
+
+
+async def test_a_claim_for_one_pod_only(world: World) -> None:
+    world.put(node("n1"), node("n2"), volume("v", accessModes=["ReadWriteOncePod"]))
+    world.put(claim(on="v", accessModes=["ReadWriteOncePod"]))
+    await world.scheduler.start()
+    first = world.pod("a")
+    await world.settle()
+    second = world.pod("b")
+    await world.settle()
+    assert world.where(first)
+    assert (
+        "2 node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode."
+        in world.why(second)
+    )
+    await world.client.delete(PODS, "a", namespace="ns", grace_s=0)
+    await world.settle()
+    assert world.where(second)
