@@ -6,8 +6,10 @@ The grammar and its errors are those of robfig/cron's standard parser, which ups
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 _MONTHS = {name: i for i, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}  # noqa: SIM905
@@ -55,22 +57,28 @@ class Schedule:
             return moment.replace(microsecond=0) + timedelta(seconds=self.every_s)
         zone = self.zone or moment.tzinfo or UTC
         start = moment.astimezone(zone)
-        day = start.replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
+        after = start.replace(tzinfo=None)
+        day = after.replace(hour=0, minute=0, second=0, microsecond=0)
+        times = _times_of_day(self.hours, self.minutes)
         for _ in range(_HORIZON_DAYS):
             if day.month in self.months and self._is_day(day):
-                for hour in sorted(self.hours):
-                    for minute in sorted(self.minutes):
-                        found = day.replace(hour=hour, minute=minute)
-                        aware = found.replace(tzinfo=zone)
-                        exists = aware.astimezone(UTC).astimezone(zone).replace(tzinfo=None) == found
-                        if exists and aware > moment:
-                            return aware
+                # What the clocks on the wall have passed is passed, whatever summer time does.
+                for found in (day + time for time in times[bisect_right(times, after - day) :]):
+                    aware = found.replace(tzinfo=zone)
+                    exists = aware.astimezone(UTC).astimezone(zone).replace(tzinfo=None) == found
+                    if exists and aware > moment:
+                        return aware
             day += timedelta(days=1)
         return None
 
     def _is_day(self, day: datetime) -> bool:
         by_month, by_week = day.day in self.days, day.isoweekday() % 7 in self.weekdays
         return by_month and by_week if self.any_day else by_month or by_week
+
+
+@lru_cache(256)
+def _times_of_day(hours: frozenset[int], minutes: frozenset[int]) -> list[timedelta]:
+    return [timedelta(hours=hour, minutes=minute) for hour in sorted(hours) for minute in sorted(minutes)]
 
 
 def parse_schedule(text: str) -> Schedule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kone.controllers.controller import Controller
+from kone.controllers.cronjob import CRONJOB_CONTROLLER
 from kone.controllers.deployment import DEPLOYMENT_CONTROLLER
 from kone.controllers.endpoints import ENDPOINTS_CONTROLLER
 from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
@@ -16,6 +17,7 @@ from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTR
 from kone.controllers.root_ca import ROOT_CA_PUBLISHER
 from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
 from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
+from kone.controllers.ttl_after_finished import TTL_AFTER_FINISHED_CONTROLLER
 
 
 def all_controllers() -> list[Controller]:
@@ -28,6 +30,8 @@ def all_controllers() -> list[Controller]:
         REPLICATION_CONTROLLER_CONTROLLER,
         JOB_CONTROLLER,
         JOB_LEFTOVERS_CONTROLLER,
+        TTL_AFTER_FINISHED_CONTROLLER,
+        CRONJOB_CONTROLLER,
         ENDPOINTSLICE_CONTROLLER,
         ENDPOINTS_CONTROLLER,
         ENDPOINTSLICE_MIRRORING_CONTROLLER,
