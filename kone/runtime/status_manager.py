@@ -114,10 +114,11 @@ def status_patch(current: Object, wanted: Object) -> Object:
     Conditions of others that only `current` has stay; the kubelet's own go when it no longer says them.
     """
     patch: Object = {}
+    plain_current, plain_wanted = _plain(current), _plain(wanted)
     for field in current.keys() | wanted.keys():
-        old, new = current.get(field), wanted.get(field)
-        if _plain(old) == _plain(new):
+        if plain_current.get(field) == plain_wanted.get(field):
             continue
+        old, new = current.get(field), wanted.get(field)
         if field == "conditions":
             before = {c["type"]: c for c in old or ()}
             changed = [c for c in new or () if _plain(before.get(c["type"])) != _plain(c)]

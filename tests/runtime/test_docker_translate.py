@@ -1,0 +1,155 @@
+"""CRI's words in Docker's and back. The bodies are tried on Docker itself by the contract tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kone.runtime.docker_translate import (
+    container_body,
+    container_from_inspect,
+    parse_docker_time,
+    resources_update,
+    sandbox_body,
+    start_error,
+)
+from kone.runtime.pause_image import pause_image, pause_program
+from kone.runtime.runtime import (
+    ContainerConfig,
+    ContainerState,
+    Mount,
+    PodMeta,
+    Resources,
+    SandboxConfig,
+    SecurityContext,
+)
+
+POD = PodMeta("p", "ns", "u1")
+
+
+def body_of(**more: Any) -> dict[str, Any]:
+    config = ContainerConfig(POD, "c", "busybox:1", "sha256:1", **more)
+    return container_body("sandbox1", config, instance="i", may_protect=False)
+
+
+def test_a_container_joins_its_sandbox() -> None:
+    host = body_of()["HostConfig"]
+    assert (host["NetworkMode"], host["IpcMode"], host["PidMode"]) == ("container:sandbox1", "container:sandbox1", "")
+    assert body_of(pid_mode="pod")["HostConfig"]["PidMode"] == "container:sandbox1"
+    assert body_of(pid_mode="target", target_container_id="x")["HostConfig"]["PidMode"] == "container:x"
+
+
+def test_what_is_ours_is_labelled() -> None:
+    labels = body_of(labels={"mine": "1"})["Labels"]
+    assert labels["kone.instance"] == "i"
+    assert labels["io.kubernetes.pod.uid"] == "u1"
+    assert labels["io.kubernetes.container.name"] == "c"
+    assert labels["io.kubernetes.container.restartCount"] == "0"
+    assert labels["mine"] == "1"
+
+
+def test_seccomp_is_unconfined_unless_asked_for() -> None:
+    assert body_of()["HostConfig"]["SecurityOpt"] == ["seccomp=unconfined"]
+    assert body_of(security=SecurityContext(seccomp="runtime/default"))["HostConfig"]["SecurityOpt"] == []
+    confined = SecurityContext(seccomp="{}", no_new_privileges=True)
+    assert body_of(security=confined)["HostConfig"]["SecurityOpt"] == ["no-new-privileges", "seccomp={}"]
+
+
+def test_mounts_say_how_they_propagate_and_how_deep_read_only_goes() -> None:
+    mounts = [Mount("/a", "/x", read_only=True), Mount("/b", "/y", propagation="rshared")]
+    assert [m["BindOptions"] for m in body_of(mounts=mounts)["HostConfig"]["Mounts"]] == [
+        {"Propagation": "rprivate", "ReadOnlyNonRecursive": True},
+        {"Propagation": "rshared"},
+    ]
+
+
+def test_pods_do_not_swap() -> None:
+    host = body_of(resources=Resources(memory_bytes=5 << 20, cpu_shares=2))["HostConfig"]
+    assert host["Memory"] == host["MemorySwap"] == 5 << 20
+    assert "CpuQuota" not in host
+
+
+def test_a_lost_limit_is_taken_back() -> None:
+    assert resources_update(Resources(cpu_shares=100))["CpuQuota"] == -1
+
+
+@pytest.mark.parametrize(
+    ("may_protect", "wanted", "given"), [(True, -997, -997), (False, -997, 0), (False, 1000, 1000)]
+)
+def test_hosts_that_do_not_let_containers_be_protected(may_protect: bool, wanted: int, given: int) -> None:
+    config = ContainerConfig(POD, "c", "i", "sha256:1", resources=Resources(oom_score_adj=wanted))
+    body = container_body("s", config, instance="i", may_protect=may_protect)
+    assert body["HostConfig"]["OomScoreAdj"] == given
+
+
+def test_a_sandbox_on_the_hosts_network() -> None:
+    host = sandbox_body(SandboxConfig(POD, host_network=True, host_ipc=True), instance="i", may_protect=True)[
+        "HostConfig"
+    ]
+    assert (host["NetworkMode"], host["UTSMode"], host["IpcMode"], host["OomScoreAdj"]) == (
+        "host",
+        "host",
+        "host",
+        -998,
+    )
+    assert sandbox_body(SandboxConfig(POD), instance="i", may_protect=True)["HostConfig"]["NetworkMode"] == "none"
+
+
+def inspected(**state: Any) -> dict[str, Any]:
+    never = "0001-01-01T00:00:00Z"
+    return {
+        "Id": "id1",
+        "Created": "2026-01-01T00:00:00.5Z",
+        "Image": "sha256:1",
+        "State": {"Status": "exited", "StartedAt": never, "FinishedAt": never, **state},
+        "Config": {"Labels": {"io.kubernetes.container.name": "c", "io.kubernetes.container.restartCount": "2"}},
+        "HostConfig": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({"Status": "running", "Running": True}, (ContainerState.RUNNING, "", 0)),
+        ({"Status": "created"}, (ContainerState.CREATED, "", 0)),
+        ({"ExitCode": 0}, (ContainerState.EXITED, "Completed", 0)),
+        ({"ExitCode": 3}, (ContainerState.EXITED, "Error", 3)),
+        ({"ExitCode": 137, "OOMKilled": True}, (ContainerState.EXITED, "OOMKilled", 137)),
+        ({"Status": "created", "Error": "no", "ExitCode": 127}, (ContainerState.EXITED, "StartError", 128)),
+        ({"Status": "exited", "Error": "no", "ExitCode": 127}, (ContainerState.EXITED, "StartError", 128)),
+    ],
+)
+def test_states(state: dict[str, Any], expected: tuple[ContainerState, str, int]) -> None:
+    status = container_from_inspect(inspected(**state))
+    assert (status.state, status.reason, status.exit_code) == expected
+    assert (status.name, status.restart_count) == ("c", 2)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "failed to create task for container: failed to create shim task: "
+        'OCI runtime create failed: exec: "x": gone: unknown',
+        'failed to create shim task: OCI runtime create failed: exec: "x": gone: unknown',
+        'OCI runtime create failed: exec: "x": gone',
+    ],
+    ids=["Docker 23 and newer", "Docker 20", "bare"],
+)
+def test_start_failures_in_upstreams_words(said: str) -> None:
+    assert start_error(said) == (
+        'failed to create containerd task: failed to create shim task: OCI runtime create failed: exec: "x": gone'
+    )
+
+
+def test_times_have_up_to_nine_digits() -> None:
+    assert parse_docker_time("2026-01-01T00:00:01.123456789Z") == pytest.approx(1767225601.123456)
+    assert parse_docker_time("0001-01-01T00:00:00Z") == 0.0
+
+
+def test_the_sandbox_program_is_small_and_always_the_same() -> None:
+    assert pause_program("amd64")[:4] == b"\x7fELF"
+    assert len(pause_program("arm64")) < 400
+    assert pause_image("amd64") == pause_image("amd64")
+    with pytest.raises(ValueError, match="no sandbox program for architecture 'vax'"):
+        pause_program("vax")
