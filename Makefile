@@ -13,6 +13,8 @@ RUN := .run
 DATA := /var/lib/kone
 PACKAGES := iptables nftables ipset busybox-static python3-venv conntrack iproute2
 KUBECTL := $(BIN)/kubectl --kubeconfig $(DATA)/admin.kubeconfig
+# The host's busybox may lack a working resolver: the page is fetched by Python.
+FETCH := $(BIN)/python -c 'import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=2).read().decode(), end="")'
 SYSTEMD := $(shell test -d /run/systemd/system && echo yes)
 
 help: ## print this help
@@ -82,7 +84,7 @@ up: node image ## run a node and a served page on this machine (root)
 	$(KUBECTL) rollout status deployment/hello --timeout=60s
 	address=$$($(KUBECTL) get service hello -o jsonpath='{.spec.clusterIP}')
 	echo; echo "From the host, by the Service's address http://$$address:"
-	for _ in $$(seq 40); do page=$$(busybox wget -q -T 2 -O - "http://$$address/" 2>/dev/null) && break; sleep 0.25; done
+	for _ in $$(seq 40); do page=$$($(FETCH) "http://$$address/" 2>/dev/null) && break; sleep 0.25; done
 	echo "$${page:?the Service did not answer}"
 	echo; echo "From inside a pod, by its name http://hello.default.svc.cluster.local:"
 	$(KUBECTL) exec deployment/hello -- /bin/busybox wget -q -T 5 -O - http://hello.default.svc.cluster.local/

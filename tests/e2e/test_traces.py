@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.node_process import BIN, NodeProcess, eventually, run
+from tests.e2e.test_workloads import fetch
 
 pytestmark = pytest.mark.ring4
 
@@ -92,10 +93,6 @@ def two(image: str) -> Iterator[list[NodeProcess]]:
         shutil.rmtree(folder)
 
 
-def page(address: str) -> str:
-    return run("busybox", "wget", "-q", "-T", "2", "-O", "-", f"http://{address}/", check=False).strip()
-
-
 def service_address(node: NodeProcess) -> str:
     return str(node.get("service", node.data.name)["spec"]["clusterIP"])
 
@@ -106,11 +103,11 @@ def test_two_nodes_live_side_by_side_and_leave_no_trace(image: str, request: pyt
     assert [n["metadata"]["name"] for n in a.get("nodes")["items"]] == ["node-a"]
     assert [n["metadata"]["name"] for n in b.get("nodes")["items"]] == ["node-b"]
     for node, host_port in ((a, 18080), (b, 18081)):
-        eventually(lambda node=node: page(service_address(node)) == node.data.name, within_s=10)
-        assert page(f"127.0.0.1:{host_port}") == node.data.name
+        eventually(lambda node=node: fetch(service_address(node)) == node.data.name, within_s=10)
+        assert fetch(f"127.0.0.1:{host_port}") == node.data.name
     a.stop()
     run(BIN / "kone", "cleanup", "--data-dir", a.data, "--instance", "e2e-a")
-    assert page(service_address(b)) == "b"
+    assert fetch(service_address(b)) == "b"
     b.stop()
     run(BIN / "kone", "cleanup", "--data-dir", b.data, "--instance", "e2e-b")
     after = traces()
