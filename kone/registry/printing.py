@@ -7,6 +7,7 @@ from typing import Any
 
 from kone.apimachinery.selectors import from_label_selector
 
+_MAX_SPAN_S = 2**63 / 1e9
 _MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86400, 365 * 86400
 
 
@@ -41,8 +42,8 @@ def human_duration(seconds: float) -> str:
 
 
 def age(then: float, now: float) -> str:
-    """How long ago a Unix time was; "<unknown>" for 0."""
-    return human_duration(now - then) if then else "<unknown>"
+    """How long ago a Unix time was, 292 years at most as Go counts; "<unknown>" for 0."""
+    return human_duration(min(now - then, _MAX_SPAN_S)) if then else "<unknown>"
 
 
 def selector_text(selector: Mapping[str, str] | None) -> str:

@@ -47,7 +47,7 @@ class _ConfigMap(Strategy):
             check(errors, f"binaryData[{key}]", key, is_config_map_key(key))
             size += base64_size(value)
         if size > MAX_BYTES:
-            errors.append(too_long("", MAX_BYTES))
+            errors.append(too_long("[]", MAX_BYTES))  # so upstream writes the path of the whole object
         return errors
 
 

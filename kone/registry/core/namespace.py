@@ -52,6 +52,7 @@ class _Namespace(Strategy):
 
     def mark_deleting(self, obj: Object) -> None:
         obj["status"] = {**obj["status"], "phase": "Terminating"}
+        del obj["metadata"]["deletionGracePeriodSeconds"]  # upstream's namespaces never have it
 
     def has_finalizers(self, obj: Object) -> bool:
         return super().has_finalizers(obj) or bool(obj["spec"].get("finalizers"))

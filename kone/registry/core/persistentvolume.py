@@ -164,7 +164,7 @@ def _capacity(errors: Errors, path: str, capacity: Mapping[str, Any] | None) -> 
     if not capacity:
         errors.append(required(path))
     if not capacity or "storage" not in capacity or len(capacity) > 1:
-        errors.append(not_supported(path, internal("{q", capacity), ("storage",)))
+        errors.append(not_supported(path, internal("{q", capacity or {}), ("storage",)))
     for name, amount in (capacity or {}).items():
         basic_quantity(errors, f"{path}[{name}]", amount)
         positive_quantity(errors, f"{path}[{name}]", amount)
