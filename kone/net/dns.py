@@ -1,18 +1,20 @@
 """Cluster DNS: the cluster's own names answered from what the informers know, all others by the host's resolvers.
 
-It listens on the cluster DNS address itself, which the bridge carries, so pods reach it without any packet rule. What
-was answered once is kept as it went over the wire, per question as it came, until an object changes: the next one
+It listens on the cluster DNS address itself, which the bridge carries, so pods reach it without any packet rule. Where
+the host's own name server has port 53 of every address, it takes another port and a rule leads there. What was answered
+once is kept as it went over the wire, per question as it came, until an object changes: the next one
 costs a dictionary's look-up. Messages are read and written by dnspython.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -33,10 +35,12 @@ from kone.apimachinery.objects import Key, Object, labels_of, namespace_of
 from kone.client.client import Reader
 from kone.net.dns_forward import Forwarder, ResolversGone
 from kone.net.dns_zone import Answer, Record, Zone
+from kone.net.firewall import ChainId, Firewall, Jump
 from kone.net.service_map import SERVICE_NAME
 
 log = logging.getLogger(__name__)
 
+PORT = 53
 TTL_S = 5  # how long a client may believe an answer; CoreDNS's default for cluster names
 UDP_MAX = 1232  # what passes everywhere unfragmented (DNS flag day 2020)
 UDP_MAX_PLAIN = 512  # without EDNS (RFC 1035)
@@ -62,14 +66,16 @@ class DnsServer:
         cluster_domain: str,
         addresses: Sequence[str],
         *,
-        port: int = 53,
+        port: int = PORT,
         resolv_conf: Path = Path("/etc/resolv.conf"),
         clock: Clock | None = None,
-        resolver_port: int = 53,
+        resolver_port: int = PORT,
+        firewall: Firewall | None = None,
     ) -> None:
         self._zone = Zone(cluster_domain, addresses)
         self._addresses = addresses
         self._port = port
+        self._firewall = firewall
         self._world = _Informed(client)
         self._forwarder = Forwarder(clock or SystemClock(), resolv_conf, addresses, resolver_port)
         self._kept: dict[tuple[bool, bytes], Callable[[], bytes]] = {}
@@ -85,16 +91,17 @@ class DnsServer:
         return [int(transport.get_extra_info("sockname")[1]) for transport, _ in self._udp]
 
     async def start(self) -> None:
-        """Serve once the first objects are in. Raises OSError where an address is taken."""
+        """Serve once the first objects are in. Raises OSError where an address is taken and there is no firewall."""
         await self._world.wait_synced()
         self._unsubscribe = self._world.subscribe(self._kept.clear)
         loop = asyncio.get_running_loop()
         try:
             for address in self._addresses:
-                udp = _bound(socket.SOCK_DGRAM, address, self._port)
+                udp, tcp = self._sockets(address)
                 self._udp.append(await loop.create_datagram_endpoint(lambda: _Datagrams(self), sock=udp))
-                tcp = _bound(socket.SOCK_STREAM, address, udp.getsockname()[1])
                 self._tcp.append(await asyncio.start_server(self._converse, sock=tcp))
+            if self._firewall is not None:
+                await lead_to(self._firewall, dict(zip(self._addresses, self.ports, strict=True)))
         except BaseException:
             await self.stop()
             raise
@@ -116,6 +123,16 @@ class DnsServer:
         self._tcp.clear()
         await self._tasks.cancel()
         await self._forwarder.stop()
+
+    def _sockets(self, address: str) -> tuple[socket.socket, socket.socket]:
+        try:
+            return _bound_pair(address, self._port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or self._firewall is None:
+                raise
+        pair = _bound_pair(address, 0)
+        log.info("port %d of %s is taken: listening on %d", self._port, address, pair[0].getsockname()[1])
+        return pair
 
     # Answering
 
@@ -310,6 +327,36 @@ def _service_keys(endpoint_slice: Object) -> list[str]:
 def _endpoint_ips(endpoint_slice: Object) -> list[str]:
     entries = endpoint_slice.get("endpoints") or ()
     return list({entry["addresses"][0] for entry in entries if entry.get("addresses")})
+
+
+async def lead_to(firewall: Firewall, ports: Mapping[str, int]) -> None:
+    """Lead port 53 of these addresses to the ports in use, where those are others. Raises FirewallError."""
+    chain = ChainId("nat", firewall.names.chain("DNS"))
+    rules = [
+        f"-d {address}/{128 if ':' in address else 32} -p {protocol} -m {protocol} --dport {PORT} "
+        f"-j DNAT --to-destination {f'[{address}]' if ':' in address else address}:{port}"
+        for address, port in ports.items()
+        if port != PORT
+        for protocol in ("udp", "tcp")
+    ]
+    if rules:
+        jumps = [Jump("nat", builtin, chain.chain, rank=1) for builtin in ("PREROUTING", "OUTPUT")]
+        await firewall.apply({chain: rules}, jumps=jumps)
+    elif firewall.knows(chain):  # an earlier run had to
+        await firewall.cleanup(lambda other: other == chain)
+
+
+def _bound_pair(address: str, port: int) -> tuple[socket.socket, socket.socket]:
+    """A UDP and a TCP socket on the same port; port 0 is any that is free for both."""
+    for attempt in range(10):
+        udp = _bound(socket.SOCK_DGRAM, address, port)
+        try:
+            return udp, _bound(socket.SOCK_STREAM, address, udp.getsockname()[1])
+        except OSError:
+            udp.close()
+            if port or attempt == 9:
+                raise
+    raise AssertionError("the loop returns or raises")
 
 
 def _bound(kind: socket.SocketKind, address: str, port: int) -> socket.socket:

@@ -205,6 +205,10 @@ class Firewall:
                 self._desired, self._jumps = before, jumps_before
                 raise
 
+    def knows(self, chain: ChainId) -> bool:
+        """Whether the chain is in the kernel, of this run or an earlier one."""
+        return chain in self._known
+
     async def verify(self) -> int:
         """Compare the kernel with what it shall be and mend it; how many chains were wrong. Raises FirewallError."""
         async with self._lock:
