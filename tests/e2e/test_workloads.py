@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Place
-from tests.e2e.node_process import eventually, run
+from tests.e2e.node_process import BIN, NodeProcess, eventually, run
 
 pytestmark = pytest.mark.ring4
 
@@ -147,3 +147,9 @@ def test_foreign_containers_and_images_are_not_touched(web: Place) -> None:
         assert run("docker", "inspect", "-f", "{{.State.StartedAt}} {{.RestartCount}}", name) == started
     finally:
         run("docker", "rm", "--force", name)
+
+
+def test_cleanup_refuses_while_the_node_runs(whole_node: NodeProcess) -> None:
+    said = run(BIN / "kone", "cleanup", "--data-dir", whole_node.data, "--instance", "e2e", check=False)
+    assert said.count("\n") == 1
+    assert "stop it first" in said
