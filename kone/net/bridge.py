@@ -130,7 +130,7 @@ class BridgeNetwork:
             ips = self._ipam.allocate(pod_uid)
             name = self._names.veth(pod_uid)
             try:
-                await self._links.ensure_veth(self._names.bridge, name, netns, ips, self._ipam.gateways)
+                await self._links.ensure_veth(self._names.bridge, name, netns, ips, self._ipam.gateways, self._mtu)
                 ports = host_ports_of(host_ports)
                 await self._lead(pod_uid, (ips[0], ports) if ports else None)
             except BaseException:
