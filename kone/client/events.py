@@ -99,17 +99,16 @@ class EventRecorder:
         field_path: str = "",
         annotations: Mapping[str, str] | None = None,
         action: str = "",
-        related: Object | None = None,
     ) -> None:
         """Note an event about an object; `field_path` as "spec.containers{web}". Never blocks and never raises.
 
         With an `action` ("Binding") it is written as components on events.k8s.io write theirs: it says when by
-        eventTime, counts by a series, and may name a `related` object.
+        eventTime, and counts by a series.
         """
         involved = _reference(about, field_path)
         more: Object = {"annotations": dict(annotations)} if annotations else {}
         if action:
-            more |= {"action": action} | ({"related": _reference(related, "")} if related else {})
+            more["action"] = action
         series = self._correlate(involved, kind, reason, message, more)
         if series is None:
             return
@@ -180,8 +179,8 @@ class EventRecorder:
         }
         if "action" in more:
             instance = f"{self.component}-{self.host}" if self.host else self.component
-            event |= {"source": {}, "eventTime": format_micro_time(now), "reportingInstance": instance}
-            return event | {key: more[key] for key in ("action", "related") if key in more}
+            event |= {"source": {}, "eventTime": format_micro_time(now)}
+            return event | {"action": more["action"], "reportingInstance": instance}
         stamp = format_time(now)
         source = {"component": self.component, **({"host": self.host} if self.host else {})}
         times = {"firstTimestamp": stamp, "lastTimestamp": stamp, "count": 1}

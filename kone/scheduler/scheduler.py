@@ -69,7 +69,6 @@ class Recorder(Protocol):
         message: str,
         *,
         action: str = "",
-        related: Object | None = None,
     ) -> None: ...
 
 
@@ -287,7 +286,7 @@ class Scheduler:
                 log.warning("victim not deleted: pod=%s/%s error=%s", victim.namespace, victim.name, error)
                 return
         message = f"Preempted by pod {preemptor.uid} on node {node}"
-        self._recorder.event(victim.pod, "Normal", "Preempted", message, action="Preempting", related=preemptor.pod)
+        self._recorder.event(victim.pod, "Normal", "Preempted", message, action="Preempting")
 
     # -- what informers say --------------------------------------------------------------------------------------
 
