@@ -9,7 +9,7 @@ indexes may be negative, and a missing member of an object may be replaced, copi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -19,13 +19,22 @@ from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object
 from kone.apimachinery.strategic_merge import strategic_merge_patch
 
-__all__ = ["PatchKind", "Patched", "apply", "json_patch", "merge_patch", "strategic_merge_patch"]
+__all__ = ["Patch", "PatchKind", "Patched", "apply", "json_patch", "merge_patch", "strategic_merge_patch"]
 
 PatchKind = Literal["json", "merge", "strategic"]
 
 MAX_OPERATIONS: Final = 10_000
 MAX_COPIED_BYTES: Final = 3 * 1024 * 1024
 """What all "copy" operations of one patch may add up to (upstream's limit on a request's size)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What a client asks to change. `twice` are the paths of members that its JSON gave more than once."""
+
+    kind: PatchKind
+    content: Any
+    twice: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +51,20 @@ class Patched:
         return _invalid_patch(self.shown, f"strict decoding error: {', '.join(self.findings)}")
 
 
-def apply(kind: PatchKind, obj: Object, patch: Any, gvk: GVK) -> Patched:
+def apply(patch: Patch, obj: Object, gvk: GVK) -> Patched:
     """`obj` with the patch applied, decoded by its kind's schema. Raises StatusError as upstream's handler does."""
-    findings: list[str] = []
+    kind, content = patch.kind, patch.content
+    findings = [f"duplicate field {go_quote(path)}" for path in patch.twice]
     if kind == "json":
-        findings = json_patch_findings(patch)
-        patched = json_patch(obj, patch)
+        findings = [f"json patch {finding}" for finding in findings] + json_patch_findings(content)
+        patched = json_patch(obj, content)
     elif kind == "merge":
-        patched = merge_patch(obj, patch)
+        patched = merge_patch(obj, content)
     else:
-        patched = strategic_merge_patch(obj, patch, gvk)
+        patched = strategic_merge_patch(obj, content, gvk)
 
     def shown() -> str:
-        return go_format(patch) if kind == "strategic" else json.dumps(patched, separators=(",", ":"))
+        return go_format(content) if kind == "strategic" else json.dumps(patched, separators=(",", ":"))
 
     if not isinstance(patched, dict):
         raise _invalid_patch(shown(), f"json: cannot unmarshal array into Go value of type {gvk.version}.{gvk.kind}")

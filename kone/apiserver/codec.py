@@ -93,11 +93,15 @@ def _from_json(body: bytes, kind: str) -> Body:
         if why:
             raise unrecognized(kind, f"couldn't get version/kind; json parse error: {why}", body) from None
         value = _lenient(body)
-    strict_errors: list[str] = []
+    value, twice = _seen_twice(value, body)
+    return Body(_as_object(value, kind, body), [f"duplicate field {go_quote(path)}" for path in twice])
+
+
+def _seen_twice(value: Any, body: bytes) -> tuple[Any, list[str]]:
+    """(what the body says, the paths of fields that it gives more than once); `value` is how orjson read it."""
     if len(_KEY.findall(body)) > json_text.count_keys(value):
-        value, twice = json_text.with_duplicates(body)
-        strict_errors = [f"duplicate field {go_quote(path)}" for path in twice]
-    return Body(_as_object(value, kind, body), strict_errors)
+        return json_text.with_duplicates(body)
+    return value, []
 
 
 def _from_protobuf(body: bytes) -> Object:
@@ -113,15 +117,15 @@ def _lenient(body: bytes) -> Any:
     return json.loads(body.decode("utf-8", "replace"))
 
 
-def parse_patch(body: bytes) -> Any:
-    """The JSON of a patch. Raises 400."""
+def parse_patch(body: bytes) -> tuple[Any, list[str]]:
+    """(the JSON of a patch, the paths of members that it gives more than once). Raises 400."""
     try:
-        return orjson.loads(body)
+        value = orjson.loads(body)
     except orjson.JSONDecodeError:
-        why = json_text.syntax_error(body)
-        if not why:
-            return _lenient(body)
-        raise bad_request(f"error decoding patch: {why}") from None
+        if json_text.syntax_error(body):
+            raise bad_request("invalid JSON patch") from None
+        value = _lenient(body)
+    return _seen_twice(value, body)
 
 
 def parse_delete_options(body: bytes, content_type: str) -> Object:

@@ -14,6 +14,7 @@ from typing import Any
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVR
 from kone.apimachinery.objects import Object, name_of, namespace_of
+from kone.apimachinery.patch import Patch
 from kone.apimachinery.users import User
 from kone.apiserver import subresources
 from kone.apiserver.context import DeleteOptions, RequestContext
@@ -89,8 +90,7 @@ class LocalClient:
             self._find(resource),
             subresource,
             name,
-            patch,
-            kind,
+            Patch(kind, patch),
             namespace=namespace,
         )
         return answer.obj

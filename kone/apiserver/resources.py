@@ -19,7 +19,7 @@ from kone.aio.clock import Clock
 from kone.apimachinery.errors import StatusError, bad_request
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object
-from kone.apimachinery.patch import PatchKind
+from kone.apimachinery.patch import Patch, PatchKind
 from kone.apimachinery.users import User
 from kone.apiserver import codec, options, subresources, tables
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
@@ -372,7 +372,7 @@ class _Call:
         kind = PATCH_KINDS.get(self.request.headers.get("Content-Type", "").partition(";")[0].strip())
         if kind is None:
             raise StatusError(415, "UnsupportedMediaType", "415: Unsupported Media Type", details={})
-        body = await self._body()
+        content, twice = codec.parse_patch(await self._body())
         self._take_options("PatchOptions")
         answer = await subresources.amend(
             self.verbs,
@@ -380,8 +380,7 @@ class _Call:
             self.resource,
             self.info.subresource,
             self.name,
-            codec.parse_patch(body),
-            kind,
+            Patch(kind, content, twice),
             namespace=self.namespace,
         )
         return self._answer(answer, output)

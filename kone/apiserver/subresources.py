@@ -7,12 +7,12 @@ shows a part of it; the rest are actions.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object, deep_copy, metadata
-from kone.apimachinery.patch import PatchKind
+from kone.apimachinery.patch import Patch
 from kone.apiserver import pod_actions
 from kone.apiserver.context import Answer, RequestContext
 from kone.apiserver.reviews import Reviews
@@ -127,19 +127,18 @@ async def amend(
     resource: Resource,
     subresource: str,
     name: str,
-    patch: Any,
-    kind: PatchKind,
+    patch: Patch,
     *,
     namespace: str,
 ) -> Answer:
     """PATCH of an object or of what lies under it."""
     if subresource != "scale":
-        return await verbs.patch(ctx, resource, name, patch, kind, namespace=namespace, subresource=subresource)
+        return await verbs.patch(ctx, resource, name, patch, namespace=namespace, subresource=subresource)
     spec = scale_spec(resource)
 
     def make(live: Object | None) -> Object:
         assert live is not None
-        scale = verbs.patched(ctx, SCALE, scale_of(spec, live), patch, kind)
+        scale = verbs.patched(ctx, SCALE, scale_of(spec, live), patch)
         verbs.check_names(resource, scale, name, namespace)
         changed: Object = deep_copy(scaled(spec, live, scale))
         return changed

@@ -30,7 +30,7 @@ from kone.apimachinery.errors import (
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.names import generate_name
 from kone.apimachinery.objects import Object, deep_copy, metadata
-from kone.apimachinery.patch import PatchKind
+from kone.apimachinery.patch import Patch
 from kone.apimachinery.timestamps import format_time
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
 from kone.apiserver.deletion import RETURNED, Deletion, check_preconditions, ends_deletion, plan_deletion
@@ -198,8 +198,7 @@ class Verbs(Reads):
         ctx: RequestContext,
         resource: Resource,
         name: str,
-        patch: Any,
-        kind: PatchKind,
+        patch: Patch,
         *,
         namespace: str = "",
         subresource: str = "",
@@ -209,16 +208,15 @@ class Verbs(Reads):
         def make(live: Object | None) -> Object:
             if live is None:
                 raise not_found(resource.gvr.group_resource, name)
-            wanted = self.patched(ctx, resource.gvk, live, patch, kind)
+            wanted = self.patched(ctx, resource.gvk, live, patch)
             self.check_names(resource, wanted, name, namespace)
-            check_uid(resource, live, wanted["metadata"].get("uid", ""), namespace, name)
             return wanted
 
         return await self.write(ctx, resource, name, make, namespace=namespace, subresource=subresource)
 
-    def patched(self, ctx: RequestContext, gvk: GVK, live: Object, patch: Any, kind: PatchKind) -> Object:
+    def patched(self, ctx: RequestContext, gvk: GVK, live: Object, patch: Patch) -> Object:
         """A private copy of `live` with the patch applied, decoded by the kind's schema. Raises StatusError."""
-        found = patching.apply(kind, live, patch, gvk)
+        found = patching.apply(patch, live, gvk)
         if found.findings and ctx.field_validation == "Strict":
             raise found.strict_error()
         self._judge(ctx, gvk, found.findings)

@@ -7,7 +7,7 @@ import pytest
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVK
-from kone.apimachinery.patch import apply, json_patch, merge_patch
+from kone.apimachinery.patch import Patch, apply, json_patch, merge_patch
 
 CONFIG_MAP = GVK("", "v1", "ConfigMap")
 DEPLOYMENT = GVK("apps", "v1", "Deployment")
@@ -136,7 +136,7 @@ def config_map(**data: str) -> dict[str, Any]:
 
 
 def test_apply_decodes_the_outcome_and_reports_what_it_does_not_know() -> None:
-    patched = apply("merge", config_map(k="v"), {"data": {"k": "w"}, "colour": 1}, CONFIG_MAP)
+    patched = apply(Patch("merge", {"data": {"k": "w"}, "colour": 1}), config_map(k="v"), CONFIG_MAP)
     assert patched.obj["data"] == {"k": "w"}
     assert "colour" not in patched.obj
     assert patched.findings == ['unknown field "colour"']
@@ -146,7 +146,7 @@ def test_apply_decodes_the_outcome_and_reports_what_it_does_not_know() -> None:
 
 
 def test_unknown_members_of_a_json_patch_are_findings() -> None:
-    patched = apply("json", config_map(), [{"op": "add", "path": "/data/z", "value": "1", "foo": 2}], CONFIG_MAP)
+    patched = apply(Patch("json", [{"op": "add", "path": "/data/z", "value": "1", "foo": 2}]), config_map(), CONFIG_MAP)
     assert patched.findings == ['json patch unknown field "[0].foo"']
 
 
@@ -169,5 +169,5 @@ def test_unknown_members_of_a_json_patch_are_findings() -> None:
 )
 def test_an_outcome_of_the_wrong_type(kind: Any, patch: Any, message: str) -> None:
     with pytest.raises(StatusError) as caught:
-        apply(kind, {"apiVersion": "apps/v1", "kind": "Deployment"}, patch, DEPLOYMENT)
+        apply(Patch(kind, patch), {"apiVersion": "apps/v1", "kind": "Deployment"}, DEPLOYMENT)
     assert (caught.value.code, caught.value.message) == (422, message)

@@ -9,6 +9,7 @@ import pytest
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import CONFIGMAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS
 from kone.apimachinery.objects import Object, deep_copy
+from kone.apimachinery.patch import Patch
 from kone.apiserver.context import DeleteOptions
 from kone.apiserver.options import ListOptions
 from tests.apiserver.conftest import Small
@@ -132,19 +133,22 @@ async def test_the_generation_counts_changes_of_spec_only(small: Small) -> None:
     made = await small.make(DEPLOYMENTS, metadata={"generation": 7})
     assert made["metadata"]["generation"] == 1
     patched = await small.verbs.patch(
-        small.ctx(), small.resource(DEPLOYMENTS), "a", {"spec": {"replicas": 3}}, "merge", namespace="ns"
+        small.ctx(), small.resource(DEPLOYMENTS), "a", Patch("merge", {"spec": {"replicas": 3}}), namespace="ns"
     )
     assert patched.obj["metadata"]["generation"] == 2
     labelled = await small.verbs.patch(
-        small.ctx(), small.resource(DEPLOYMENTS), "a", {"metadata": {"labels": {"x": "y"}}}, "merge", namespace="ns"
+        small.ctx(),
+        small.resource(DEPLOYMENTS),
+        "a",
+        Patch("merge", {"metadata": {"labels": {"x": "y"}}}),
+        namespace="ns",
     )
     assert labelled.obj["metadata"]["generation"] == 2
     status = await small.verbs.patch(
         small.ctx(),
         small.resource(DEPLOYMENTS),
         "a",
-        {"status": {"replicas": 2}, "spec": {"replicas": 9}},
-        "merge",
+        Patch("merge", {"status": {"replicas": 2}, "spec": {"replicas": 9}}),
         namespace="ns",
         subresource="status",
     )
@@ -164,7 +168,7 @@ async def test_concurrent_patches_are_all_kept(small: Small) -> None:
     resource = small.resource(CONFIGMAPS)
     await asyncio.gather(
         *(
-            small.verbs.patch(small.ctx(), resource, "a", {"data": {f"k{i}": "v"}}, "merge", namespace="ns")
+            small.verbs.patch(small.ctx(), resource, "a", Patch("merge", {"data": {f"k{i}": "v"}}), namespace="ns")
             for i in range(20)
         )
     )
@@ -186,7 +190,7 @@ async def test_concurrent_patches_are_all_kept(small: Small) -> None:
 async def test_a_patch_cannot_rename(small: Small, patch: dict[str, object], message: str) -> None:
     await small.make(CONFIGMAPS)
     error = await refused(
-        small.verbs.patch(small.ctx(), small.resource(CONFIGMAPS), "a", patch, "merge", namespace="ns")
+        small.verbs.patch(small.ctx(), small.resource(CONFIGMAPS), "a", Patch("merge", patch), namespace="ns")
     )
     assert (error.code, error.message) == (400, message)
 
@@ -223,7 +227,9 @@ async def test_a_finalizer_holds_an_object_until_it_is_taken_away(small: Small) 
         0,
         2,
     )
-    await small.verbs.patch(small.ctx(), resource, "a", {"metadata": {"finalizers": None}}, "merge", namespace="ns")
+    await small.verbs.patch(
+        small.ctx(), resource, "a", Patch("merge", {"metadata": {"finalizers": None}}), namespace="ns"
+    )
     assert small.get(DEPLOYMENTS) is None
 
 
@@ -290,7 +296,7 @@ async def test_a_namespace_terminates_until_its_own_finalizers_are_gone(small: S
     assert "deletionGracePeriodSeconds" not in answer.obj["metadata"]
     again = await small.verbs.delete(small.ctx(), resource, "a")
     assert again.obj == answer.obj
-    await small.verbs.patch(small.ctx(), resource, "a", {"spec": {"finalizers": None}}, "merge")
+    await small.verbs.patch(small.ctx(), resource, "a", Patch("merge", {"spec": {"finalizers": None}}))
     assert small.get(NAMESPACES, namespace="") is None
 
 
@@ -336,7 +342,7 @@ async def test_who_waits_behind_a_deletion_finds_nothing(small: Small) -> None:
     await small.verbs.delete(small.ctx(), resource, "a", namespace="ns")
     patches = [{"data": {"k": "1"}}, {"metadata": {"finalizers": None}}, {"data": {"k": "2"}}]
     first, last, late = await asyncio.gather(
-        *(small.verbs.patch(small.ctx(), resource, "a", patch, "merge", namespace="ns") for patch in patches),
+        *(small.verbs.patch(small.ctx(), resource, "a", Patch("merge", patch), namespace="ns") for patch in patches),
         return_exceptions=True,
     )
     assert not isinstance(first, BaseException)
