@@ -136,8 +136,16 @@ class ImageManager:
         self._failures: dict[str, str] = {}
         self._limit = asyncio.Semaphore(PULLS_AT_ONCE)
 
-    async def ensure(self, pod: Object, container: Object, pull_secrets: Sequence[Object], tell: Tell) -> Image:
-        """The image, pulled where the policy says so. Raises ImageError."""
+    async def ensure(
+        self,
+        pod: Object,
+        container: Object,
+        pull_secrets: Sequence[Object],
+        tell: Tell,
+        *,
+        known: Image | None = None,
+    ) -> Image:
+        """The image, pulled where the policy says so; `known` is what `peek` has found. Raises ImageError."""
         name = container.get("image", "")
         quoted = go_quote(name)
         try:
@@ -148,7 +156,7 @@ class ImageManager:
             raise ImageError("InvalidImageName", message) from error
         policy = container.get("imagePullPolicy") or ("Always" if reference.tag == "latest" else "IfNotPresent")
         if policy != "Always":
-            if image := await self._present(name, tell):
+            if image := known or await self._present(name, tell):
                 message = f"Container image {quoted} already present on machine and can be accessed by the pod"
                 tell("Normal", "Pulled", message)
                 return image

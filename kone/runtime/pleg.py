@@ -196,10 +196,10 @@ class Pleg:
             match event.kind:
                 case "removed":
                     changed = self.drop(uid, event.id)
-                case "started" | "exited" if not event.name:
-                    changed = await self._ask_sandbox(uid, event.id)
                 case "started" if event.id in self._worked_on or self._is_running(uid, event.id):
                     changed = False
+                case "started" | "exited" if not event.name:
+                    changed = await self._ask_sandbox(uid, event.id)
                 case "started" | "exited":
                     changed = await self.put_ended(await self._runtime.container(event.id))
                 case _:
@@ -209,14 +209,14 @@ class Pleg:
         if changed:
             self._sync_pod(uid)
 
-    def _is_running(self, uid: str, container_id: str) -> bool:
-        pod = self._pods.get(uid)
-        found = pod.containers.get(container_id) if pod else None
-        return found is not None and found.state is ContainerState.RUNNING
+    def _is_running(self, uid: str, some_id: str) -> bool:
+        pod = self._pods.get(uid) or _Pod()
+        container, sandbox = pod.containers.get(some_id), pod.sandboxes.get(some_id)
+        if container is not None:
+            return container.state is ContainerState.RUNNING
+        return sandbox is not None and sandbox.ready
 
     async def _ask_sandbox(self, uid: str, sandbox_id: str) -> bool:
-        if sandbox_id in self._worked_on:
-            return False
         pod = self._pods.get(uid)
         before = pod.sandboxes.get(sandbox_id) if pod else None
         for sandbox in await self._runtime.sandboxes(uid):

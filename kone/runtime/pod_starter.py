@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import CONFIGMAPS, SECRETS
@@ -52,6 +52,13 @@ log = logging.getLogger(__name__)
 
 SECCOMP_DIR = Path("/var/lib/kubelet/seccomp")
 _PROPAGATIONS: Mapping[str, Literal["rslave", "rshared"]] = {"HostToContainer": "rslave", "Bidirectional": "rshared"}
+
+
+class _Early(NamedTuple):
+    """A container that is created while its sandbox starts."""
+
+    image: Image
+    container_id: asyncio.Task[str]
 
 
 class StartProblem(Exception):
@@ -129,7 +136,7 @@ class PodStarter:
         finally:
             if not creating.done():
                 await asyncio.wait({creating})
-        early: dict[str, asyncio.Task[str]] = {}
+        early: dict[str, _Early] = {}
         try:
             sandbox_id = creating.result()
             with self._parts.pleg.working_on(sandbox_id):
@@ -137,7 +144,7 @@ class PodStarter:
                 for start, peek in zip(actions.start, peeking, strict=True):
                     if (image := await peek) is not None:
                         made = self._create_early(pod, start, image, sandbox_id, observed, parent)
-                        early[start.name] = asyncio.create_task(made)
+                        early[start.name] = _Early(image, asyncio.create_task(made))
                 sandbox = await starting
                 self._parts.pleg.put_sandbox(sandbox)
             await self.attach(pod, sandbox.pid)
@@ -151,7 +158,7 @@ class PodStarter:
             raise SandboxProblem(str(fault)) from fault
         finally:
             # what was created and not started is found by its name and made anew
-            await asyncio.gather(*early.values(), return_exceptions=True)
+            await asyncio.gather(*(made.container_id for made in early.values()), return_exceptions=True)
 
     async def _abandon(self, creating: asyncio.Future[str]) -> None:
         try:
@@ -175,7 +182,7 @@ class PodStarter:
         sandbox_id: str,
         observed: PodObserved,
         cgroup_parent: str,
-        early: Mapping[str, asyncio.Task[str]] | None = None,
+        early: Mapping[str, _Early] | None = None,
     ) -> None:
         """Start them in order, each with its postStart hook before the next. A failure does not keep the others back,
         except that of an init container, which ends the start. Raises StartProblem with the soonest time to try
@@ -208,7 +215,7 @@ class PodStarter:
         sandbox_id: str,
         observed: PodObserved,
         cgroup_parent: str,
-        early: asyncio.Task[str] | None,
+        early: _Early | None,
     ) -> None:
         parts, name = self._parts, start.name
         self._check_restart(pod, name, observed)
@@ -221,13 +228,15 @@ class PodStarter:
             return StartProblem(StartFailure(reason, message))
 
         try:
-            image = await parts.images.ensure(pod, container, await self._pull_secrets(pod), tell)
+            secrets = await self._pull_secrets(pod)
+            known = early.image if early is not None else None
+            image = await parts.images.ensure(pod, container, secrets, tell, known=known)
         except ImageError as error:
             tell("Warning", "Failed", f"Error: {error.reason}")
             raise StartProblem(StartFailure(error.reason, error.message), error.retry_s) from error
         try:
             if early is not None:
-                container_id = await early
+                container_id = await early.container_id
             else:
                 container_id = await self._create(pod, start, container, image, sandbox_id, observed, cgroup_parent)
         except (ConfigError, VolumeError) as error:
