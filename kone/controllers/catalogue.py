@@ -16,6 +16,7 @@ from kone.controllers.pod_gc import POD_GC_CONTROLLER
 from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTROLLER_CONTROLLER
 from kone.controllers.root_ca import ROOT_CA_PUBLISHER
 from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
+from kone.controllers.statefulset import STATEFULSET_CONTROLLER
 from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
 from kone.controllers.ttl_after_finished import TTL_AFTER_FINISHED_CONTROLLER
 
@@ -28,6 +29,7 @@ def all_controllers() -> list[Controller]:
         DEPLOYMENT_CONTROLLER,
         REPLICASET_CONTROLLER,
         REPLICATION_CONTROLLER_CONTROLLER,
+        STATEFULSET_CONTROLLER,
         JOB_CONTROLLER,
         JOB_LEFTOVERS_CONTROLLER,
         TTL_AFTER_FINISHED_CONTROLLER,
