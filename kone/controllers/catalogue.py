@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kone.controllers.controller import Controller
 from kone.controllers.cronjob import CRONJOB_CONTROLLER
+from kone.controllers.daemonset import DAEMONSET_CONTROLLER
 from kone.controllers.deployment import DEPLOYMENT_CONTROLLER
 from kone.controllers.endpoints import ENDPOINTS_CONTROLLER
 from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
@@ -30,6 +31,7 @@ def all_controllers() -> list[Controller]:
         REPLICASET_CONTROLLER,
         REPLICATION_CONTROLLER_CONTROLLER,
         STATEFULSET_CONTROLLER,
+        DAEMONSET_CONTROLLER,
         JOB_CONTROLLER,
         JOB_LEFTOVERS_CONTROLLER,
         TTL_AFTER_FINISHED_CONTROLLER,
