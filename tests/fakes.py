@@ -14,7 +14,7 @@ from typing import Any
 from kone.aio.clock import Clock, FakeClock
 from kone.apimachinery import errors
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import GVR, NAMESPACES, PODS
+from kone.apimachinery.kinds import GVR, NAMESPACES, PODS, REPLICATIONCONTROLLERS
 from kone.apimachinery.objects import (
     Key,
     Object,
@@ -52,8 +52,11 @@ class FakeClient:
 
     # Reading
 
-    async def get(self, resource: GVR, name: str, namespace: str = "") -> Object:
-        return self._get(resource, name, namespace)
+    async def get(self, resource: GVR, name: str, namespace: str = "", *, subresource: str = "") -> Object:
+        found = self._get(resource, name, namespace)
+        if subresource == "scale":
+            return self._scale_of(resource, found)
+        return found
 
     async def list(self, resource: GVR, namespace: str = "", *, labels: str = "", fields: str = "") -> Objects:
         return list(self._matching(resource, namespace, labels, fields))
@@ -195,6 +198,17 @@ class FakeClient:
         error = self.refuse(verb, resource, obj)
         if error is not None:
             raise error
+
+    def _scale_of(self, resource: GVR, obj: Object) -> Object:
+        if "replicas" not in (obj.get("spec") or {}):
+            raise StatusError(404, "NotFound", "the server could not find the requested resource")
+        meta = {key: obj["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+        status: Object = {"replicas": dig(obj, "status", "replicas", default=0)}
+        selector = dig(obj, "spec", "selector", default={})
+        labels = selector if resource == REPLICATIONCONTROLLERS else selector.get("matchLabels", {})
+        status["selector"] = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        spec = {"replicas": replicas} if (replicas := obj["spec"]["replicas"]) else {}
+        return {"kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": meta, "spec": spec, "status": status}
 
     def _matching(self, resource: GVR, namespace: str, labels: str, fields: str) -> Iterator[Object]:
         label_selector, field_selector = parse_label_selector(labels), parse_field_selector(fields)

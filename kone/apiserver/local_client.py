@@ -36,8 +36,11 @@ class LocalClient:
         self._user = user
         self._informers: dict[tuple[GVR, str], LocalInformer] = {}
 
-    async def get(self, resource: GVR, name: str, namespace: str = "") -> Object:
-        return self._verbs.get(self._find(resource), name, namespace).obj
+    async def get(self, resource: GVR, name: str, namespace: str = "", *, subresource: str = "") -> Object:
+        kind = self._find(resource)
+        if subresource and subresource not in kind.all_subresources():
+            raise _no_such_resource()
+        return subresources.read(self._verbs, kind, subresource, name, namespace, "").obj
 
     async def list(self, resource: GVR, namespace: str = "", *, labels: str = "", fields: str = "") -> Objects:
         kind = self._find(resource)
@@ -134,8 +137,12 @@ class LocalClient:
     def _find(self, resource: GVR) -> Resource:
         found = self._verbs.registry.find(*resource)
         if found is None:
-            raise StatusError(404, "NotFound", "the server could not find the requested resource")
+            raise _no_such_resource()
         return found
+
+
+def _no_such_resource() -> StatusError:
+    return StatusError(404, "NotFound", "the server could not find the requested resource")
 
 
 class LocalInformer:

@@ -55,7 +55,8 @@ class Informer(Protocol):
 class Reader(Protocol):
     """Reading. Every method raises StatusError as the API answers it."""
 
-    async def get(self, resource: GVR, name: str, namespace: str = "") -> Object: ...
+    async def get(self, resource: GVR, name: str, namespace: str = "", *, subresource: str = "") -> Object:
+        """The object; with the subresource "scale", its Scale."""
 
     async def list(self, resource: GVR, namespace: str = "", *, labels: str = "", fields: str = "") -> Objects:
         """The objects that match both selectors; namespace "" means all. Items carry apiVersion and kind."""

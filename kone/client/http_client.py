@@ -64,8 +64,8 @@ class HttpClient:
 
     # Reading
 
-    async def get(self, resource: GVR, name: str, namespace: str = "") -> Object:
-        return await self._ask("GET", _path(resource, namespace, name))
+    async def get(self, resource: GVR, name: str, namespace: str = "", *, subresource: str = "") -> Object:
+        return await self._ask("GET", _path(resource, namespace, name, subresource))
 
     async def list(self, resource: GVR, namespace: str = "", *, labels: str = "", fields: str = "") -> Objects:
         objects, _ = await self.list_at(resource, namespace, labels=labels, fields=fields)

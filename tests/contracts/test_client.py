@@ -7,7 +7,7 @@ import pytest
 
 from kone.aio.clock import SystemClock
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import CONFIGMAPS, NAMESPACES, PODS, SERVICEACCOUNTS
+from kone.apimachinery.kinds import CONFIGMAPS, NAMESPACES, PODS, REPLICASETS, SERVICEACCOUNTS
 from kone.apimachinery.objects import Object, is_deleting, labels_of, name_of, resource_version_of, uid_of
 from kone.client.client import Client, Informer
 from kone.client.http_client import HttpClient
@@ -289,3 +289,20 @@ async def test_a_narrowed_informer_shows_what_comes_and_goes_by_its_fields(clien
             break
         await asyncio.sleep(0.01)
     assert (names(informer.list()), told) == (["p"], ["ADDED"])
+
+
+async def test_the_scale_of_what_has_replicas_and_of_nothing_else(client: Client) -> None:
+    template = {"metadata": {"labels": {"app": "a"}}, "spec": pod("p")["spec"]}
+    spec = {"replicas": 3, "selector": {"matchLabels": {"app": "a"}}, "template": template}
+    meta = {"name": "rs", "namespace": NAMESPACE}
+    replica_set = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": meta, "spec": spec}
+    made = await client.create(REPLICASETS, replica_set, namespace=NAMESPACE)
+    scale = await client.get(REPLICASETS, "rs", NAMESPACE, subresource="scale")
+    assert (scale["kind"], uid_of(scale), scale["spec"]) == ("Scale", uid_of(made), {"replicas": 3})
+    assert scale["status"] == {"replicas": 0, "selector": "app=a"}
+    await client.update(REPLICASETS, {**scale, "spec": {"replicas": 5}}, subresource="scale")
+    assert (await client.get(REPLICASETS, "rs", NAMESPACE))["spec"]["replicas"] == 5
+    await client.create(CONFIGMAPS, config_map("a"), namespace=NAMESPACE)
+    with pytest.raises(StatusError) as refused:
+        await client.get(CONFIGMAPS, "a", NAMESPACE, subresource="scale")
+    assert refused.value.code == 404
