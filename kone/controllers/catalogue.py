@@ -6,6 +6,7 @@ from kone.controllers.controller import Controller
 from kone.controllers.cronjob import CRONJOB_CONTROLLER
 from kone.controllers.daemonset import DAEMONSET_CONTROLLER
 from kone.controllers.deployment import DEPLOYMENT_CONTROLLER
+from kone.controllers.disruption import DISRUPTION_CONTROLLER, STALE_DISRUPTION_CONTROLLER
 from kone.controllers.endpoints import ENDPOINTS_CONTROLLER
 from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
 from kone.controllers.endpointslice_mirroring import ENDPOINTSLICE_MIRRORING_CONTROLLER
@@ -36,6 +37,8 @@ def all_controllers() -> list[Controller]:
         JOB_LEFTOVERS_CONTROLLER,
         TTL_AFTER_FINISHED_CONTROLLER,
         CRONJOB_CONTROLLER,
+        DISRUPTION_CONTROLLER,
+        STALE_DISRUPTION_CONTROLLER,
         ENDPOINTSLICE_CONTROLLER,
         ENDPOINTS_CONTROLLER,
         ENDPOINTSLICE_MIRRORING_CONTROLLER,
