@@ -27,11 +27,19 @@ from kone.apimachinery.objects import (
     uid_of,
 )
 from kone.client.client import EventType, Informer, Propagation
-from kone.controllers.controller import Context, Controller, KeysOf, NotYet, Reconciler, Result, Watch
+from kone.controllers.controller import (
+    DEFINITIONS,
+    Context,
+    Controller,
+    KeysOf,
+    NotYet,
+    Reconciler,
+    Result,
+    Watch,
+)
 from kone.controllers.pod_control import first_error
 
 FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"
-DEFINITIONS = GVR("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 
 
 def has_finalizer(obj: Object, finalizer: str) -> bool:
