@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kone.controllers.clusterrole_aggregation import CLUSTERROLE_AGGREGATION_CONTROLLER
 from kone.controllers.controller import Controller
 from kone.controllers.cronjob import CRONJOB_CONTROLLER
 from kone.controllers.daemonset import DAEMONSET_CONTROLLER
@@ -16,6 +17,7 @@ from kone.controllers.namespace import NAMESPACE_CONTROLLER
 from kone.controllers.node_lifecycle import NODE_LIFECYCLE_CONTROLLER
 from kone.controllers.pod_gc import POD_GC_CONTROLLER
 from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTROLLER_CONTROLLER
+from kone.controllers.resource_quota import RESOURCE_QUOTA_CONTROLLER
 from kone.controllers.root_ca import ROOT_CA_PUBLISHER
 from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
 from kone.controllers.statefulset import STATEFULSET_CONTROLLER
@@ -42,8 +44,10 @@ def all_controllers() -> list[Controller]:
         ENDPOINTSLICE_CONTROLLER,
         ENDPOINTS_CONTROLLER,
         ENDPOINTSLICE_MIRRORING_CONTROLLER,
+        RESOURCE_QUOTA_CONTROLLER,
         NAMESPACE_CONTROLLER,
         GARBAGE_COLLECTOR,
+        CLUSTERROLE_AGGREGATION_CONTROLLER,
         NODE_LIFECYCLE_CONTROLLER,
         TAINT_EVICTION_CONTROLLER,
         POD_GC_CONTROLLER,
