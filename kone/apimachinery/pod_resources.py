@@ -89,18 +89,19 @@ def _most(one: Amounts, other: Amounts) -> Amounts:
 def qos_class(pod: Mapping[str, Any]) -> QosClass:
     """The quality of service class (docs, Pod Quality of Service Classes)."""
     spec = pod["spec"]
-    pod_level = spec.get("resources")
-    holders = (
-        [{"resources": pod_level}]
-        if pod_level
-        else [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]
-    )
+    holders = [spec] if _has_pod_level(spec) else [*(spec.get("containers") or ()), *(spec.get("initContainers") or ())]
     sides = [(_only_compute(_of(h, "requests")), _only_compute(_of(h, "limits"))) for h in holders]
     if not any(requests or limits for requests, limits in sides):
         return "BestEffort"
     if all(limits.keys() == {"cpu", "memory"} and limits == (limits | requests) for requests, limits in sides):
         return "Guaranteed"
     return "Burstable"
+
+
+def _has_pod_level(spec: Mapping[str, Any]) -> bool:
+    """Whether the pod as a whole asks for something that a pod can be given."""
+    names = {*_of(spec, "requests"), *_of(spec, "limits")} if spec.get("resources") else ()
+    return any(name in ("cpu", "memory") or name.startswith("hugepages-") for name in names)
 
 
 def _only_compute(found: Amounts) -> Amounts:

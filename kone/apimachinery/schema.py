@@ -29,6 +29,9 @@ from kone.apimachinery.timestamps import ZERO_TIME, normal_micro_time, normal_ti
 # What a value is. The decode loop compares these numbers, most frequent first.
 STRING, STRUCT, STRUCTS, INTEGER, STRING_MAP, BOOLEAN, STRINGS, QUANTITY_MAP, LIST, MAP, OTHER = range(11)
 
+_TELLS_EMPTY_AMOUNTS = frozenset(("PersistentVolumeSpec",))
+"""Whose maps of quantities stay, given empty: validation refuses them, and its text says that they were given."""
+
 _INTEGERS = {"int32": 32, "int64": 64, "int": 64, "uint8": 8}
 
 
@@ -416,8 +419,8 @@ def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> 
                 if kind is not dict and not isinstance(item, dict):
                     raise _Mismatch(item, go_type)
                 if not item:
-                    if kept:
-                        out[key] = {} if found.keeps_empty else None
+                    if kept or found.go_name in _TELLS_EMPTY_AMOUNTS:
+                        out[key] = {} if found.keeps_empty or not kept else None
                 else:
                     out[key] = {
                         name: canonical_text(amount) if type(amount) is str else _quantity(amount)

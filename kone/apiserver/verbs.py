@@ -481,7 +481,9 @@ class Verbs(Reads):
         else:
             errors = generic.validate_update(obj, old, strategy, namespaced=resource.namespaced)
         if errors:
-            raise invalid(resource.gvk.group_kind, obj["metadata"].get("name", ""), errors)
+            # Events of events.k8s.io are told of as what they are stored as.
+            kind = GVK(resource.storage_key[0], "", resource.kind).group_kind
+            raise invalid(kind, obj["metadata"].get("name", ""), errors)
         for text in strategy.warnings(obj, old):
             ctx.warn(text)
 

@@ -190,6 +190,14 @@ class _DaemonSet(workloads.WorkloadStrategy):
             yield from workloads.template_warnings(obj["spec"]["template"])
 
 
+class _DaemonSetStatus(StatusStrategy):
+    def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
+        super().prepare(obj, old, user=user)
+        assert old is not None
+        annotations = dict(obj["metadata"].get("annotations") or {})
+        obj["metadata"]["annotations"] = {**annotations, TEMPLATE_GENERATION: str(_template_generation(old))}
+
+
 def _template_generation(obj: Object) -> int:
     text = (obj["metadata"].get("annotations") or {}).get(TEMPLATE_GENERATION, "")
     return int(text) if text.isascii() and text.isdigit() else 0
@@ -295,7 +303,7 @@ RESOURCES: Sequence[Resource] = (
         short_names=("ds",),
         categories=("all",),
         strategy=_daemonset,
-        status=StatusStrategy(_daemonset, rules=_daemonset_status),
+        status=_DaemonSetStatus(_daemonset, rules=_daemonset_status),
         columns=(
             NAME,
             Column("Desired", number("status", "desiredNumberScheduled"), type="integer"),

@@ -11,7 +11,11 @@ _RESOURCE_MAPS = frozenset(("limits", "requests", "overhead", "capacity", "hard"
 
 
 def same(value: Any, other: Any) -> bool:
-    """Missing, null and empty are the same; quantities compare by amount ("1024" is "1Ki")."""
+    """Of two decoded values: missing and null are the same; quantities compare by amount ("1024" is "1Ki").
+
+    Empty lists, maps and texts that say nothing are gone after decoding: what is empty and still there is behind a
+    pointer in Go's types, and differs from nothing.
+    """
     if value == other:
         return True
     if isinstance(value, dict) and isinstance(other, dict):
@@ -23,11 +27,7 @@ def same(value: Any, other: Any) -> bool:
         )
     if isinstance(value, list) and isinstance(other, list):
         return len(value) == len(other) and all(map(same, value, other))
-    return _is_nothing(value) and _is_nothing(other)
-
-
-def _is_nothing(value: Any) -> bool:
-    return value is None or value == "" or value == [] or value == {}
+    return False
 
 
 def _same_amounts(value: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:

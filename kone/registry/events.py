@@ -10,10 +10,11 @@ from kone.apimachinery.kinds import GVR
 from kone.apimachinery.objects import Object
 from kone.apimachinery.timestamps import parse_time
 from kone.registry.core.event import COLUMNS, EventStrategy, rules
+from kone.registry.equality import same
 from kone.registry.generic import IMMUTABLE
 from kone.registry.internal import internal
 from kone.registry.resource import Column, Resource
-from kone.registry.rules import Errors, check
+from kone.registry.rules import Errors
 from kone.registry.strategy import dns_subdomain
 
 _NAMES = {
@@ -63,6 +64,9 @@ def from_storage(event: Object) -> Object:
 
 
 class _Event(EventStrategy):
+    name_rule = staticmethod(dns_subdomain)
+    kube_finalizers = True
+
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         event, before = to_storage(obj), to_storage(old) if old is not None else None
         errors = rules(event, "reportingController")
@@ -85,8 +89,6 @@ class _Event(EventStrategy):
 
 
 def _new(errors: Errors, event: Object) -> None:
-    name = event["metadata"].get("name", "")
-    check(errors, "metadata.name", name, dns_subdomain(name, False))
     _series(errors, event)
     if not event.get("eventTime"):
         errors.append(required("eventTime"))
@@ -112,7 +114,7 @@ def _series(errors: Errors, event: Object) -> None:
 
 def _fixed(errors: Errors, field: str, kind: str, event: Object, before: Object) -> None:
     value, was = event.get(field), before.get(field)
-    if (value or None) == (was or None):
+    if same(value, was):
         return
     if field == "eventTime" and value and was and _microseconds(value) == _microseconds(was):
         return

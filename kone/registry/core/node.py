@@ -197,12 +197,19 @@ def _declared_features(errors: Errors, path: str, features: Sequence[str]) -> No
 
 
 def _pod_cidrs(errors: Errors, path: str, cidrs: Sequence[str]) -> None:
-    bad = False
+    bad = None
     for i, cidr in enumerate(cidrs):
         wrong = is_cidr_legacy(cidr)
-        bad = bad or bool(wrong)
         check(errors, f"{path}[{i}]", cidr, wrong)
-    if len(cidrs) > 1 and not bad and (len(cidrs) > 2 or (":" in cidrs[0]) == (":" in cidrs[1])):
+        if wrong and bad is None:
+            bad = i
+    if len(cidrs) < 2:
+        return
+    if bad is not None:
+        why = f"invalid CIDR[{bad}]: <nil> (invalid CIDR address: {cidrs[bad]})"
+        text = f"invalid PodCIDRs. failed to check with dual stack with error:{why}"
+        errors.append(FieldError("InternalError", path, text))
+    if bad is not None or len(cidrs) > 2 or (":" in cidrs[0]) == (":" in cidrs[1]):
         errors.append(invalid_value(path, cidrs, "may specify no more than one CIDR for each IP family"))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from kone.apimachinery.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from kone.apimachinery.kinds import PERSISTENTVOLUMES as GVR_PERSISTENTVOLUMES
-from kone.apimachinery.names import is_dns1123_subdomain
+from kone.apimachinery.names import is_dns1123_label, is_dns1123_subdomain
 from kone.apimachinery.objects import Object, annotations_of, is_deleting
 from kone.apimachinery.timestamps import format_time
 from kone.apimachinery.users import User
@@ -24,7 +24,7 @@ from kone.registry.equality import same
 from kone.registry.generic import IMMUTABLE
 from kone.registry.internal import internal, internal_diff
 from kone.registry.resource import AGE, NAME, Column, Resource
-from kone.registry.rules import Errors, check
+from kone.registry.rules import Errors, check, required_name
 from kone.registry.strategy import StatusStrategy, Strategy
 
 BETA_CLASS = "volume.beta.kubernetes.io/storage-class"
@@ -164,7 +164,7 @@ def _capacity(errors: Errors, path: str, capacity: Mapping[str, Any] | None) -> 
     if not capacity:
         errors.append(required(path))
     if not capacity or "storage" not in capacity or len(capacity) > 1:
-        errors.append(not_supported(path, internal("{q", capacity or {}), ("storage",)))
+        errors.append(not_supported(path, internal("{q", capacity), ("storage",)))
     for name, amount in (capacity or {}).items():
         basic_quantity(errors, f"{path}[{name}]", amount)
         positive_quantity(errors, f"{path}[{name}]", amount)
@@ -175,7 +175,12 @@ def _csi(errors: Errors, path: str, source: Mapping[str, Any]) -> None:
     needs(errors, path, source, "volumeHandle")
     for field in _SECRETS:
         if source.get(field) is not None:
-            needs(errors, f"{path}.{field}", source[field], "name", "namespace")
+            _csi_secret(errors, f"{path}.{field}", source[field])
+
+
+def _csi_secret(errors: Errors, path: str, ref: Mapping[str, Any]) -> None:
+    required_name(errors, f"{path}.name", ref.get("name"), is_dns1123_subdomain)
+    required_name(errors, f"{path}.namespace", ref.get("namespace"), is_dns1123_label)
 
 
 def _local(errors: Errors, path: str, source: Mapping[str, Any]) -> None:
@@ -288,8 +293,8 @@ def _source_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 def _same_affinity(affinity: Any, before: Any) -> bool:
     """A requirement may move from a beta label to the one that replaced it."""
     if isinstance(affinity, dict) and isinstance(before, dict):
-        if "key" in before and _GA_LABELS.get(before["key"]) == affinity.get("key"):
-            before = {**before, "key": affinity.get("key")}
+        if "operator" in before and _GA_LABELS.get(before.get("key", ""), "") == affinity.get("key", ""):
+            before = {**before, "key": affinity.get("key", "")}
         fields = affinity.keys() | before.keys()
         return all(_same_affinity(affinity.get(field), before.get(field)) for field in fields)
     if isinstance(affinity, list) and isinstance(before, list):

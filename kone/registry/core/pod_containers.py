@@ -141,7 +141,8 @@ def ephemeral_containers(
         if target and target not in other_names:
             errors.append(field_not_found(f"{at}.targetContainerName", target))
         for field in _FORBIDDEN_IN_EPHEMERAL:
-            if container.get(field):
+            value = container.get(field)
+            if value is not None and (value or field != "resources"):
                 errors.append(forbidden_field(f"{at}.{field}", _NOT_FOR_EPHEMERAL))
         for j, mount in enumerate(container.get("volumeMounts") or ()):
             for field in ("subPath", "subPathExpr"):

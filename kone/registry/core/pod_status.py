@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kone.apimachinery.errors import (
+    FieldError,
     duplicate,
     forbidden_field,
     invalid_value,
@@ -178,7 +179,11 @@ def _ips(errors: Errors, path: str, found: Sequence[Mapping[str, Any]], before: 
             check(errors, f"{path}[{i}]", address, is_valid_ip_legacy(address))
     if len(addresses) > 1:
         families = [parsed.version if (parsed := parse_ip(address)) else 0 for address in addresses]
-        if len(addresses) > 2 or families[0] == families[1]:
+        if 0 in families:
+            bad = families.index(0)
+            text = f"failed to check for dual stack with error:invalid IP[{bad}]: {addresses[bad]}"
+            errors.append(FieldError("InternalError", path, text))
+        if 0 in families or len(addresses) > 2 or families[0] == families[1]:
             kind = "[#core.PodIP" if path.endswith("podIPs") else "[#core.HostIP"
             text = "may specify no more than one IP for each IP family"
             errors.append(invalid_value(path, internal(kind, list(found)), text))

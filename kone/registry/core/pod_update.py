@@ -116,11 +116,12 @@ def _without_seconds(toleration: Mapping[str, Any]) -> Object:
 
 
 def _gates(errors: Errors, gates: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> None:
-    known = {gate.get("name") for gate in before}
-    for i, gate in enumerate(gates):
-        if gate.get("name") not in known:
-            text = f"only deletion is allowed, but found new scheduling gate '{gate.get('name', '')}'"
-            errors.append(forbidden_field(f"spec.schedulingGates[{i}].name", text))
+    added = {gate.get("name", ""): i for i, gate in enumerate(gates)}
+    for gate in before:
+        added.pop(gate.get("name", ""), None)
+    for name, i in added.items():
+        text = f"only deletion is allowed, but found new scheduling gate '{name}'"
+        errors.append(forbidden_field(f"spec.schedulingGates[{i}].name", text))
 
 
 def _put(spec: Object, field: str, before: Mapping[str, Any]) -> None:

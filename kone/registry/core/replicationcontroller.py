@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from kone.apimachinery.errors import FieldError, invalid_value, required
 from kone.apimachinery.kinds import REPLICATIONCONTROLLERS as GVR_REPLICATIONCONTROLLERS
+from kone.apimachinery.names import is_dns1123_subdomain, max_bytes_error
 from kone.apimachinery.objects import Object, dig
 from kone.apimachinery.selectors import from_labels
 from kone.registry import workloads
@@ -13,7 +14,7 @@ from kone.registry.core.pod_defaults import default_template
 from kone.registry.internal import sorted_map
 from kone.registry.printing import selector_text
 from kone.registry.resource import AGE, NAME, Column, Resource, ScaleSpec
-from kone.registry.rules import Errors, at_least_0
+from kone.registry.rules import Errors, at_least_0, check
 from kone.registry.strategy import StatusStrategy
 
 _COUNTS = ("replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplicas", "observedGeneration")
@@ -22,6 +23,7 @@ _COUNTS = ("replicas", "fullyLabeledReplicas", "readyReplicas", "availableReplic
 class _ReplicationController(workloads.WorkloadStrategy):
     default_propagation = "Orphan"
     zeros = ("replicas",)
+    name_rule = staticmethod(lambda name, prefix: ())  # upstream's newer kind of validation, which comes last, has it
 
     def default(self, obj: Object) -> None:
         spec = obj.setdefault("spec", {})
@@ -51,6 +53,9 @@ class _ReplicationController(workloads.WorkloadStrategy):
                 errors.append(invalid_value(path, sorted_map(labels), workloads.NO_MATCH))
             workloads.template_rules(errors, template)
             workloads.always_running(errors, template, "ReplicationController")
+        if old is None:
+            name = obj["metadata"].get("name", "")
+            check(errors, "metadata.name", name, _long_name(name) if name else ())
         at_least_0(errors, "spec.replicas", spec["replicas"])
         at_least_0(errors, "spec.minReadySeconds", spec.get("minReadySeconds"))
         return errors
@@ -63,6 +68,11 @@ class _ReplicationController(workloads.WorkloadStrategy):
 
     def selectable_fields(self, obj: Object) -> dict[str, str]:
         return {"status.replicas": str((obj.get("status") or {}).get("replicas", 0))}
+
+
+def _long_name(name: str) -> Sequence[str]:
+    """A DNS subdomain, whose length is counted in bytes."""
+    return [max_bytes_error(253)] if len(name.encode()) > 253 else is_dns1123_subdomain(name)
 
 
 def _status(obj: Object, old: Object) -> Iterable[FieldError]:

@@ -10,7 +10,13 @@ from kone.apimachinery.kinds import RESOURCEQUOTAS as GVR_RESOURCEQUOTAS
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
 from kone.registry.core.pod_defaults import round_resources
-from kone.registry.core.resource_rules import QUOTA_RESOURCES, quantity, quota_resource_name, resource_quantity
+from kone.registry.core.resource_rules import (
+    QUOTA_RESOURCES,
+    is_quota_huge_page,
+    quantity,
+    quota_resource_name,
+    resource_quantity,
+)
 from kone.registry.generic import IMMUTABLE
 from kone.registry.internal import internal
 from kone.registry.resource import AGE, NAME, Column, Resource
@@ -90,7 +96,8 @@ def _misapplied(scope: str, spec: Mapping[str, Any]) -> int:
     allowed = _SCOPES.get(scope)
     if allowed is None:
         return 0
-    return sum(name in QUOTA_RESOURCES and name not in allowed for name in spec.get("hard") or ())
+    known = (name for name in spec.get("hard") or () if name in QUOTA_RESOURCES or is_quota_huge_page(name))
+    return sum(name not in allowed for name in known)
 
 
 def _scopes(errors: Errors, spec: Mapping[str, Any]) -> None:

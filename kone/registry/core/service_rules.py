@@ -308,9 +308,9 @@ def _cluster_ip_changes(errors: Errors, spec: Mapping[str, Any], before: Mapping
                 errors.append(invalid_value(f"spec.clusterIPs[{i}]", ips, _FIXED))
         return
     if not ips:
-        errors.append(invalid_value(at, ips, "primary clusterIP can not be unset"))
+        errors.append(invalid_value(at, None, "primary clusterIP can not be unset"))
     elif was and ips[0] != was[0]:
-        errors.append(invalid_value(at, ips, _FIXED))
+        errors.append(invalid_value(at, ips or None, _FIXED))
     if len(ips) < len(was) and len(ips) == 1 and spec.get("ipFamilyPolicy") != "SingleStack":
         text = "must be set to 'SingleStack' when releasing the secondary clusterIP"
         errors.append(invalid_value("spec.ipFamilyPolicy", spec.get("ipFamilyPolicy"), text))
@@ -325,9 +325,9 @@ def _family_changes(errors: Errors, spec: Mapping[str, Any], before: Mapping[str
         return
     ips = spec.get("clusterIPs") or []
     if len(families) < len(was) and not ips:
-        errors.append(invalid_value(at, families, "primary ipFamily can not be unset"))
+        errors.append(invalid_value(at, families or None, "primary ipFamily can not be unset"))
     if families and was and families[0] != was[0]:
-        errors.append(invalid_value(at, ips, _FIXED))
+        errors.append(invalid_value(at, ips or None, _FIXED))
     if len(families) < len(was) and len(families) == 1 and spec.get("ipFamilyPolicy") != "SingleStack":
         text = "must be set to 'SingleStack' when releasing the secondary ipFamily"
         errors.append(invalid_value("spec.ipFamilyPolicy", spec.get("ipFamilyPolicy"), text))
