@@ -160,6 +160,7 @@ def default_chain(caches: Caches, clock: Clock, authorizer: Authorizer) -> Chain
     from kone.admission.pod_security import PodSecurity
     from kone.admission.pod_topology_labels import PodTopologyLabels
     from kone.admission.priority import Priority
+    from kone.admission.resource_quota import ResourceQuota
     from kone.admission.role_escalation import RoleEscalation
     from kone.admission.runtime_class import RuntimeClass
     from kone.admission.service_account import ServiceAccount
@@ -187,5 +188,6 @@ def default_chain(caches: Caches, clock: Clock, authorizer: Authorizer) -> Chain
             DefaultIngressClass(caches),
             PodTopologyLabels(caches),
             RoleEscalation(authorizer.escalation),
+            ResourceQuota(caches, clock),
         ]
     )
