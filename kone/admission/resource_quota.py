@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from kone.admission.chain import Attributes, Caches, Plugin
 from kone.aio.clock import Clock
-from kone.apimachinery.objects import Object, dig, is_deleting, name_of, replace_in, resource_version_of, uid_of
+from kone.apimachinery.objects import Object, dig, name_of, replace_in, resource_version_of
 from kone.apimachinery.quantity import ZERO, Quantity
 from kone.apimachinery.quota import (
     IGNORED,
+    Costs,
     Evaluator,
     Usage,
     amounts,
@@ -28,7 +29,6 @@ from kone.apimachinery.quota import (
 PODS = ("", "pods")
 RECOUNTED_ON_UPDATE = frozenset({PODS, ("", "services"), ("", "persistentvolumeclaims")})
 PENDING_S = 5.0
-REMEMBERED = 50_000
 _MUST_BE_ASKED_FOR = frozenset(f"{side}{name}" for side in ("", "requests.", "limits.") for name in ("cpu", "memory"))
 
 
@@ -50,7 +50,7 @@ class ResourceQuota(Plugin):
         self._clock = clock
         self._quotas = caches.of("", "resourcequotas")
         self._pending: dict[tuple[tuple[str, str], str], dict[str, _Pending]] = {}  # by namespace, then by name
-        self._costs: dict[str, tuple[str, dict[str, int]]] = {}  # version and billionths by uid
+        self._costs = Costs()
 
     def handles(self, a: Attributes) -> bool:
         if not super().handles(a) or a.group_resource in IGNORED or a.group_resource == ("", "namespaces"):
@@ -88,37 +88,13 @@ class ResourceQuota(Plugin):
         if not requested:
             return requested
         objects = self._objects(a.group_resource, a.namespace)
-        used = self._used(quota, evaluator, objects, requested, now)
-        exceeded = [name for name, cost in requested.items() if used[name] + cost.nanos > hard[name].nanos]
+        used = total(quota, self._costs.remembered(evaluator), objects, now)
+        exceeded = [name for name, cost in requested.items() if used[name] + cost > hard[name]]
         if exceeded:
-            sides = {"requested": requested, "used": total(quota, evaluator, objects, now), "limited": hard}
+            sides = {"requested": requested, "used": used, "limited": hard}
             told = ", ".join(f"{side}: {_list(usage, exceeded)}" for side, usage in sides.items())
             raise a.refuse(f"exceeded quota: {name_of(quota)}, {told}")
         return requested
-
-    def _used(
-        self, quota: Object, evaluator: Evaluator, objects: Iterable[Object], names: Iterable[str], now: float
-    ) -> dict[str, int]:
-        """The sums for these names, in billionths."""
-        sums = dict.fromkeys(names, 0)
-        for obj in objects:
-            if counts(quota, evaluator, obj):
-                cost = self._cost(evaluator, obj, now)
-                for name in sums:
-                    sums[name] += cost.get(name, 0)
-        return sums
-
-    def _cost(self, evaluator: Evaluator, obj: Object, now: float) -> Mapping[str, int]:
-        uid, version = uid_of(obj), resource_version_of(obj)
-        known = self._costs.get(uid)
-        if known is not None and known[0] == version:
-            return known[1]
-        cost = {name: amount.nanos for name, amount in evaluator.usage(obj, now).items()}
-        if not is_deleting(obj) and version:  # what is being deleted may cost less as time goes by
-            if len(self._costs) >= REMEMBERED:
-                self._costs.clear()
-            self._costs[uid] = version, cost
-        return cost
 
     def _objects(self, group_resource: tuple[str, str], namespace: str) -> list[Object]:
         """Those of the namespace, as they will be when what is pending is committed."""

@@ -1,17 +1,17 @@
-"""What objects cost against a ResourceQuota, and which objects a quota speaks of: common to the admission that charges
-and the controller that counts anew (apiserver/pkg/quota, pkg/quota/v1)."""
+"""What objects cost against a ResourceQuota, and which objects a quota speaks of: common to the admission that refuses
+and the controller that tells (apiserver/pkg/quota, pkg/quota/v1)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kone.apimachinery.kinds import GVR
-from kone.apimachinery.objects import Object, dig, is_deleting, is_pod_terminal
+from kone.apimachinery.objects import Object, dig, is_deleting, is_pod_terminal, resource_version_of, uid_of
 from kone.apimachinery.pod_resources import Amounts, pod_requests, qos_class
 from kone.apimachinery.pod_resources import amounts as pod_amounts
-from kone.apimachinery.quantity import ZERO, Notation, Quantity, parse_quantity
+from kone.apimachinery.quantity import Notation, Quantity, parse_quantity
 from kone.apimachinery.timestamps import parse_time
 from kone.apimachinery.volume_claims import class_of
 
@@ -94,11 +94,6 @@ def amounts(resources: Mapping[str, Any] | None) -> Usage:
 
 def texts(usage: Mapping[str, Quantity]) -> dict[str, str]:
     return {name: str(amount) for name, amount in usage.items()}
-
-
-def added(a: Mapping[str, Quantity], b: Mapping[str, Quantity]) -> Usage:
-    """The sum, name by name."""
-    return {**a, **{name: a[name] + amount if name in a else amount for name, amount in b.items()}}
 
 
 # Pods
@@ -312,12 +307,44 @@ _SPECIAL: Mapping[tuple[str, str], tuple[Any, Any, Any]] = {
 
 # Counting
 
+_REMEMBERED = 50_000
+
+
+class Costs:
+    """Remembers what objects that are stored cost, version by version: most have not changed since the last count."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, Usage]] = {}  # version and cost by uid
+
+    def remembered(self, evaluator: Evaluator) -> Evaluator:
+        """The evaluator, for objects of which no two of one version differ."""
+        return replace(evaluator, usage=lambda obj, now: self._usage(evaluator, obj, now))
+
+    def _usage(self, evaluator: Evaluator, obj: Object, now: float) -> Usage:
+        uid, version = uid_of(obj), resource_version_of(obj)
+        known = self._known.get(uid)
+        if known is not None and known[0] == version:
+            return known[1]
+        usage = evaluator.usage(obj, now)
+        if version and not is_deleting(obj):  # what is being deleted may cost less as time goes by
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[uid] = version, usage
+        return usage
+
 
 def total(quota: Object, evaluator: Evaluator, objects: Iterable[Object], now: float) -> Usage:
-    """What the objects cost together, for those of the quota's names that they count against."""
-    names = evaluator.matching(dig(quota, "spec", "hard", default={}))
-    usage: Usage = dict.fromkeys(names, ZERO)
+    """What the objects cost together, for those of the quota's names that they count against; in the notation of the
+    first that costs something."""
+    sums = dict.fromkeys(evaluator.matching(dig(quota, "spec", "hard", default={})), 0)
+    notations: dict[str, Notation] = {}
+    scopes = scopes_of(quota)
     for obj in objects:
-        if counts(quota, evaluator, obj):
-            usage = added(usage, {name: cost for name, cost in evaluator.usage(obj, now).items() if name in usage})
-    return usage
+        if scopes and not all(evaluator.in_scope(scope, obj) for scope in scopes):
+            continue
+        usage = evaluator.usage(obj, now)
+        for name in sums:
+            if (cost := usage.get(name)) is not None and cost.nanos:
+                notations.setdefault(name, cost.notation)
+                sums[name] += cost.nanos
+    return {name: Quantity(nanos, notations.get(name, "DecimalSI")) for name, nanos in sums.items()}

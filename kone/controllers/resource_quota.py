@@ -1,7 +1,6 @@
-"""ResourceQuotas: what a namespace uses, counted anew when something goes away.
+"""ResourceQuotas: what a namespace uses, counted anew when something comes, goes, or costs otherwise.
 
-What comes is charged by the API server as it admits it, so that a quota is never overrun; counting then as well would
-take back charges of what is admitted and not yet stored.
+The status is for users. Admission counts by itself, so that a quota is never overrun however late this count is.
 """
 
 from __future__ import annotations
@@ -9,43 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kone.apimachinery import quota as quotas
-from kone.apimachinery.kinds import GVR, PERSISTENTVOLUMECLAIMS, PODS, RESOURCEQUOTAS, SERVICES
+from kone.apimachinery.kinds import GVR, RESOURCEQUOTAS
 from kone.apimachinery.objects import Key, Object, dig, key_of, namespace_of, replace_in
-from kone.apimachinery.quota import Evaluator, Usage
+from kone.apimachinery.quota import Costs, Evaluator, Usage
 from kone.client.client import EventType, Informer
 from kone.controllers.controller import DEFINITIONS, Context, Controller, KeysOf, Reconciler, Result, Watch
 
 # Decide
 
 
-def is_reason_to_count(resource: GVR, obj: Object, previous: Object, now: float) -> bool:
-    """Whether a change makes the object cost less, or count elsewhere."""
-    if resource == PODS:
-        scope_changed = quotas.is_terminating(obj) != quotas.is_terminating(previous)
-        ended = quotas.is_alive(previous, now) and not quotas.is_alive(obj, now)
-        return scope_changed or ended or _resources(obj) != _resources(previous)
-    if resource == SERVICES:
-        return _charged_type(obj) != _charged_type(previous)
-    if resource == PERSISTENTVOLUMECLAIMS:
-        return _allocated(obj) != _allocated(previous) or (
-            quotas.attribute_classes(obj) != quotas.attribute_classes(previous)
-        )
-    return False
-
-
-def _resources(pod: Object) -> dict[str, object]:
-    kinds = ("containerStatuses", "initContainerStatuses")
-    statuses = [status for kind in kinds for status in dig(pod, "status", kind, default=())]
-    return {status["name"]: status.get("resources") for status in statuses}
-
-
-def _charged_type(service: Object) -> str:
-    kind = dig(service, "spec", "type", default="")
-    return kind if kind in ("NodePort", "LoadBalancer") else ""
-
-
-def _allocated(claim: Object) -> object:
-    return dig(claim, "status", "allocatedResources", "storage")
+def costs_otherwise(quota: Object, evaluator: Evaluator, obj: Object, previous: Object, now: float) -> bool:
+    """Whether the change makes the object cost more or less of this quota."""
+    counted = quotas.counts(quota, evaluator, obj)
+    if counted != quotas.counts(quota, evaluator, previous):
+        return True
+    return counted and evaluator.usage(obj, now) != evaluator.usage(previous, now)
 
 
 def make_status(quota: Object, counted: Usage) -> Object:
@@ -69,6 +46,7 @@ class ResourceQuotas(Reconciler):
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
         self.primary: Informer = ctx.client.informer(RESOURCEQUOTAS)
+        self._costs = Costs()
         self._followed: dict[str, tuple[Evaluator, Informer]] = {}
 
     def watches(self) -> Iterable[Watch]:
@@ -90,7 +68,7 @@ class ResourceQuotas(Reconciler):
         return informer
 
     def _keys_of_quota(self, event: EventType, quota: Object, previous: Object | None) -> Iterable[Key]:
-        """Only what is asked for matters: the status is written by this controller and by admission."""
+        """Only what is asked for matters: the status is written by this controller."""
         if event == "MODIFIED" and previous is not None and quota.get("spec") == previous.get("spec"):
             return ()
         return (key_of(quota),)
@@ -103,13 +81,12 @@ class ResourceQuotas(Reconciler):
         evaluator, _ = self._followed[resource.group_resource]
 
         def keys(event: EventType, obj: Object, previous: Object | None) -> Iterable[Key]:
-            if event == "ADDED" or not (here := self.primary.list(namespace_of(obj))):
-                return ()
-            if event == "MODIFIED":
+            here = self.primary.list(namespace_of(obj))
+            concerned = [quota for quota in here if evaluator.matching(dig(quota, "spec", "hard", default={}))]
+            if event == "MODIFIED" and previous is not None:
                 now = self._ctx.clock.now()
-                if previous is None or not is_reason_to_count(resource, obj, previous, now):
-                    return ()
-            return [key_of(quota) for quota in here if evaluator.matching(dig(quota, "spec", "hard", default={}))]
+                concerned = [q for q in concerned if costs_otherwise(q, evaluator, obj, previous, now)]
+            return [key_of(quota) for quota in concerned]
 
         return keys
 
@@ -129,7 +106,7 @@ class ResourceQuotas(Reconciler):
         for evaluator, informer in self._followed.values():
             if evaluator.matching(hard) and informer.synced:
                 objects = informer.list(namespace_of(quota))
-                counted |= quotas.total(quota, evaluator, objects, self._ctx.clock.now())
+                counted |= quotas.total(quota, self._costs.remembered(evaluator), objects, self._ctx.clock.now())
         return counted
 
     def _follow_new_resources(self) -> None:

@@ -1,4 +1,4 @@
-"""ResourceQuotas: what is used, counted when a quota comes and when something goes."""
+"""ResourceQuotas: what is used, counted when a quota comes and when something comes or goes."""
 
 from kone.apimachinery.kinds import (
     CONFIGMAPS,
@@ -9,7 +9,7 @@ from kone.apimachinery.kinds import (
     RESOURCEQUOTAS,
     SERVICES,
 )
-from kone.apimachinery.objects import Object, replace_in
+from kone.apimachinery.objects import Object
 from kone.controllers.controller import DEFINITIONS, Settings
 from kone.controllers.resource_quota import RESOURCE_QUOTA_CONTROLLER
 from tests.controllers.world import World
@@ -58,13 +58,20 @@ async def test_what_goes_is_given_back(world: World) -> None:
         assert used(world, made) == {"configmaps": "1"}
 
 
-async def test_what_comes_is_left_to_admission(world: World) -> None:
+async def test_what_comes_is_counted(world: World) -> None:
     async with world.running(RESOURCE_QUOTA_CONTROLLER, settings=SETTINGS):
         made = await world.put(RESOURCEQUOTAS, quota(configmaps="5"))
-        charged = replace_in(world.client.look(RESOURCEQUOTAS, made), ("status", "used"), {"configmaps": "1"})
-        await world.client.update(RESOURCEQUOTAS, charged, subresource="status")
-        await world.settle()
-        assert used(world, made) == {"configmaps": "1"}, "a charge for what is not stored yet must stand"
+        await world.put(CONFIGMAPS, thing("ConfigMap", "a"))
+        assert used(world, made) == {"configmaps": "1"}
+
+
+async def test_a_change_that_costs_nothing_writes_nothing(world: World) -> None:
+    async with world.running(RESOURCE_QUOTA_CONTROLLER, settings=SETTINGS):
+        one = await world.put(CONFIGMAPS, thing("ConfigMap", "a"))
+        made = await world.put(RESOURCEQUOTAS, quota(configmaps="5"))
+        version = world.client.look(RESOURCEQUOTAS, made)["metadata"]["resourceVersion"]
+        await world.edit(CONFIGMAPS, one, "data", value={"k": "v"})
+        assert world.client.look(RESOURCEQUOTAS, made)["metadata"]["resourceVersion"] == version
 
 
 async def test_a_finished_pod_is_given_back_but_still_an_object(world: World) -> None:
