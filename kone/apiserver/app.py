@@ -11,26 +11,23 @@ import asyncio
 import logging
 import os
 import platform
-import socket
 import ssl
-import struct
 import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMethod
-from aiohttp.web_protocol import RequestHandler
 
 from kone.aio.clock import Clock, SystemClock
 from kone.apimachinery.access import access_denied
 from kone.apimachinery.errors import StatusError, internal_error
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
-from kone.apiserver import codec, negotiation
+from kone.apiserver import negotiation
+from kone.apiserver.connections import Connection, Server
 from kone.apiserver.discovery import Discovery
 from kone.apiserver.health import Health
 from kone.apiserver.kubelet_client import ClientTls, KubeletClient
@@ -39,11 +36,11 @@ from kone.apiserver.negotiation import PLAIN, Output, negotiate
 from kone.apiserver.openapi import OpenApi
 from kone.apiserver.proxies import Proxies
 from kone.apiserver.requests import Parameters, RequestInfo, parse_query, parse_request, selected_fields
-from kone.apiserver.resources import Resources, no_such_method, no_such_route
-from kone.apiserver.responses import render, reply, status_reply
+from kone.apiserver.resources import Resources
+from kone.apiserver.responses import no_such_method, no_such_route, render, reply, status_reply
 from kone.apiserver.streams import Streams
 from kone.apiserver.verbs import Verbs
-from kone.auth.authentication import Authenticator, Headers, UnixPeer
+from kone.auth.authentication import Authenticator, Headers
 from kone.auth.authorizer import Authorizer
 from kone.auth.impersonation import impersonate
 
@@ -65,7 +62,6 @@ VERSION: Final[Object] = {
 _PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 _IMPERSONATE: Final = ("Impersonate-User", "Impersonate-Group", "Impersonate-Uid")
 BACKLOG: Final = 1024
-HEADER_MAX_BYTES: Final = 32 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +109,10 @@ class ApiServer:
         self._resources = Resources(verbs, self._clock, Streams(self._kubelets), self._proxies)
         self._discovery = Discovery(verbs.registry)
         self._openapi = OpenApi(verbs.registry)
-        self.metrics = Metrics(watching=lambda: self._resources.watching, objects=self._count_objects)
+        self.metrics = Metrics(watching=lambda: len(self._resources.watching), objects=self._count_objects)
         self._tls: ssl.SSLContext | None = None
         self._tls_files: TlsFiles | None = None
-        self._server: _Server | None = None
+        self._server: Server | None = None
         self._listeners: list[asyncio.Server] = []
         self._unix_path: Path | None = None
 
@@ -127,7 +123,7 @@ class ApiServer:
     ) -> None:
         """Listen. Without `tls` there is no TCP listener. Raises OSError where an address is taken."""
         loop = asyncio.get_running_loop()
-        server = self._server = _Server(self._handle)
+        server = self._server = Server(self._handle)
         if tls is not None:
             self._tls_files = tls
             self._tls = serving_context(tls)
@@ -139,7 +135,7 @@ class ApiServer:
         if unix_path is not None:
             await self._listen_unix(server, unix_path)
 
-    async def _listen_unix(self, server: _Server, path: Path) -> None:
+    async def _listen_unix(self, server: Server, path: Path) -> None:
         """The local door: a socket that only this user may open, made under that name in one step."""
         path.unlink(missing_ok=True)
         mask = os.umask(0o177)
@@ -164,7 +160,7 @@ class ApiServer:
         for listener in listeners:
             listener.close()
         if self._server is not None:
-            self._resources.end_watches()
+            self._resources.watching.end()
             self._server.pre_shutdown()
             await self._server.shutdown(drain_s)
             self._server = None
@@ -202,7 +198,7 @@ class ApiServer:
 
     async def _serve(self, request: web.BaseRequest, info: RequestInfo, query: Parameters) -> web.StreamResponse:
         connection = request.protocol
-        assert isinstance(connection, _Connection)
+        assert isinstance(connection, Connection)
         headers = cast(Headers, request.headers)  # a multi-dict's get() has overloads that no protocol can say
         user = await self._authenticator.authenticate(connection.certificate, headers, connection.peer)
         access = info.access(selected_fields(query) if "fieldSelector" in query else ())
@@ -328,50 +324,3 @@ def serving_context(files: TlsFiles) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_OPTIONAL
     context.set_alpn_protocols(["http/1.1"])
     return context
-
-
-class _Connection(RequestHandler):
-    """A connection and what it says of its peer, read once."""
-
-    certificate: bytes | None = None
-    peer: UnixPeer | None = None
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """What the parser refuses is answered as a Status, too."""
-        if isinstance(exc, BadHttpMethod):
-            return status_reply(no_such_method())
-        if status >= 500:
-            log.error("a request could not be served", exc_info=exc)
-            return status_reply(internal_error(str(exc)))
-        return status_reply(StatusError(status, "BadRequest", message or str(exc)))
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        tls = transport.get_extra_info("ssl_object")
-        if tls is not None:
-            self.certificate = tls.getpeercert(binary_form=True)
-            return
-        sock = transport.get_extra_info("socket")
-        if sock is not None and sock.family == socket.AF_UNIX:
-            credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-            self.peer = UnixPeer(*struct.unpack("3i", credentials))
-
-
-class _Server(web.Server):
-    """aiohttp's low-level server with our connections, and bodies as large as upstream takes them."""
-
-    def __call__(self) -> RequestHandler:
-        return _Connection(
-            self,
-            loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type] # what aiohttp documents for "none"
-            max_field_size=HEADER_MAX_BYTES,
-            max_line_size=HEADER_MAX_BYTES,
-        )
-
-    def _make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return web.BaseRequest(
-            message, payload, protocol, writer, task, self._loop, client_max_size=codec.BODY_MAX_BYTES
-        )

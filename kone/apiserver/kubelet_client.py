@@ -38,16 +38,24 @@ class KubeletClient:
 
     def __init__(self, reads: Reads, tls: ClientTls | None) -> None:
         self._reads = reads
-        self._tls = tls
+        self._files = tls
+        self._context: ssl.SSLContext | None = None
         self._session: aiohttp.ClientSession | None = None
+        self._retired: list[aiohttp.ClientSession] = []
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """What kubelets are spoken to with."""
+        if self._context is None:
+            self._context = self._files.context() if self._files is not None else ssl.create_default_context()
+        return self._context
 
     @property
     def session(self) -> aiohttp.ClientSession:
         """Without a total timeout: what goes through it are streams."""
         if self._session is None:
-            context: ssl.SSLContext | bool = self._tls.context() if self._tls is not None else True
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=context, limit=0, force_close=True),
+                connector=aiohttp.TCPConnector(ssl=self.tls, limit=0, force_close=True),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
                 auto_decompress=False,
             )
@@ -55,12 +63,17 @@ class KubeletClient:
 
     def reload_certificates(self) -> None:
         """The next use reads the files again; streams that run go on."""
-        self._session = None
+        self._context = None
+        if self._session is not None:
+            self._retired.append(self._session)
+            self._session = None
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in (*self._retired, self._session):
+            if session is not None:
+                await session.close()
+        self._retired.clear()
+        self._session = None
 
     def url(self, node_name: str, path: str) -> URL:
         """Where a path of the node's kubelet is. Raises 404 for a node that is not there, 500 for one without

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import random
+import socket
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
@@ -21,7 +23,7 @@ from kone.apimachinery.errors import bad_request, go_quote, not_found, service_u
 from kone.apimachinery.objects import Object, dig, labels_of
 from kone.apiserver.kubelet_client import KubeletClient
 from kone.apiserver.reads import Reads
-from kone.apiserver.streams import join
+from kone.apiserver.tunnels import dial, splice
 from kone.registry.resource import Resource
 
 _HOP_BY_HOP: Final = frozenset(
@@ -40,6 +42,9 @@ _HOP_BY_HOP: Final = frozenset(
     )
 )
 _SCHEMES: Final = ("", "http", "https")
+_UNVERIFIED: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+_UNVERIFIED.check_hostname = False
+_UNVERIFIED.verify_mode = ssl.CERT_NONE
 
 
 class Proxies:
@@ -80,8 +85,8 @@ class Proxies:
         raw_path, _, raw_query = request.raw_path.partition("?")
         _, _, below = raw_path.partition("/proxy")
         url = URL(f"{base}{below or '/'}{'?' + raw_query if raw_query else ''}", encoded=True)
-        if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await self._web_socket(request, session, url)
+        if "Upgrade" in request.headers:
+            return await self._tunnel(request, url, self._kubelets.tls if kind == "nodes" else _UNVERIFIED)
         prefix = raw_path[: len(raw_path) - len(below)] if below else raw_path
         return await self._http(request, session, url, base, prefix)
 
@@ -112,18 +117,21 @@ class Proxies:
                     await response.write(data)
             return response
 
-    async def _web_socket(
-        self, request: web.BaseRequest, session: aiohttp.ClientSession, url: URL
-    ) -> web.StreamResponse:
-        offered = [
-            text.strip() for line in request.headers.getall("Sec-WebSocket-Protocol", []) for text in line.split(",")
-        ]
+    async def _tunnel(self, request: web.BaseRequest, url: URL, tls: ssl.SSLContext | None) -> web.StreamResponse:
+        """An upgrade, to whatever protocol; what the backend says instead is passed on."""
+        headers = _forwarded(request)
+        headers["Connection"], headers["Upgrade"] = "Upgrade", request.headers["Upgrade"]
         try:
-            backend = await session.ws_connect(url, protocols=offered, max_msg_size=0, compress=0)
-        except (aiohttp.ClientError, OSError) as error:
+            backend = await dial(url, tls=tls, method=request.method, headers=headers)
+        except OSError as error:
             raise service_unavailable(f"error trying to reach service: {error}") from error
-        async with backend:
-            return await join(request, backend)
+        try:
+            if backend.switched:
+                return await splice(request, backend)
+            kept = CIMultiDict((k, v) for k, v in backend.headers.items() if k.lower() not in _HOP_BY_HOP)
+            return web.Response(status=backend.status, headers=kept, body=await backend.refusal())
+        finally:
+            await backend.close()
 
     # -- where to ----------------------------------------------------------------------------------------------------
 
@@ -144,7 +152,7 @@ class Proxies:
         ip = dig(pod, "status", "podIP", default="")
         if not _is_global(ip):
             raise bad_request("address not allowed")
-        return _base(scheme, ip, port)
+        return _base(scheme, ip, _number(port))
 
     def _service(self, namespace: str, text: str) -> str:
         scheme, name, port = split_name(text, "service")
@@ -188,6 +196,16 @@ def split_name(text: str, what: str) -> tuple[str, str, str]:
 def _base(scheme: str, host: str, port: str) -> str:
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme or 'http'}://{shown}:{port}" if port else f"{scheme or 'http'}://{shown}"
+
+
+def _number(port: str) -> str:
+    """A port that is a name is the host's, as Go's dialer understands it; pods' names of ports are not asked."""
+    if not port or port.isdigit():
+        return port
+    try:
+        return str(socket.getservbyname(port, "tcp"))
+    except OSError:
+        raise service_unavailable(f"error trying to reach service: dial tcp: lookup tcp/{port}: unknown port") from None
 
 
 def _is_global(text: str) -> bool:

@@ -5,15 +5,12 @@ The app has settled who asks and that they may; here the request meets `Verbs`.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import random
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
-from multidict import CIMultiDict
 
 from kone.aio.clock import Clock
 from kone.apimachinery.errors import StatusError, bad_request
@@ -28,15 +25,22 @@ from kone.apiserver.options import ListOptions, first, parse_list_options, parse
 from kone.apiserver.proxies import Proxies
 from kone.apiserver.reads import ListPage
 from kone.apiserver.requests import Parameters, RequestInfo
-from kone.apiserver.responses import Frames, WatchWriter, list_body, object_body, reply
+from kone.apiserver.responses import (
+    Frames,
+    WatchWriter,
+    list_body,
+    no_such_method,
+    no_such_route,
+    object_body,
+    reply,
+)
 from kone.apiserver.streams import Streams
 from kone.apiserver.verbs import Verbs
+from kone.apiserver.watching import Watching
 from kone.registry.resource import Resource
 
 log = logging.getLogger(__name__)
 
-BOOKMARK_EVERY_S: Final = 60.0
-WATCH_MIN_S: Final = 1800.0  # without timeoutSeconds a watch ends after a random time from this to twice this
 PATCH_KINDS: Final[Mapping[str, PatchKind]] = {
     "application/json-patch+json": "json",
     "application/merge-patch+json": "merge",
@@ -52,17 +56,8 @@ CONNECT_VERBS: Final = {"GET": "get", "POST": "create"}
 _DURATION: Final = re.compile(r"^[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$|^[-+]?0$")
 
 
-def no_such_route() -> StatusError:
-    return StatusError(404, "NotFound", "the server could not find the requested resource", details={})
-
-
-def no_such_method() -> StatusError:
-    message = "the server does not allow this method on the requested resource"
-    return StatusError(405, "MethodNotAllowed", message, details={})
-
-
 class Resources:
-    """Serves /api and /apis paths that name a resource. `stopping` ends every watch when it is set."""
+    """Serves /api and /apis paths that name a resource. `watching` are the watches that run."""
 
     def __init__(self, verbs: Verbs, clock: Clock, streams: Streams, proxies: Proxies) -> None:
         self._verbs = verbs
@@ -70,16 +65,7 @@ class Resources:
         self._streams = streams
         self._proxies = proxies
         self._frames = Frames()
-        self._watches: set[asyncio.Task[Any]] = set()
-
-    def end_watches(self) -> None:
-        """Let every watcher's client watch elsewhere, or again: the server stops."""
-        for task in self._watches:
-            task.cancel()
-
-    @property
-    def watching(self) -> int:
-        return len(self._watches)
+        self.watching = Watching()
 
     async def serve(
         self, request: web.BaseRequest, info: RequestInfo, query: Parameters, user: User
@@ -268,46 +254,9 @@ class _Call:
         include = self._include(output)
         watch = self.verbs.watch(self.resource, chosen, namespace=self.namespace)
         writer = WatchWriter(watch, output, include, self.server._frames, self.server._clock.now)
-        headers = CIMultiDict({"Content-Type": "application/json", "Cache-Control": "no-cache, private"})
-        response = web.StreamResponse(headers=headers)
-        response.enable_chunked_encoding()
-        loop = asyncio.get_running_loop()
-        timeout_s = float(chosen.timeout_s or 0) or WATCH_MIN_S * (1 + random.random())
-        deadline = loop.time() + timeout_s
-        task = asyncio.current_task()
-        assert task is not None
-        self.server._watches.add(task)
-        try:
-            await response.prepare(self.request)
-            if watch.error is not None:
-                await response.write(writer.error(watch.error))
-                return response
-            if initial := watch.initial():
-                await response.write(writer.events(initial))
-            if watch.marks_end:
-                await response.write(writer.bookmark(watch.revision, ends_initial=True))
-            next_bookmark = loop.time() + BOOKMARK_EVERY_S
-            while (now := loop.time()) < deadline and not watch.ended:
-                wait_s = deadline - now
-                if chosen.allow_bookmarks:
-                    wait_s = min(wait_s, next_bookmark - now)
-                events = await watch.next(max(wait_s, 0.0))
-                if events:
-                    await response.write(writer.events(events))
-                elif chosen.allow_bookmarks and loop.time() >= next_bookmark:
-                    await response.write(writer.bookmark(watch.revision))
-                    next_bookmark = loop.time() + BOOKMARK_EVERY_S
-            return response
-        except (ConnectionResetError, BrokenPipeError):
-            return response
-        except asyncio.CancelledError:
-            if task.cancelling() and self.request.transport is not None and not self.request.transport.is_closing():
-                task.uncancel()  # the server stops: end the stream in good order
-                return response
-            raise
-        finally:
-            self.server._watches.discard(task)
-            watch.close()
+        return await self.server.watching.serve(
+            self.request, watch, writer, timeout_s=chosen.timeout_s or 0, bookmarks=chosen.allow_bookmarks
+        )
 
     # -- writing ---------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,15 @@ def status_reply(error: StatusError, output: Output = PLAIN, warnings: Sequence[
     return made
 
 
+def no_such_route() -> StatusError:
+    return StatusError(404, "NotFound", "the server could not find the requested resource", details={})
+
+
+def no_such_method() -> StatusError:
+    message = "the server does not allow this method on the requested resource"
+    return StatusError(405, "MethodNotAllowed", message, details={})
+
+
 def object_body(resource: Resource, answer: Answer, output: Output, include: tables.Include, now: float) -> bytes:
     """One object, or a Status. Raises 406 where a list was asked for."""
     if output is PLAIN or not output.transform:

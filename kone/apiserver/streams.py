@@ -1,12 +1,12 @@
 """logs, exec, attach and port-forward: the API server finds the pod's node and passes bytes and messages through.
 
-exec, attach and port-forward are WebSockets on both sides with the same subprotocol (v5.channel.k8s.io, …, or the SPDY
-tunnel that kubectl port-forward uses); nothing in them is understood here. Checks: kubernetes/pkg/registry/core/pod.
+exec, attach and port-forward are tunnels (tunnels.py): nothing in them is understood here. Checks:
+kubernetes/pkg/registry/core/pod.
 """
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Final
 
 import aiohttp
-from aiohttp import WSMsgType, web
+from aiohttp import web
+from multidict import CIMultiDict
 from yarl import URL
 
 from kone.apimachinery.errors import (
@@ -29,17 +30,19 @@ from kone.apimachinery.errors import (
 )
 from kone.apimachinery.objects import Object, name_of, namespace_of
 from kone.apimachinery.timestamps import parse_time
+from kone.apiserver.connections import ends_with_client
 from kone.apiserver.kubelet_client import KubeletClient, unreachable
 from kone.apiserver.options import first, parse_bool, parse_int
 from kone.apiserver.requests import Parameters
+from kone.apiserver.tunnels import SPDY, dial, handshake, is_web_socket, splice, splice_spdy
+from kone.auth.authentication import WEBSOCKET_TOKEN_PROTOCOL
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S: Final = 30.0
+LOG_PROTOCOLS: Final = ("binary.k8s.io", "base64.binary.k8s.io")
 LOG_STREAMS: Final = ("All", "Stderr", "Stdout")
 # The API's names of the streams and the kubelet's.
 _STREAM_FLAGS: Final = {"stdin": "input", "stdout": "output", "stderr": "error", "tty": "tty"}
-_CLOSING: Final = (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR)
 
 
 class Streams:
@@ -66,13 +69,10 @@ class Streams:
         async with answer:
             if answer.status != 200:
                 raise backend_error(answer.status, await answer.text(), "pods/log", name_of(pod))
-            response = web.StreamResponse(headers={"Content-Type": "text/plain", "Cache-Control": "no-cache, private"})
-            response.enable_chunked_encoding()
-            await response.prepare(request)
-            with contextlib.suppress(ConnectionError):
-                async for data in answer.content.iter_any():
-                    await response.write(data)
-            return response
+            with ends_with_client(request):
+                if is_web_socket(request):
+                    return await _text_messages(request, answer.content)
+                return await _text(request, answer.content)
 
     async def container(
         self, request: web.BaseRequest, pod: Object, action: str, query: Parameters
@@ -84,7 +84,7 @@ class Streams:
         commands = [("command", word) for word in query.get("command", ())]
         path = f"/{action}/{namespace_of(pod)}/{name_of(pod)}/{container}"
         url = self._kubelets.url(node, path).with_query([*flags, *commands])
-        return await self._relay(request, url, f"pods/{action}", name_of(pod))
+        return await self._relay(request, url, f"pods/{action}", name_of(pod), "v4.channel.k8s.io")
 
     async def port_forward(self, request: web.BaseRequest, pod: Object, query: Parameters) -> web.StreamResponse:
         """Streams to ports of the pod."""
@@ -92,7 +92,7 @@ class Streams:
         url = self._kubelets.url(self._node(pod), path)
         ports = query.get("ports", ())
         url = url.with_query([("port", ",".join(ports))] if ports else [])
-        return await self._relay(request, url, "pods/portforward", name_of(pod))
+        return await self._relay(request, url, "pods/portforward", name_of(pod), "portforward.k8s.io")
 
     def _node(self, pod: Object) -> str:
         node: str = (pod.get("spec") or {}).get("nodeName", "")
@@ -100,57 +100,80 @@ class Streams:
             raise bad_request(f"pod {name_of(pod)} does not have a host assigned")
         return node
 
-    async def _relay(self, request: web.BaseRequest, url: URL, resource: str, name: str) -> web.StreamResponse:
-        if request.headers.get("Upgrade", "").lower() != "websocket":
+    async def _relay(
+        self, request: web.BaseRequest, url: URL, resource: str, name: str, spdy: str
+    ) -> web.StreamResponse:
+        """`spdy` is the stream protocol of clients that speak SPDY."""
+        if is_web_socket(request):
+            headers = web_socket_headers(request)
+        elif request.headers.get("Upgrade", "").lower() == SPDY.lower():
+            _check_protocol(request, spdy)
+            headers = handshake(f"{SPDY}+{spdy}")
+        else:
             raise bad_request("Upgrade request required")
-        offered = tuple(
-            text.strip()
-            for line in request.headers.getall("Sec-WebSocket-Protocol", [])
-            for text in line.split(",")
-            if not text.strip().startswith("base64url.bearer.authorization.k8s.io.")
-        )
         try:
-            backend = await self._kubelets.session.ws_connect(
-                url, protocols=offered, max_msg_size=0, autoping=True, compress=0
-            )
-        except aiohttp.WSServerHandshakeError as error:
-            raise backend_error(error.status, error.message, resource, name) from error
-        except (aiohttp.ClientError, OSError) as error:
+            backend = await dial(url, tls=self._kubelets.tls, method="GET", headers=headers)
+        except OSError as error:
             raise unreachable(error) from error
-        async with backend:
-            return await join(request, backend)
+        try:
+            if not backend.switched:
+                raise backend_error(backend.status, (await backend.refusal()).decode(errors="replace"), resource, name)
+            if is_web_socket(request):
+                return await splice(request, backend)
+            return await splice_spdy(request, backend, spdy)
+        finally:
+            await backend.close()
 
 
-async def join(request: web.BaseRequest, backend: aiohttp.ClientWebSocketResponse) -> web.WebSocketResponse:
-    """Pass messages both ways until either side closes."""
-    protocols = (backend.protocol,) if backend.protocol else ()
-    client = web.WebSocketResponse(protocols=protocols, heartbeat=HEARTBEAT_S, max_msg_size=0, compress=False)
-    await client.prepare(request)
-    up = asyncio.create_task(_pass(client, backend), name=f"{request.path}: to the backend")
-    down = asyncio.create_task(_pass(backend, client), name=f"{request.path}: to the client")
-    try:
-        await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (up, down):
-            task.cancel()
-        await asyncio.gather(up, down, return_exceptions=True)
-        with contextlib.suppress(ConnectionError):
-            await client.close(code=backend.close_code or 1000)
-    return client
+async def _text(request: web.BaseRequest, content: aiohttp.StreamReader) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/plain", "Cache-Control": "no-cache, private"})
+    response.enable_chunked_encoding()
+    await response.prepare(request)
+    with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+        async for data in content.iter_any():
+            await response.write(data)
+    return response
 
 
-Socket = web.WebSocketResponse | aiohttp.ClientWebSocketResponse
+async def _text_messages(request: web.BaseRequest, content: aiohttp.StreamReader) -> web.StreamResponse:
+    """The text in messages of a WebSocket: binary ones, or base64 in text for who asks so."""
+    socket = web.WebSocketResponse(protocols=LOG_PROTOCOLS, compress=False)
+    await socket.prepare(request)
+    with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+        async for data in content.iter_any():
+            if socket.ws_protocol == "base64.binary.k8s.io":
+                await socket.send_str(base64.b64encode(data).decode())
+            else:
+                await socket.send_bytes(data)
+    await socket.close()
+    return socket
 
 
-async def _pass(source: Socket, target: Socket) -> None:
-    while True:
-        message = await source.receive()
-        if message.type is WSMsgType.BINARY:
-            await target.send_bytes(message.data)
-        elif message.type is WSMsgType.TEXT:
-            await target.send_str(message.data)
-        elif message.type in _CLOSING:
-            return
+def _check_protocol(request: web.BaseRequest, spdy: str) -> None:
+    """Raises 403 where the client does not speak the one protocol that there is."""
+    offered = [
+        word.strip() for line in request.headers.getall("X-Stream-Protocol-Version", []) for word in line.split(",")
+    ]
+    if spdy not in offered:
+        supports = f"client supports [{' '.join(offered)}], server accepts [{spdy}]"
+        raise StatusError(403, "Forbidden", f"unable to upgrade: unable to negotiate protocol: {supports}")
+
+
+def web_socket_headers(request: web.BaseRequest) -> CIMultiDict[str]:
+    """The client's own handshake for the backend, without what authenticates the client to us."""
+    headers = CIMultiDict({"Connection": "Upgrade", "Upgrade": "websocket"})
+    for name in ("Sec-WebSocket-Key", "Sec-WebSocket-Version"):
+        if name in request.headers:
+            headers[name] = request.headers[name]
+    offered = [
+        word.strip()
+        for line in request.headers.getall("Sec-WebSocket-Protocol", [])
+        for word in line.split(",")
+        if not word.strip().startswith(WEBSOCKET_TOKEN_PROTOCOL)
+    ]
+    if offered:
+        headers["Sec-WebSocket-Protocol"] = ", ".join(offered)
+    return headers
 
 
 def container_of(pod: Object, name: str) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -13,7 +14,6 @@ from multidict import CIMultiDictProxy
 
 from kone.admission.chain import Chain
 from kone.aio.clock import FakeClock
-from kone.apimachinery.access import AccessRequest
 from kone.apimachinery.errors import FieldError, invalid_value
 from kone.apimachinery.kinds import CONFIGMAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS
 from kone.apimachinery.objects import Object, dig
@@ -96,13 +96,6 @@ def small_registry() -> Registry:
     return registry
 
 
-class AllowAll:
-    """An authorizer that lets everybody."""
-
-    def allowed(self, user: User, request: AccessRequest) -> tuple[bool, str]:
-        return True, ""
-
-
 @dataclass
 class Small:
     """The verbs under test and what the tests say to them."""
@@ -144,7 +137,7 @@ async def small() -> AsyncIterator[Small]:
         store=store,
         caches=caches,
         admission=Chain([]),
-        authorizer=AllowAll(),
+        authorizer=Authorizer(caches, ()),
         allocators=Allocators(),
         clock=clock,
     )
@@ -162,7 +155,7 @@ class Served:
 
     async def call(
         self, method: str, path: str, body: object = None, **headers: str
-    ) -> tuple[int, object, CIMultiDictProxy[str]]:
+    ) -> tuple[int, Any, CIMultiDictProxy[str]]:
         """(status, the JSON or text of the answer, its headers)."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if body is not None:
@@ -177,7 +170,6 @@ class Served:
 @pytest.fixture
 async def served(small: Small, tmp_path: Path) -> AsyncIterator[Served]:
     authorizer = Authorizer(small.verbs.caches, ())
-    small.verbs.authorizer = authorizer
     server = ApiServer(verbs=small.verbs, authenticator=Authenticator(()), authorizer=authorizer, clock=small.clock)
     path = tmp_path / "kone.sock"
     await server.start(unix_path=path)
