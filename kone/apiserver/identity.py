@@ -13,12 +13,17 @@ import orjson
 from kone.apimachinery.errors import MODIFIED, StatusError, bad_request, conflict, invalid, invalid_value
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object, metadata
+from kone.apiserver.context import RequestContext
 from kone.apiserver.options import parse_uint
 from kone.registry.resource import Resource
 from kone.registry.strategy import Strategy
 
 OTHER_NAMESPACE: Final = "the namespace of the provided object does not match the namespace sent on the request"
 OBJECT_MAX_BYTES: Final = 1536 * 1024  # etcd's default --max-request-bytes
+_OWNERS_ADVICE: Final = (
+    "API server dedups owner references in 1.20+, and may reject such requests as early as 1.24; please fix your "
+    "requests; duplicate UID(s) observed"
+)
 SYSTEM_FIELDS: Final = (
     "creationTimestamp",
     "uid",
@@ -40,6 +45,24 @@ def _uids() -> Iterator[str]:
 
 
 new_uid: Final = _uids().__next__
+
+
+def drop_same_owners(ctx: RequestContext, obj: Object, *, after_admission: bool = False) -> None:
+    """Keep each owner reference once, and warn of those that were given twice."""
+    references = obj["metadata"].get("ownerReferences") or ()
+    if len(references) < 2:
+        return
+    kept: list[Object] = []
+    twice: list[str] = []
+    for reference in references:
+        if reference in kept:
+            twice.append(str(reference.get("uid", "")))
+        else:
+            kept.append(reference)
+    if twice:
+        obj["metadata"]["ownerReferences"] = kept
+        when = " after mutating admission happens" if after_admission else ""
+        ctx.warn(f".metadata.ownerReferences contains duplicate entries{when}; {_OWNERS_ADVICE}: {', '.join(twice)}")
 
 
 def ordered(gvk: GVK, obj: Object) -> Object:

@@ -38,6 +38,7 @@ from kone.apiserver.identity import (
     check_size,
     check_uid,
     check_version,
+    drop_same_owners,
     match_name,
     match_namespace,
     new_uid,
@@ -113,11 +114,14 @@ class Verbs(Reads):
     async def _create(
         self, ctx: RequestContext, resource: Resource, strategy: Strategy, obj: Object, namespace: str
     ) -> Answer:
-        meta = obj["metadata"]
+        drop_same_owners(ctx, obj)
         strategy.default(obj)
-        attributes = self.attributes(ctx, resource, "CREATE", "", namespace, meta.get("name", ""), obj, None)
+        name = obj["metadata"].get("name", "")
+        attributes = self.attributes(ctx, resource, "CREATE", "", namespace, name, obj, None)
         await self.admission.mutate(attributes)
         obj = attributes.obj or obj
+        drop_same_owners(ctx, obj, after_admission=True)
+        meta = obj["metadata"]
         generate = bool(meta.get("generateName")) and not meta.get("name")
         for attempt in range(NAME_ATTEMPTS):
             try:
@@ -285,11 +289,12 @@ class Verbs(Reads):
         if uid:
             check_uid(resource, old, uid, namespace, name)
         obj = make(old)
-        meta = obj["metadata"]
         strategy.default(obj)
         attributes = self.attributes(ctx, resource, "UPDATE", target.subresource, namespace, name, obj, old)
         await self.admission.mutate(attributes)
         obj = attributes.obj or obj
+        drop_same_owners(ctx, obj, after_admission=True)
+        meta = obj["metadata"]
         check_version(resource, strategy, meta, state.version, name)
         meta.pop("managedFields", None)
         generic.keep_generation(obj, old)

@@ -11,13 +11,14 @@ from kone.registry.conditions import conditions, not_more_than_100_percent, posi
 from kone.registry.internal import internal
 from kone.registry.resource import AGE, NAME, Column, Resource
 from kone.registry.rules import Errors, at_least_0, has_invalid_selector_value, label_selector
-from kone.registry.strategy import SpecStrategy, StatusStrategy
+from kone.registry.strategy import SpecStrategy, StatusStrategy, path_segment
 
 _EVICTION_POLICIES = ("AlwaysAllow", "IfHealthyBudget")
 _COUNTS = ("disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods")
 
 
 class _PodDisruptionBudget(SpecStrategy):
+    name_rule = staticmethod(path_segment)  # that it is a DNS name nobody asks
     unconditional_update = False
 
     def initial_status(self, obj: Object) -> Object:
