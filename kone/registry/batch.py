@@ -50,6 +50,12 @@ def _default_job_template(spec: Object) -> None:
 
 
 class _Job(WorkloadStrategy):
+    default_propagation = "Orphan"
+    orphan_warning = (
+        "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove them or "
+        "set propagationPolicy=Orphan to suppress this warning"
+    )
+
     def default(self, obj: Object) -> None:
         spec = obj["spec"]
         if spec.get("completions") is None and spec.get("parallelism") is None:
