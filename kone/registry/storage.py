@@ -7,7 +7,7 @@ from typing import Any
 
 from kone.apimachinery.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
 from kone.apimachinery.errors import too_long as _too_long
-from kone.apimachinery.kinds import GVR
+from kone.apimachinery.kinds import GVR, STORAGECLASSES
 from kone.apimachinery.names import is_dns1123_subdomain, is_qualified_name
 from kone.apimachinery.objects import Object, dig
 from kone.apimachinery.quantity import parse_quantity
@@ -23,7 +23,6 @@ GROUP = "storage.k8s.io"
 CSIDRIVERS = GVR(GROUP, "v1", "csidrivers")
 CSINODES = GVR(GROUP, "v1", "csinodes")
 CSISTORAGECAPACITIES = GVR(GROUP, "v1", "csistoragecapacities")
-STORAGECLASSES = GVR(GROUP, "v1", "storageclasses")
 VOLUMEATTACHMENTS = GVR(GROUP, "v1", "volumeattachments")
 VOLUMEATTRIBUTESCLASSES = GVR(GROUP, "v1", "volumeattributesclasses")
 
