@@ -264,7 +264,11 @@ def go_value(value: Any) -> str:
     """A value as field errors print it: strings quoted, structures as JSON, nothing as null."""
     if isinstance(value, str):
         return go_quote(value)
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).translate(_JSON_ESCAPED)
+
+
+_JSON_ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+"""What encoding/json escapes though JSON does not ask for it."""
 
 
 def json_word(value: Any) -> str:

@@ -15,7 +15,8 @@ from kone.registry.registry import builtin
 from kone.registry.resource import Resource
 from kone.registry.strategy import Strategy
 
-FACTS = Path(os.environ.get("KONE_UPSTREAM", "/work/shared/upstream")) / "facts"
+ROOT = Path(__file__).resolve().parents[2]
+FACTS = Path(os.environ.get("KONE_UPSTREAM") or ROOT.parent / "shared" / "upstream") / "facts"
 REGISTRY = builtin()
 
 
