@@ -234,9 +234,7 @@ class _CSINode(Strategy):
     unconditional_update = False
 
     def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
-        obj.pop("status", None)
-        if old is not None and "status" in old:
-            obj["status"] = old["status"]
+        obj["status"] = dict((old or {}).get("status") or {})
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
