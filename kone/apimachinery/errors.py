@@ -264,7 +264,14 @@ def go_value(value: Any) -> str:
     """A value as field errors print it: strings quoted, structures as JSON, nothing as null."""
     if isinstance(value, str):
         return go_quote(value)
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).translate(_JSON_ESCAPED)
+    return go_json(value)
+
+
+def go_json(value: Any, indent: int | None = None) -> str:
+    """A value as encoding/json writes it: compact, or with `indent` spaces a level."""
+    separators = (",", ":") if indent is None else None
+    text = json.dumps(value, indent=indent, separators=separators, ensure_ascii=False)
+    return text.translate(_JSON_ESCAPED)
 
 
 _JSON_ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}

@@ -14,6 +14,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from kone.apimachinery.errors import go_json
 from kone.apimachinery.quantity import parse_quantity
 
 _ZERO = {"s": "", "i": 0, "b": False, "q": "0", "o": 0, "t": None, "y": None}
@@ -70,7 +71,7 @@ def sorted_map(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def internal_diff(kind: str, old: Any, new: Any) -> str:
     """The unified diff of two values, as upstream puts it below a message (apimachinery/pkg/util/diff)."""
-    before, after = (json.dumps(internal(kind, value), indent=1, ensure_ascii=False) for value in (old, new))
+    before, after = (go_json(internal(kind, value), indent=1) for value in (old, new))
     lines = difflib.unified_diff(_lines(before), _lines(after), n=3)
     # difflib heads its output with two file lines, which upstream leaves out as it names no files.
     return "".join(list(lines)[2:])
