@@ -8,9 +8,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What `make up` keeps while the node runs without systemd: its pid file and log.
+# What `make up` keeps while the node runs without systemd: its pid file and log. KONE_… variables are settings of the
+# node (KONE_DATA_DIR, KONE_INSTANCE), so that `make up` can be tried beside another node.
 RUN := .run
-DATA := /var/lib/kone
+DATA := $(or $(KONE_DATA_DIR),/var/lib/kone)
 PACKAGES := iptables nftables ipset busybox-static python3-venv conntrack iproute2
 KUBECTL := $(BIN)/kubectl --kubeconfig $(DATA)/admin.kubeconfig
 # The host's busybox may lack a working resolver: the page is fetched by Python.
@@ -67,7 +68,13 @@ node: venv docker | $(RUN)
 	elif ! { [ -e $(RUN)/kone.pid ] && kill -0 $$(cat $(RUN)/kone.pid) 2>/dev/null; }; then
 		setsid nohup $(BIN)/kone server >>$(RUN)/kone.log 2>&1 </dev/null & echo $$! >$(RUN)/kone.pid
 	fi
-	for _ in $$(seq 240); do $(BIN)/kone status >/dev/null 2>&1 && exit 0; sleep 0.25; done
+	for _ in $$(seq 240); do
+		$(BIN)/kone status >/dev/null 2>&1 && exit 0
+		if [ -e $(RUN)/kone.pid ] && ! kill -0 $$(cat $(RUN)/kone.pid) 2>/dev/null; then
+			rm $(RUN)/kone.pid; tail -n 1 $(RUN)/kone.log >&2; exit 1
+		fi
+		sleep 0.25
+	done
 	$(BIN)/kone status || true
 	echo "the node is not ready after 60 s; see $(if $(SYSTEMD),journalctl -u kone,$(RUN)/kone.log)" >&2
 	exit 1
@@ -76,7 +83,7 @@ image: docker ## build the example's image (root)
 	@docker image inspect example.kone/hello:1 >/dev/null 2>&1 && exit 0
 	context=$$(mktemp -d)
 	cp examples/hello/* $$context/ && cp "$$(command -v busybox)" $$context/busybox
-	docker build --quiet --label kone.example=hello --tag example.kone/hello:1 $$context >/dev/null
+	DOCKER_BUILDKIT=0 docker build --quiet --label kone.example=hello --tag example.kone/hello:1 $$context >/dev/null 2>&1
 	rm -r $$context
 
 up: node image ## run a node and a served page on this machine (root)
@@ -87,7 +94,7 @@ up: node image ## run a node and a served page on this machine (root)
 	for _ in $$(seq 40); do page=$$($(FETCH) "http://$$address/" 2>/dev/null) && break; sleep 0.25; done
 	echo "$${page:?the Service did not answer}"
 	echo; echo "From inside a pod, by its name http://hello.default.svc.cluster.local:"
-	$(KUBECTL) exec deployment/hello -- /bin/busybox wget -q -T 5 -O - http://hello.default.svc.cluster.local/
+	$(KUBECTL) exec deployment/hello -- /bin/fetch hello.default.svc.cluster.local
 	echo; $(KUBECTL) get nodes,pods,svc -o wide
 	echo
 	echo "kubeconfig: $(DATA)/admin.kubeconfig"

@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.node_process import BIN, NodeProcess, eventually, run
 
-IMAGE = "kone-test/busybox:2"
+IMAGE = "kone-test/busybox:3"
 INSTANCE = "e2e"
 
 
@@ -23,8 +23,10 @@ def image() -> str:
     """A busybox image made from Debian's static busybox: no registry is needed."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy("/bin/busybox", f"{folder}/busybox")
+        # Debian's static busybox crashes in wget without this file: its C library looks for plug-ins.
+        Path(folder, "nsswitch.conf").write_text("hosts: files\n")
         Path(folder, "Dockerfile").write_text(
-            "FROM scratch\nCOPY busybox /bin/busybox\n"
+            "FROM scratch\nCOPY busybox /bin/busybox\nCOPY nsswitch.conf /etc/\n"
             'RUN ["/bin/busybox", "--install", "/bin"]\nRUN ["/bin/mkdir", "/tmp"]\nENV PATH=/bin\nCMD ["/bin/sh"]\n'
         )
         run("docker", "build", "--quiet", "--tag", IMAGE, folder)
