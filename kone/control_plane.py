@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
@@ -35,7 +36,7 @@ from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
 from kone.cache.watch_cache import Caches
 from kone.client.client import Client
 from kone.config import Settings, node_ports
-from kone.registry.allocators import Allocators
+from kone.registry.allocators import AllocationError, Allocators
 from kone.registry.registry import builtin
 from kone.registry.resource import Registry
 from kone.store.store import Store, StoreError, open_store
@@ -152,6 +153,9 @@ class ControlPlane:
         allocators = Allocators((settings.service_cidr,), (ports[0], ports[-1]))
         services = caches.of("", "services")
         allocators.watch([entry.obj for entry in services.list()], services.subscribe)
+        if settings.runs("dns"):  # it answers at an address of the service range that no Service may have
+            with contextlib.suppress(AllocationError):
+                allocators.hold_ip("IPv4" if ip_address(settings.cluster_dns).version == 4 else "IPv6", settings.cluster_dns)
         authorizer = Authorizer(caches, bootstrap.node_rules())
         tokens = ServiceAccountTokens(self.pki.service_account_key_pem, _getter(caches), self.clock)
         authenticator = Authenticator((admin_tokens(self.pki.admin_token), tokens))
@@ -173,6 +177,7 @@ class ControlPlane:
             kubelet_tls=ClientTls(
                 self.pki.certificate(kubelet_client), self.pki.key(kubelet_client), self.pki.certificate(pki.CA)
             ),
+            tokens=tokens,
             clock=self.clock,
         )
         await self._bootstrap(caches)
