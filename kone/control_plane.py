@@ -155,7 +155,9 @@ class ControlPlane:
         allocators.watch([entry.obj for entry in services.list()], services.subscribe)
         if settings.runs("dns"):  # it answers at an address of the service range that no Service may have
             with contextlib.suppress(AllocationError):
-                allocators.hold_ip("IPv4" if ip_address(settings.cluster_dns).version == 4 else "IPv6", settings.cluster_dns)
+                allocators.hold_ip(
+                    "IPv4" if ip_address(settings.cluster_dns).version == 4 else "IPv6", settings.cluster_dns
+                )
         authorizer = Authorizer(caches, bootstrap.node_rules())
         tokens = ServiceAccountTokens(self.pki.service_account_key_pem, _getter(caches), self.clock)
         authenticator = Authenticator((admin_tokens(self.pki.admin_token), tokens))
