@@ -8,18 +8,18 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from kone.apimachinery.cron import parse_schedule
-from kone.apimachinery.errors import OMITTED, FieldError, invalid_value, not_supported, required
+from kone.apimachinery.errors import FieldError, invalid_value, not_supported, required
 from kone.apimachinery.kinds import CRONJOBS, JOBS
-from kone.apimachinery.names import is_dns1123_label
-from kone.apimachinery.objects import Object, deep_copy, dig, is_condition_true, is_deleting
+from kone.apimachinery.names import is_dns1123_label, is_valid_label_value
+from kone.apimachinery.objects import Object, dig, is_condition_true, is_deleting
 from kone.apimachinery.selectors import from_label_selector
 from kone.apimachinery.timestamps import parse_time
 from kone.apimachinery.users import User
 from kone.registry.core.pod_defaults import default_template
-from kone.registry.equality import same
-from kone.registry.generic import immutable
+from kone.registry.core.pod_gates import drop_disabled
 from kone.registry.internal import internal, sorted_map
 from kone.registry.job_rules import job_spec
+from kone.registry.job_updates import job_status, job_update
 from kone.registry.printing import age, container_images, container_names, human_duration, label_selector_text
 from kone.registry.resource import AGE, NAME, Column, Resource
 from kone.registry.rules import Errors, at_least_0, has_invalid_selector_value, label_selector
@@ -82,6 +82,10 @@ class _Job(WorkloadStrategy):
             _generate_selector(obj)
         super().prepare(obj, old, user=user)
 
+    def drop_disabled(self, obj: Object) -> None:
+        super().drop_disabled(obj)
+        obj["spec"].pop("scheduling", None)  # WorkloadWithJob
+
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
         spec = obj["spec"]
@@ -90,7 +94,7 @@ class _Job(WorkloadStrategy):
         job_spec(errors, "spec", spec)
         _selector(errors, spec, has_invalid_selector_value(dig(old, "spec", "selector")))
         if old is not None:
-            _job_update(errors, spec, old)
+            job_update(errors, spec, old)
         _pod_names(errors, obj)
         return errors
 
@@ -117,8 +121,8 @@ def _generate_selector(obj: Object) -> None:
     for names, value in ((_NAME_LABELS, metadata.get("name", "")), (_UID_LABELS, metadata["uid"])):
         for name in names:
             labels.setdefault(name, value)
-    if follows:
-        metadata["labels"] = dict(labels)
+    if follows and not is_valid_label_value(metadata.get("name", "")):
+        metadata["labels"] = dict(labels)  # a bad name is told of once, at the template
     selector = spec.get("selector")
     if selector is None:
         selector = spec["selector"] = {}
@@ -139,10 +143,9 @@ def _generated_selector(errors: Errors, obj: Object) -> None:
             errors.append(required(f"{path}[{key}]", f"must be '{value}'"))
         elif labels[key] != value:
             errors.append(invalid_value(path, sorted_map(labels), f"must be '{value}'"))
-    try:
-        if from_label_selector(spec["selector"]).matches({_UID_LABEL: uid, _NAME_LABELS[1]: name}):
-            return
-    except ValueError:
+    wrong: Errors = []
+    label_selector(wrong, "spec.selector", spec["selector"])
+    if wrong or from_label_selector(spec["selector"]).matches({_UID_LABEL: uid, _NAME_LABELS[1]: name}):
         return
     shown = internal("#metav1.LabelSelector", spec["selector"])
     errors.append(invalid_value("spec.selector", shown, "`selector` not auto-generated"))
@@ -150,66 +153,15 @@ def _generated_selector(errors: Errors, obj: Object) -> None:
 
 def _selector(errors: Errors, spec: Object, any_value: bool) -> None:
     selector = spec.get("selector")
+    wrong: Errors = []
     if selector is None:
         errors.append(required("spec.selector"))
     else:
-        label_selector(errors, "spec.selector", selector, any_value=any_value)
+        label_selector(wrong, "spec.selector", selector, any_value=any_value)
+    errors += wrong
     labels = dig(spec, "template", "metadata", "labels")
-    try:
-        matches = from_label_selector(selector).matches(labels or {})
-    except ValueError:
-        return
-    if not matches:
+    if not wrong and not from_label_selector(selector).matches(labels or {}):
         errors.append(invalid_value("spec.template.metadata.labels", sorted_map(labels), _NO_MATCH))
-
-
-_FIXED = (
-    ("completionMode", "s"),
-    ("podFailurePolicy", "*#batch.PodFailurePolicy"),
-    ("backoffLimitPerIndex", "*i"),
-    ("managedBy", "*s"),
-    ("successPolicy", "*#batch.SuccessPolicy"),
-)
-_SCHEDULING_DIRECTIVES = ("nodeSelector", "tolerations", "schedulingGates")
-
-
-def _job_update(errors: Errors, spec: Object, old: Object) -> None:
-    before = old["spec"]
-    completions, was = spec.get("completions"), before.get("completions")
-    if spec.get("completionMode") != "Indexed":
-        errors.extend(immutable(completions, was, "spec.completions"))
-    elif completions not in (was, None) and completions != spec.get("parallelism"):
-        text = "can only be modified in tandem with spec.parallelism"
-        errors.append(invalid_value("spec.completions", completions, text))
-    if not same(spec.get("selector"), before.get("selector")):
-        shown = internal("#metav1.LabelSelector", spec.get("selector"))
-        errors.append(invalid_value("spec.selector", shown, "field is immutable"))
-    template = before["template"]
-    if before.get("suspend") and dig(old, "status", "startTime") is None:
-        template = _with_directives(template, spec["template"])
-    if not same(spec["template"], template):
-        shown = internal("#core.PodTemplateSpec", spec["template"])
-        errors.append(invalid_value("spec.template", shown, "field is immutable"))
-    for name, kind in _FIXED:
-        if not same(spec.get(name), before.get(name)):
-            errors.append(invalid_value(f"spec.{name}", internal(kind, spec.get(name)), "field is immutable"))
-
-
-def _with_directives(template: Object, new: Object) -> Object:
-    """The old template with what a suspended Job that never ran may change: where pods go, and their resources."""
-    copy: Object = deep_copy(template)
-    for name in ("labels", "annotations"):
-        copy.setdefault("metadata", {})[name] = dig(new, "metadata", name)
-    for name in _SCHEDULING_DIRECTIVES:
-        copy["spec"][name] = dig(new, "spec", name)
-    affinity = dig(new, "spec", "affinity", "nodeAffinity")
-    if affinity is not None or copy["spec"].get("affinity"):
-        copy["spec"]["affinity"] = {**(copy["spec"].get("affinity") or {}), "nodeAffinity": affinity}
-    for field in ("containers", "initContainers"):
-        wanted = dig(new, "spec", field, default=())
-        for container, other in zip(copy["spec"].get(field) or (), wanted, strict=False):
-            container["resources"] = other.get("resources") or {}
-    return copy
 
 
 def _pod_names(errors: Errors, obj: Object) -> None:
@@ -220,32 +172,6 @@ def _pod_names(errors: Errors, obj: Object) -> None:
         if is_dns1123_label(longest):
             text = f"will not able to create pod with invalid DNS label: {longest}"
             errors.append(invalid_value("metadata.name", name, text))
-
-
-_TERMINAL = ("Failed", "Complete", "FailureTarget", "SuccessCriteriaMet")
-_STATUS_COUNTS = ("active", "succeeded", "failed", "ready", "terminating")
-
-
-def _job_status(obj: Object, old: Object) -> Iterable[FieldError]:
-    errors: Errors = []
-    status, before = obj.get("status") or {}, old.get("status") or {}
-    for name in _STATUS_COUNTS:
-        at_least_0(errors, f"status.{name}", status.get(name))
-    for kind in _TERMINAL:
-        if is_condition_true(old, kind) and not is_condition_true(obj, kind):
-            what = "the terminal " if kind != "SuccessCriteriaMet" else "the "
-            errors.append(invalid_value("status.conditions", OMITTED, f"cannot disable {what}{kind}=True condition"))
-    for name in ("failed", "succeeded"):
-        if status.get(name, 0) < before.get(name, 0):
-            errors.append(invalid_value(f"status.{name}", status.get(name, 0), f"cannot decrease the {name} counter"))
-    finished = before.get("completionTime")
-    if finished is not None and status.get("completionTime") not in (None, finished):
-        errors.append(invalid_value("status.completionTime", status["completionTime"], "field is immutable"))
-    started = before.get("startTime")
-    if started is not None and status.get("startTime") != started and not dig(obj, "spec", "suspend"):
-        text = "field is immutable for unsuspended job once set"
-        errors.append(invalid_value("status.startTime", status.get("startTime"), text))
-    return errors
 
 
 def _job_state(obj: Object, now: float) -> str:
@@ -302,6 +228,11 @@ class _CronJob(WorkloadStrategy):
             if spec.get(name) is None:
                 spec[name] = value
         _default_job_template(spec["jobTemplate"]["spec"])
+
+    def drop_disabled(self, obj: Object) -> None:
+        spec = obj["spec"]["jobTemplate"]["spec"]
+        drop_disabled(spec["template"]["spec"])
+        spec.pop("scheduling", None)  # WorkloadWithJob
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
@@ -408,7 +339,7 @@ RESOURCES: Sequence[Resource] = (
         "Job",
         _job,
         categories=("all",),
-        status=StatusStrategy(_job, rules=_job_status),
+        status=StatusStrategy(_job, rules=job_status),
         columns=(
             NAME,
             Column("Status", _job_state),

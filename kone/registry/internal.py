@@ -57,7 +57,8 @@ def _struct(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
             # An embedded struct prints as if its fields were here; ObjectMeta's JSON lies under "metadata".
             found.update(internal(kind, value.get("metadata") or {} if kind == "#metav1.ObjectMeta" else value))
         elif printed.endswith("?"):
-            if value.get(json_name):
+            inner = value.get(json_name)
+            if inner if kind[0] != "*" else inner is not None:
                 found[printed[:-1]] = internal(kind, value[json_name])
         else:
             found[printed] = internal(kind, value.get(json_name))

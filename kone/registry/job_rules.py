@@ -54,7 +54,7 @@ def job_spec(errors: Errors, path: str, spec: Mapping[str, Any]) -> None:
     for name in _COUNTS:
         at_least_0(errors, f"{path}.{name}", spec.get(name))
     if spec.get("maxFailedIndexes") is not None and spec.get("backoffLimitPerIndex") is None:
-        later.append(required(f"{path}.backoffLimitPerIndex", "must be specified when `maxFailedIndexes` is specified"))
+        later.append(required(f"{path}.backoffLimitPerIndex", "when maxFailedIndexes is specified"))
     manager = spec.get("managedBy")
     if manager is not None:
         if manager:
@@ -228,23 +228,29 @@ def _success_rule(errors: Errors, path: str, rule: Mapping[str, Any], completion
 def count_indexes(text: str, completions: int) -> int:
     """How many indexes "0,2-4" names, all below `completions`, rising. Raises ValueError in upstream's words."""
     total, last = 0, -1
-    for part in text.split(",") if text else ():
-        bounds = part.split("-")
-        if len(bounds) > 2:
-            raise ValueError(
-                f"the fragment {go_quote(part)} violates the requirement that an index interval can have "
-                "at most two parts separated by '-'"
-            )
-        numbers = []
-        for bound in bounds:
-            if not re.fullmatch("[+-]?[0-9]+", bound):
-                raise ValueError(f"cannot convert string to integer for index: {go_quote(bound)}")
-            number = int(bound)
-            if number >= completions:
-                raise ValueError(f"too large index: {go_quote(bound)}")
-            if number <= last:
-                raise ValueError(f"non-increasing order, previous: {last}, current: {number}")
-            last = number
-            numbers.append(number)
-        total += numbers[-1] - numbers[0] + 1
+    for i, part in enumerate(text.split(",") if text else ()):
+        low, high = parse_interval(part, completions)
+        if i and last >= low:
+            raise ValueError(f"non-increasing order, previous: {last}, current: {low}")
+        total += high - low + 1
+        last = high
     return total
+
+
+def parse_interval(text: str, completions: int) -> tuple[int, int]:
+    """The first and last index of "3" or "2-4". Raises ValueError in upstream's words."""
+    bounds = text.split("-")
+    if len(bounds) > 2:
+        why = "violates the requirement that an index interval can have at most two parts separated by '-'"
+        raise ValueError(f"the fragment {go_quote(text)} {why}")
+    numbers: list[int] = []
+    for bound in bounds:
+        if not re.fullmatch("[+-]?[0-9]+", bound):
+            raise ValueError(f"cannot convert string to integer for index: {go_quote(bound)}")
+        number = int(bound)
+        if number >= completions:
+            raise ValueError(f"too large index: {go_quote(bound)}")
+        if numbers and numbers[0] >= number:
+            raise ValueError(f"non-increasing order, previous: {numbers[0]}, current: {number}")
+        numbers.append(number)
+    return numbers[0], numbers[-1]

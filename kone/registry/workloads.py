@@ -35,13 +35,14 @@ class WorkloadStrategy(SpecStrategy):
         default_template(obj.setdefault("spec", {}).setdefault("template", {}))
 
     def initial_status(self, obj: Object) -> Object:
-        self._drop_disabled(obj)
+        self.drop_disabled(obj)
         return dict.fromkeys(self.zeros, 0)
 
     def keep(self, obj: Object, old: Object) -> None:
-        self._drop_disabled(obj)
+        self.drop_disabled(obj)
 
-    def _drop_disabled(self, obj: Object) -> None:
+    def drop_disabled(self, obj: Object) -> None:
+        """Take fields of alpha features away, in place."""
         template = obj["spec"].get("template")
         if template:
             drop_disabled(template["spec"])

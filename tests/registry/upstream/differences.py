@@ -29,7 +29,7 @@ _ITEMS = re.compile(rf", (?=\S+: (?:{_TITLES}))")
 _VOLATILE = re.compile(r'"[^"]*"|\d+')
 _WITH_STATUS = (
     *("Service", "Node", "ReplicationController", "ResourceQuota", "PersistentVolume", "PersistentVolumeClaim"),
-    *("Deployment", "ReplicaSet", "DaemonSet", "StatefulSet"),
+    *("Deployment", "ReplicaSet", "DaemonSet", "StatefulSet", "Job", "CronJob"),
 )
 _IN_TEMPLATES = re.compile(r"(?i)template\.spec\.\w+\.")
 """What pods' own fields ask about already."""
