@@ -240,7 +240,8 @@ class NodeStatus:
         if not differs(old, new) and now - self._reported_at < STATUS_REPORT_S:
             return
         self._tell_of_change(old, new)
-        await self._client.update(NODES, replace_in(node, ("status",), new), subresource="status")
+        # A patch, as upstream's kubelet sends: the spec may change meanwhile (taints), and is not ours to say.
+        await self._client.patch(NODES, self._info.name, {"status": new}, subresource="status")
         self._reported_at = now
 
     def _tell_of_change(self, old: Object, new: Object) -> None:
