@@ -43,6 +43,7 @@ from kone.apiserver.verbs import Verbs
 from kone.auth.authentication import Authenticator, Headers
 from kone.auth.authorizer import Authorizer
 from kone.auth.impersonation import impersonate
+from kone.auth.tokens import ServiceAccountTokens
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ VERSION: Final[Object] = {
     "compiler": sys.implementation.name,
     "platform": f"{sys.platform}/{_ARCHITECTURES.get(platform.machine(), platform.machine())}",
 }
+_OPENID_CONFIGURATION: Final = "/.well-known/openid-configuration"
+_OPENID_KEYS: Final = "/openid/v1/jwks"
 _PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 _IMPERSONATE: Final = ("Impersonate-User", "Impersonate-Group", "Impersonate-Uid")
 BACKLOG: Final = 1024
@@ -84,7 +87,7 @@ class ApiServer:
 
     `health` may be given checks of other parts at any time (`server.health.ready["scheduler"] = ...`). `port` is the
     one that was bound, which matters where 0 was asked for. `kubelet_tls` is what kubelets know the server by (logs,
-    exec, attach, port-forward).
+    exec, attach, port-forward); `tokens` is whose keys outsiders may ask for (OpenID discovery).
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class ApiServer:
         authorizer: Authorizer,
         health: Health | None = None,
         kubelet_tls: ClientTls | None = None,
+        tokens: ServiceAccountTokens | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.verbs = verbs
@@ -103,6 +107,7 @@ class ApiServer:
         self.port = 0
         self._authenticator = authenticator
         self._authorizer = authorizer
+        self._tokens = tokens
         self._clock = clock or SystemClock()
         self._kubelets = KubeletClient(verbs, kubelet_tls)
         self._proxies = Proxies(verbs, self._kubelets)
@@ -232,6 +237,8 @@ class ApiServer:
             return reply(self.metrics.text().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
         if first in ("api", "apis"):
             return self._discover(request, path)
+        if self._tokens is not None and path in (_OPENID_CONFIGURATION, _OPENID_KEYS):
+            return _openid(request, path, self._tokens)
         if path == "/openapi/v3":
             return reply(self._openapi.index())
         if path.startswith("/openapi/v3/"):
@@ -243,8 +250,9 @@ class ApiServer:
 
     def _paths(self) -> list[str]:
         groups = [g["name"] for g in self._discovery.groups()["groups"]]
-        fixed = ["/healthz", "/livez", "/metrics", "/readyz", "/version"]
-        return ["/api", "/api/v1", "/apis", *sorted(f"/apis/{name}" for name in groups), *fixed]
+        fixed = ["/healthz", "/livez", "/metrics", "/openapi/v3", _OPENID_KEYS, "/readyz", "/version"]
+        own = sorted(f"/apis/{name}" for name in groups)
+        return [_OPENID_CONFIGURATION, "/api", "/api/v1", "/apis", *own, *fixed]
 
     def _discover(self, request: web.BaseRequest, path: str) -> web.Response:
         parts = path.split("/")[1:]
@@ -297,6 +305,17 @@ def wants_aggregated(accept: str) -> bool:
                 return values.get("g") == "apidiscovery.k8s.io" and values.get("v") in ("v2", "v2beta1")
             return False
     return False
+
+
+def _openid(request: web.BaseRequest, path: str, tokens: ServiceAccountTokens) -> web.Response:
+    """How outsiders check service accounts' tokens. The keys are where the client has reached this."""
+    if path == _OPENID_KEYS:
+        response = reply(render(tokens.jwks(), PLAIN), content_type="application/jwk-set+json")
+    else:
+        where = f"https://{request.headers.get('Host', '')}{_OPENID_KEYS}"
+        response = reply(render(tokens.openid_configuration(where), PLAIN))
+    response.headers["Cache-Control"] = "public, max-age=3600"
+    return response
 
 
 def _page_not_found() -> web.Response:

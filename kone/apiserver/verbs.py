@@ -399,18 +399,21 @@ class Verbs(Reads):
         # A caller who asked to wait for dependents (orphanDependents=false) is told that the object is still there.
         waiting_code = 202 if options.orphan_dependents is False else 200
         answer = self.answer(resource, live)
-        revision = live.revision
         if ctx.dry_run:
             answer = Answer(plan.obj) if plan.changed else answer
-        elif plan.changed:
-            answer = await self._commit(resource, namespace, name, plan.obj, revision)
-            revision = int(answer.obj["metadata"]["resourceVersion"])
+        else:
+            # Watchers see both, the object marked and the object gone, but it is one commit.
+            key, writes = self.key(resource, namespace, name), []
+            if plan.changed:
+                volatile = resource.strategy.is_volatile(plan.obj)
+                writes.append(Write(key, self._stored(resource, plan.obj), live.revision, volatile))
+            if plan.remove:
+                writes.append(Write(key, None, None if writes else live.revision))
+            if writes:
+                events = await self.store.commit(*writes)
+                answer = self.answer(resource, events[0].entry)
         if not plan.remove:
             return answer.with_code(waiting_code)
-        if not ctx.dry_run:
-            (event,) = await self.store.commit(Write(self.key(resource, namespace, name), None, revision))
-            if not plan.changed:
-                answer = self.answer(resource, event.entry)
         if (resource.gvr.group, resource.gvr.resource) in RETURNED:
             return answer
         return Answer(_deleted_status(resource, answer.obj))

@@ -10,21 +10,36 @@ from typing import Any
 
 import aiohttp
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from multidict import CIMultiDictProxy
 
 from kone.admission.chain import Chain
 from kone.aio.clock import FakeClock
 from kone.apimachinery.errors import FieldError, invalid_value
-from kone.apimachinery.kinds import CONFIGMAPS, DEPLOYMENTS, LEASES, NAMESPACES, PODS
+from kone.apimachinery.kinds import (
+    CONFIGMAPS,
+    DEPLOYMENTS,
+    GVR,
+    LEASES,
+    NAMESPACES,
+    PODDISRUPTIONBUDGETS,
+    PODS,
+)
 from kone.apimachinery.objects import Object, dig
 from kone.apimachinery.users import SYSTEM_MASTERS, User
 from kone.apiserver.app import ApiServer
 from kone.apiserver.context import RequestContext
+from kone.apiserver.local_client import LocalClient
+from kone.apiserver.reviews import Reviews
+from kone.apiserver.subresources import actions
 from kone.apiserver.verbs import Verbs
 from kone.auth.authentication import Authenticator
 from kone.auth.authorizer import Authorizer
+from kone.auth.tokens import ServiceAccountTokens
 from kone.cache.watch_cache import Caches
 from kone.registry.allocators import Allocators
+from kone.registry.registry import builtin
 from kone.registry.resource import Registry, Resource, ScaleSpec
 from kone.registry.strategy import SpecStrategy, StatusStrategy, Strategy
 from kone.store.store import open_store
@@ -142,6 +157,79 @@ async def small() -> AsyncIterator[Small]:
         clock=clock,
     )
     yield Small(verbs, registry, clock)
+    await store.close()
+
+
+@dataclass
+class Full:
+    """Verbs on every built-in kind, without admission, and the client of an administrator."""
+
+    verbs: Verbs
+    client: LocalClient
+
+    def find(self, gvr: GVR, name: str) -> Object | None:
+        resource = self.verbs.registry.get(gvr)
+        assert resource is not None
+        entry = self.verbs.cache(resource).get("ns", name)
+        return None if entry is None else entry.obj
+
+    def get(self, gvr: GVR, name: str) -> Object:
+        found = self.find(gvr, name)
+        assert found is not None
+        return found
+
+    async def pod(
+        self, name: str, *, labels: dict[str, str] | None = None, node: str = "", status: Object | None = None
+    ) -> None:
+        spec: Object = {"containers": [{"name": "c", "image": "i"}]}
+        if node:
+            spec["nodeName"] = node
+        obj = {"metadata": {"name": name, "labels": labels or {}}, "spec": spec}
+        await self.client.create(PODS, obj, namespace="ns")
+        if status is not None:
+            await self.client.patch(PODS, name, {"status": status}, namespace="ns", subresource="status")
+
+    async def budget(self, name: str = "b", *, allowed: int, **status: object) -> None:
+        """One for app=x."""
+        spec = {"minAvailable": 1, "selector": {"matchLabels": {"app": "x"}}}
+        await self.client.create(PODDISRUPTIONBUDGETS, {"metadata": {"name": name}, "spec": spec}, namespace="ns")
+        change = {"status": {"observedGeneration": 1, "disruptionsAllowed": allowed, **status}}
+        await self.client.patch(PODDISRUPTIONBUDGETS, name, change, namespace="ns", subresource="status")
+
+    async def evict(self, name: str, eviction: Object) -> None:
+        await self.client.create(PODS, eviction, namespace="ns", subresource="eviction", name=name)
+
+
+@pytest.fixture(scope="session")
+def signing_key() -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+@pytest.fixture
+async def full(signing_key: bytes) -> AsyncIterator[Full]:
+    clock = FakeClock()
+    store = await open_store("memory://", clock=clock)
+    caches = Caches(store)
+    await caches.start()
+    authorizer = Authorizer(caches, ())
+
+    def getter(resource: str, namespace: str, name: str) -> Object | None:
+        entry = caches.of("", resource).get(namespace, name)
+        return None if entry is None else entry.obj
+
+    tokens = ServiceAccountTokens(signing_key, getter, clock)
+    verbs = Verbs(
+        registry=builtin(),
+        store=store,
+        caches=caches,
+        admission=Chain([]),
+        authorizer=authorizer,
+        allocators=Allocators(),
+        clock=clock,
+        actions=actions(Reviews(Authenticator((tokens,)), authorizer, tokens)),
+    )
+    yield Full(verbs, LocalClient(verbs, ADMIN))
     await store.close()
 
 
