@@ -104,10 +104,12 @@ def _requests(target: Target, data: Path) -> Iterator[Figure]:
     crowd = "/api/v1/namespaces/crowd/pods"
     created = load.requests_per_s(target, "POST", crowd, body=body)
     yield Figure("create a pod, durable", created, "/s", 1600, baseline=1195, baseline_name="upstream, recorded")
-    deleted = load.requests_per_s(target, "DELETE", f"{crowd}/p{{n}}?gracePeriodSeconds=0", seconds=2)
-    yield Figure("delete a pod, durable", deleted, "/s", 1000, baseline=800, baseline_name="upstream, recorded")
     _kubectl(target, "delete", "--raw", f"{crowd}?gracePeriodSeconds=0")
     asyncio.run(load.post_many(target, PODS_PATH, [body.replace("{n}", str(n)) for n in range(PODS)]))
+    asyncio.run(load.post_many(target, crowd, [body.replace("{n}", str(n)) for n in range(PODS)]))
+    paths = [f"{crowd}/p{n}?gracePeriodSeconds=0" for n in range(PODS)]
+    deleted = asyncio.run(load.delete_many(target, paths))
+    yield Figure("delete a pod, durable", deleted, "/s", 1000, baseline=800, baseline_name="upstream, recorded")
     got = load.requests_per_s(target, "GET", f"{PODS_PATH}/p1")
     yield Figure("get a pod", got, "/s", 10_000, baseline=baseline, baseline_name="bare aiohttp TLS")
     patch = json.dumps({"status": {"message": "m{n}"}})
