@@ -36,7 +36,16 @@ def bare_api(disable: str) -> Iterator[tuple[Target, subprocess.Popen[str], Path
     """A server on a free port: (target, process, data directory, ms to its ready line)."""
     with tempfile.TemporaryDirectory(prefix="kone-bench-") as folder:
         data = Path(folder) / "data"
-        command = [BIN / "kone", "server", "--data-dir", data, "--secure-port", "0", "--bind-address", "127.0.0.1"]
+        command = [
+            str(BIN / "kone"),
+            "server",
+            "--data-dir",
+            str(data),
+            "--secure-port",
+            "0",
+            "--bind-address",
+            "127.0.0.1",
+        ]
         began = time.perf_counter()
         with open(Path(folder) / "log", "w") as log:
             process = subprocess.Popen([*command, "--disable", disable], stdout=subprocess.PIPE, stderr=log, text=True)

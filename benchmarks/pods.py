@@ -91,7 +91,7 @@ def measure() -> Iterator[Figure]:
     _make_image()
     with tempfile.TemporaryDirectory(prefix="kone-bench-") as folder:
         data = Path(folder) / "data"
-        command = [BIN / "kone", "server", "--data-dir", data, "--secure-port", "0", "--instance", INSTANCE]
+        command = [str(BIN / "kone"), "server", "--data-dir", str(data), "--secure-port", "0", "--instance", INSTANCE]
         with open(Path(folder) / "log", "w") as log:
             began = time.perf_counter()
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
