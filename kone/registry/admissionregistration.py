@@ -140,6 +140,8 @@ def _default_scopes(rules: Iterable[Object]) -> None:
 
 
 class _Webhooks(Strategy):
+    kube_finalizers = False
+
     def __init__(self, *, mutating: bool) -> None:
         self.mutating = mutating
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from kone.apimachinery.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from kone.apimachinery.kinds import GVR, parse_api_version
-from kone.apimachinery.names import is_path_segment_name
+from kone.apimachinery.names import is_dns1123_label, is_path_segment_name
 from kone.apimachinery.objects import Object, deep_copy, dig
 from kone.apimachinery.quantity import parse_quantity
 from kone.apimachinery.users import User
+from kone.registry.core.resource_rules import container_resource_name
 from kone.registry.generic import NOT_NEGATIVE
 from kone.registry.hpa_v1 import DEFAULT_METRIC, from_v2, to_v2
 from kone.registry.resource import AGE, NAME, Column, Resource
@@ -62,7 +63,7 @@ class _HPA(SpecStrategy):
             later.append(invalid_value("spec.maxReplicas", most, "must be greater than or equal to 1"))
         if least is not None and most < least:
             errors.append(invalid_value("spec.maxReplicas", most, "must be greater than or equal to `minReplicas`"))
-        _reference(errors, later, "spec.scaleTargetRef", spec.get("scaleTargetRef") or {}, need_group=False)
+        _reference(errors, later, "spec.scaleTargetRef", spec.get("scaleTargetRef") or {}, need_group=True)
         metrics = spec.get("metrics") or ()
         for i, metric in enumerate(metrics):
             _metric(errors, f"spec.metrics[{i}]", metric)
@@ -131,10 +132,16 @@ def _source(errors: Errors, path: str, field: str, source: Mapping[str, Any]) ->
             errors.append(required(f"{path}.metric.name", "must specify a metric name"))
     elif not source.get("name"):
         errors.append(required(f"{path}.name", "must specify a resource name"))
+    elif field == "containerResource":
+        container_resource_name(errors, f"{path}.name", source["name"])
     if field == "object":
         _reference(errors, errors, f"{path}.describedObject", source.get("describedObject") or {}, need_group=False)
-    if field == "containerResource" and not source.get("container"):
-        errors.append(required(f"{path}.container", "must specify a container"))
+    if field == "containerResource":
+        container = source.get("container")
+        if container:
+            check(errors, f"{path}.container", container, is_dns1123_label(container))
+        else:
+            errors.append(required(f"{path}.container", "must specify a container"))
     _target(errors, f"{path}.target", target)
     value, average, percent = (target.get(name) for name in ("value", "averageValue", "averageUtilization"))
     at = f"{path}.target"
@@ -147,7 +154,7 @@ def _source(errors: Errors, path: str, field: str, source: Mapping[str, Any]) ->
         elif value is not None and average is not None:
             text = "may not set both a target value for metric and a per-pod target"
             errors.append(forbidden_field(f"{at}.value", text))
-    elif field == "pods" and (average is None or parse_quantity(average).nanos <= 0):
+    elif field == "pods" and average is None:
         errors.append(required(f"{at}.averageValue", "must specify a positive target averageValue"))
     elif field in ("resource", "containerResource"):
         if percent is None and average is None:

@@ -36,7 +36,7 @@ def _condition(errors: Errors, path: str, condition: Mapping[str, Any]) -> None:
     if kind:
         check(errors, f"{path}.type", kind, is_qualified_name(kind))
     else:
-        errors.append(required(f"{path}.type"))
+        errors.append(required(f"{path}.type", "is required"))
     if not status:
         errors.append(required(f"{path}.status"))
     elif status not in _STATUSES:

@@ -18,6 +18,7 @@ NODE_LEASES = "kube-node-lease"
 class _Lease(Strategy):
     create_on_update = True
     unconditional_update = False
+    kube_finalizers = False
 
     def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
         # CoordinatedLeaderElection is off by default: its fields are kept only where they are already.

@@ -225,7 +225,7 @@ class _IngressClass(SpecStrategy):
 
     def default(self, obj: Object) -> None:
         parameters = dig(obj, "spec", "parameters")
-        if parameters is not None and not parameters.get("scope"):
+        if parameters is not None and parameters.get("scope") is None:
             parameters["scope"] = "Cluster"
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
@@ -433,11 +433,11 @@ class _IPAddress(Strategy):
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
         parent = dig(obj, "spec", "parentRef")
-        if old is not None:
-            return immutable(parent, dig(old, "spec", "parentRef"), "spec.parentRef")
-        if parent is None:
-            return (required("spec.parentRef"),)
         later: Errors = []
+        if old is not None and parent != dig(old, "spec", "parentRef"):
+            later.append(invalid_value("spec.parentRef", None, IMMUTABLE))
+        if parent is None:
+            return [required("spec.parentRef"), *later]
         path = "spec.parentRef"
         if parent.get("group"):
             check(errors, f"{path}.group", parent["group"], is_dns1123_subdomain(parent["group"]))
@@ -473,7 +473,7 @@ class _ServiceCIDR(Strategy):
             changed = [i for i, cidr in enumerate(before) if cidr != cidrs[i]]
             errors = [invalid_value(f"spec.cidrs[{i}]", cidrs[i], IMMUTABLE) for i in changed]
             return errors if len(before) == len(cidrs) else errors + self._cidrs(cidrs)
-        return (invalid_value("spec.cidrs", cidrs, IMMUTABLE),)
+        return (invalid_value("spec.cidrs", cidrs or None, IMMUTABLE),)
 
     @staticmethod
     def _cidrs(cidrs: Sequence[str]) -> Errors:

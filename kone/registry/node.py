@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from kone.apimachinery.errors import FieldError, duplicate, invalid_value, required
 from kone.apimachinery.kinds import GVR
-from kone.apimachinery.names import is_dns1123_label
+from kone.apimachinery.names import is_dns1123_label, max_bytes_error
 from kone.apimachinery.objects import Object, dig
 from kone.registry.core.pod_scheduling import tolerations
 from kone.registry.core.pod_warnings import DEPRECATED_NODE_LABELS
@@ -18,19 +18,17 @@ from kone.registry.rules import Errors, check, labels
 from kone.registry.strategy import Strategy
 
 RUNTIMECLASSES = GVR("node.k8s.io", "v1", "runtimeclasses")
+_MAX_HANDLER = 63
 
 
 class _RuntimeClass(Strategy):
     create_on_update = True
     unconditional_update = False
+    kube_finalizers = False
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
         handler = obj.get("handler", "")
-        if old is not None:
-            if handler != old.get("handler"):
-                errors.append(invalid_value("handler", None, IMMUTABLE))
-            return errors
         if obj.get("overhead") is not None:
             requirements(errors, "overhead", {"limits": obj["overhead"].get("podFixed")}, ())
         scheduling = obj.get("scheduling") or {}
@@ -45,8 +43,12 @@ class _RuntimeClass(Strategy):
             seen.append(key)
         if not handler:
             errors.append(required("handler"))
+        elif len(handler.encode()) > _MAX_HANDLER:
+            errors.append(invalid_value("handler", handler, max_bytes_error(_MAX_HANDLER)))
         else:
             check(errors, "handler", handler, is_dns1123_label(handler))
+        if old is not None and handler != old.get("handler"):
+            errors.append(invalid_value("handler", None, IMMUTABLE))
         return errors
 
     def warnings(self, obj: Object, old: Object | None) -> Iterable[str]:

@@ -18,6 +18,7 @@ _COUNTS = ("disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPo
 
 
 class _PodDisruptionBudget(SpecStrategy):
+    kube_finalizers = False
     name_rule = staticmethod(path_segment)  # that it is a DNS name nobody asks
     unconditional_update = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kone.apimachinery.errors import FieldError, forbidden_field, invalid_value, not_supported
+from kone.apimachinery.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from kone.apimachinery.kinds import PRIORITYCLASSES
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
@@ -49,7 +49,9 @@ class _PriorityClass(Strategy):
         elif value > HIGHEST_USER_PRIORITY:
             why = f"maximum allowed value of a user defined priority is {HIGHEST_USER_PRIORITY}"
             errors.append(forbidden_field("value", why))
-        if policy not in _PREEMPTION_POLICIES:
+        if not policy:
+            errors.append(required("preemptionPolicy"))
+        elif policy not in _PREEMPTION_POLICIES:
             errors.append(not_supported("preemptionPolicy", policy, _PREEMPTION_POLICIES))
         return errors
 

@@ -8,13 +8,16 @@ from typing import Any
 from kone.apimachinery.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
 from kone.apimachinery.errors import too_long as _too_long
 from kone.apimachinery.kinds import GVR, STORAGECLASSES
-from kone.apimachinery.names import is_dns1123_subdomain, is_qualified_name
+from kone.apimachinery.names import is_dns1123_subdomain, is_qualified_name, max_bytes_error
 from kone.apimachinery.objects import Object, dig
 from kone.apimachinery.quantity import parse_quantity
 from kone.apimachinery.users import User
+from kone.registry.core.persistentvolume import volume_spec
 from kone.registry.core.pod_volumes import csi_driver_name
 from kone.registry.core.pod_warnings import DEPRECATED_NODE_LABELS
+from kone.registry.equality import same
 from kone.registry.generic import IMMUTABLE, NOT_NEGATIVE
+from kone.registry.internal import internal
 from kone.registry.resource import AGE, CREATED_AT, NAME, Column, Resource
 from kone.registry.rules import Errors, at_least_0, check, label_selector
 from kone.registry.strategy import ALL_METADATA, StatusStrategy, Strategy
@@ -74,8 +77,6 @@ class _StorageClass(Strategy):
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
         later: Errors = []
-        if old is not None:
-            return _unchanged(obj, old, ("provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"))
         _provisioner(errors, later, "provisioner", obj.get("provisioner", ""))
         _parameters(errors, "parameters", obj.get("parameters") or {})
         reclaim, mode = obj.get("reclaimPolicy"), obj.get("volumeBindingMode")
@@ -84,6 +85,8 @@ class _StorageClass(Strategy):
         if mode not in _BINDING_MODES:
             errors.append(not_supported("volumeBindingMode", mode, _BINDING_MODES))
         _topologies(errors, "allowedTopologies", obj.get("allowedTopologies") or ())
+        if old is not None:
+            later += _unchanged(obj, old, ("provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"))
         return errors + later
 
     def warnings(self, obj: Object, old: Object | None) -> Iterable[str]:
@@ -111,7 +114,7 @@ def _topologies(errors: Errors, path: str, terms: Sequence[Mapping[str, Any]]) -
             if key in found:
                 errors.append(duplicate(f"{at}[{j}].key", key))
             found[key] = set(values)
-        if found in seen:
+        if found in seen or not found:  # upstream finds what is empty among terms that it has not read yet
             errors.append(duplicate(at, ""))
         seen.append(found)
 
@@ -244,8 +247,9 @@ class _CSINode(Strategy):
             _node_driver(errors, f"spec.drivers[{i}]", driver, seen)
         for before in dig(old, "spec", "drivers", default=()):
             for driver in drivers:
-                if driver.get("name") == before.get("name") and _fixed(driver) != _fixed(before):
-                    errors.append(invalid_value("spec.drivers", _fixed(driver), IMMUTABLE))
+                if driver.get("name") == before.get("name") and not same(_fixed(driver), _fixed(before)):
+                    shown = internal("#storage.CSINodeDriver", _fixed(driver))
+                    errors.append(invalid_value("spec.drivers", shown, IMMUTABLE))
         return errors
 
 
@@ -279,16 +283,18 @@ class _CSIStorageCapacity(Strategy):
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
         name = obj.get("storageClassName", "")
-        if old is not None:
-            for field in ("nodeTopology", "storageClassName"):
-                if obj.get(field) != old.get(field):
-                    errors.append(invalid_value(field, obj.get(field), IMMUTABLE))
-            return errors
         label_selector(errors, "nodeTopology", obj.get("nodeTopology"))
         check(errors, "storageClassName", name, is_dns1123_subdomain(name))
         capacity = obj.get("capacity")
         if capacity is not None and parse_quantity(capacity).nanos < 0:
             errors.append(invalid_value("capacity", capacity, NOT_NEGATIVE))
+        if old is not None:
+            topology = obj.get("nodeTopology")
+            if not same(topology, old.get("nodeTopology")):
+                shown = None if topology is None else internal("#metav1.LabelSelector", topology)
+                errors.append(invalid_value("nodeTopology", shown, IMMUTABLE))
+            if name != old.get("storageClassName", ""):
+                errors.append(invalid_value("storageClassName", name, IMMUTABLE))
         return errors
 
     def warnings(self, obj: Object, old: Object | None) -> Iterable[str]:
@@ -305,6 +311,12 @@ class _CSIStorageCapacity(Strategy):
 # -- attachments ------------------------------------------------------------------------------------------------------
 
 _MAX_METADATA_BYTES, _MAX_ERROR_BYTES = 256 * 1024, 1024
+_MAX_DRIVER_NAME = 63
+_CASELESS = (
+    "an RFC 1123 subdomain must consist of alphanumeric characters, '-' or '.', and must start and end with an "
+    "alphanumeric character (e.g. 'Example.com', regex used for validation is "
+    "'[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+)
 _ONE_SOURCE = "must specify exactly one of inlineVolumeSpec and persistentVolumeName"
 
 
@@ -324,7 +336,7 @@ class _VolumeAttachment(Strategy):
             spec.get("nodeName", ""),
         )
         later: Errors = []
-        csi_driver_name(later, "spec.attacher", spec.get("attacher", ""))
+        _attacher(later, "spec.attacher", spec.get("attacher", ""))
         if inline is None and volume is None:
             errors.append(required("spec.source", _ONE_SOURCE))
         elif inline is not None and volume is not None:
@@ -332,13 +344,29 @@ class _VolumeAttachment(Strategy):
         elif volume == "":
             why = "must specify non empty persistentVolumeName"
             errors.append(required("spec.source.persistentVolumeName", why))
+        elif inline is not None:
+            volume_spec(errors, "spec.source.inlineVolumeSpec", inline, "", is_inline=True)
         check(errors, "spec.nodeName", node, is_dns1123_subdomain(node))
         _attachment_status(errors, "status", obj.get("status") or {})
         if volume is not None:
             check(errors, "spec.source.persistentVolumeName", volume, is_dns1123_subdomain(volume))
-        if old is not None and spec != old.get("spec"):
-            later.append(invalid_value("spec", spec, IMMUTABLE))
+        if old is not None and not same(spec, old.get("spec")):
+            later.append(invalid_value("spec", None, IMMUTABLE))
         return errors + later
+
+
+def _attacher(errors: Errors, path: str, name: str) -> None:
+    """The name of a driver, in the words of upstream's newer validation."""
+    if not name:
+        errors.append(required(path))
+        return
+    if len(name.encode()) > 253:
+        errors.append(invalid_value(path, name, max_bytes_error(253)))
+    elif is_dns1123_subdomain(name.lower()):
+        errors.append(invalid_value(path, name, _CASELESS))
+    if len(name) > _MAX_DRIVER_NAME:
+        text = f"may not be more than {_MAX_DRIVER_NAME} characters"
+        errors.append(FieldError("FieldValueTooLong", path, text))
 
 
 def _attachment_status(errors: Errors, path: str, status: Mapping[str, Any]) -> None:
@@ -354,6 +382,12 @@ def _attachment_status(errors: Errors, path: str, status: Mapping[str, Any]) -> 
             errors.append(
                 invalid_value(f"{path}.{name}.errorCode", code, "must be between 0 and 2147483647, inclusive")
             )
+
+
+class _CSINodeStatus(StatusStrategy):
+    def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
+        super().prepare(obj, old, user=user)
+        (obj.get("status") or {}).pop("storageHealth", None)  # CSIVolumeHealth is alpha
 
 
 _attachment, _csi_node = _VolumeAttachment(), _CSINode()
@@ -392,7 +426,7 @@ RESOURCES: Sequence[Resource] = (
         "CSINode",
         _csi_node,
         namespaced=False,
-        status=StatusStrategy(_csi_node, kept_metadata=ALL_METADATA),
+        status=_CSINodeStatus(_csi_node, kept_metadata=ALL_METADATA),
         columns=(
             NAME,
             Column("Drivers", lambda obj, now: len(dig(obj, "spec", "drivers", default=())), type="integer"),

@@ -1,4 +1,4 @@
-"""Every kind of v1 and apps/v1 answers as upstream's own code did: defaults, every text of every rule, warnings.
+"""Kinds answer as upstream's own code did: defaults, every text of every rule, warnings.
 
 answers/ is recorded from Kubernetes v1.37.2 by `python -m tests.registry.upstream.differences --record`: one case for
 each thing it says. An object is compared without what is empty and what the clock says.

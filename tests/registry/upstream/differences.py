@@ -29,7 +29,8 @@ _ITEMS = re.compile(rf", (?=\S+: (?:{_TITLES}))")
 _VOLATILE = re.compile(r'"[^"]*"|\d+')
 _WITH_STATUS = (
     *("Service", "Node", "ReplicationController", "ResourceQuota", "PersistentVolume", "PersistentVolumeClaim"),
-    *("Deployment", "ReplicaSet", "DaemonSet", "StatefulSet", "Job", "CronJob"),
+    *("Deployment", "ReplicaSet", "DaemonSet", "StatefulSet", "Job", "CronJob", "Ingress", "PodDisruptionBudget"),
+    *("CSINode", "VolumeAttachment", "FlowSchema", "PriorityLevelConfiguration", "HorizontalPodAutoscaler"),
 )
 _IN_TEMPLATES = re.compile(r"(?i)template\.spec\.\w+\.")
 """What pods' own fields ask about already."""

@@ -20,19 +20,37 @@ import (
 	"k8s.io/apiserver/pkg/registry/rest"
 	"k8s.io/apiserver/pkg/warning"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	_ "k8s.io/kubernetes/pkg/apis/admissionregistration/install"
 	_ "k8s.io/kubernetes/pkg/apis/apps/install"
+	_ "k8s.io/kubernetes/pkg/apis/autoscaling/install"
 	_ "k8s.io/kubernetes/pkg/apis/batch/install"
+	_ "k8s.io/kubernetes/pkg/apis/certificates/install"
+	_ "k8s.io/kubernetes/pkg/apis/coordination/install"
 	_ "k8s.io/kubernetes/pkg/apis/core/install"
+	_ "k8s.io/kubernetes/pkg/apis/discovery/install"
 	_ "k8s.io/kubernetes/pkg/apis/events/install"
+	_ "k8s.io/kubernetes/pkg/apis/flowcontrol/install"
+	_ "k8s.io/kubernetes/pkg/apis/networking/install"
+	_ "k8s.io/kubernetes/pkg/apis/node/install"
+	_ "k8s.io/kubernetes/pkg/apis/policy/install"
+	_ "k8s.io/kubernetes/pkg/apis/rbac/install"
+	_ "k8s.io/kubernetes/pkg/apis/scheduling/install"
+	_ "k8s.io/kubernetes/pkg/apis/storage/install"
 	"k8s.io/kubernetes/pkg/capabilities"
 
+	"k8s.io/kubernetes/pkg/registry/admissionregistration/mutatingwebhookconfiguration"
+	"k8s.io/kubernetes/pkg/registry/admissionregistration/validatingwebhookconfiguration"
 	"k8s.io/kubernetes/pkg/registry/apps/controllerrevision"
 	"k8s.io/kubernetes/pkg/registry/apps/daemonset"
 	"k8s.io/kubernetes/pkg/registry/apps/deployment"
 	"k8s.io/kubernetes/pkg/registry/apps/replicaset"
 	"k8s.io/kubernetes/pkg/registry/apps/statefulset"
+	"k8s.io/kubernetes/pkg/registry/autoscaling/horizontalpodautoscaler"
 	"k8s.io/kubernetes/pkg/registry/batch/cronjob"
 	"k8s.io/kubernetes/pkg/registry/batch/job"
+	"k8s.io/kubernetes/pkg/registry/certificates/certificates"
+	"k8s.io/kubernetes/pkg/registry/certificates/clustertrustbundle"
+	"k8s.io/kubernetes/pkg/registry/coordination/lease"
 	"k8s.io/kubernetes/pkg/registry/core/configmap"
 	"k8s.io/kubernetes/pkg/registry/core/endpoint"
 	"k8s.io/kubernetes/pkg/registry/core/event"
@@ -48,6 +66,27 @@ import (
 	"k8s.io/kubernetes/pkg/registry/core/secret"
 	"k8s.io/kubernetes/pkg/registry/core/service"
 	"k8s.io/kubernetes/pkg/registry/core/serviceaccount"
+	"k8s.io/kubernetes/pkg/registry/discovery/endpointslice"
+	"k8s.io/kubernetes/pkg/registry/flowcontrol/flowschema"
+	"k8s.io/kubernetes/pkg/registry/flowcontrol/prioritylevelconfiguration"
+	"k8s.io/kubernetes/pkg/registry/networking/ingress"
+	"k8s.io/kubernetes/pkg/registry/networking/ingressclass"
+	"k8s.io/kubernetes/pkg/registry/networking/ipaddress"
+	"k8s.io/kubernetes/pkg/registry/networking/networkpolicy"
+	"k8s.io/kubernetes/pkg/registry/networking/servicecidr"
+	"k8s.io/kubernetes/pkg/registry/node/runtimeclass"
+	"k8s.io/kubernetes/pkg/registry/policy/poddisruptionbudget"
+	"k8s.io/kubernetes/pkg/registry/rbac/clusterrole"
+	"k8s.io/kubernetes/pkg/registry/rbac/clusterrolebinding"
+	"k8s.io/kubernetes/pkg/registry/rbac/role"
+	"k8s.io/kubernetes/pkg/registry/rbac/rolebinding"
+	"k8s.io/kubernetes/pkg/registry/scheduling/priorityclass"
+	"k8s.io/kubernetes/pkg/registry/storage/csidriver"
+	"k8s.io/kubernetes/pkg/registry/storage/csinode"
+	"k8s.io/kubernetes/pkg/registry/storage/csistoragecapacity"
+	"k8s.io/kubernetes/pkg/registry/storage/storageclass"
+	"k8s.io/kubernetes/pkg/registry/storage/volumeattachment"
+	"k8s.io/kubernetes/pkg/registry/storage/volumeattributesclass"
 )
 
 var creates = map[string]rest.RESTCreateStrategy{
@@ -58,6 +97,33 @@ var creates = map[string]rest.RESTCreateStrategy{
 	"PersistentVolumeClaim": persistentvolumeclaim.Strategy,
 	"Deployment":            deployment.Strategy, "ReplicaSet": replicaset.Strategy, "DaemonSet": daemonset.Strategy, "StatefulSet": statefulset.Strategy,
 	"ControllerRevision": controllerrevision.Strategy, "Job": job.Strategy, "CronJob": cronjob.Strategy,
+	"Ingress":                        ingress.Strategy,
+	"IngressClass":                   ingressclass.Strategy,
+	"IPAddress":                      ipaddress.Strategy,
+	"NetworkPolicy":                  networkpolicy.Strategy,
+	"ServiceCIDR":                    servicecidr.Strategy,
+	"PodDisruptionBudget":            poddisruptionbudget.Strategy,
+	"ClusterRole":                    clusterrole.Strategy,
+	"ClusterRoleBinding":             clusterrolebinding.Strategy,
+	"Role":                           role.Strategy,
+	"RoleBinding":                    rolebinding.Strategy,
+	"PriorityClass":                  priorityclass.Strategy,
+	"CSIDriver":                      csidriver.Strategy,
+	"CSINode":                        csinode.Strategy,
+	"CSIStorageCapacity":             csistoragecapacity.Strategy,
+	"StorageClass":                   storageclass.Strategy,
+	"VolumeAttachment":               volumeattachment.Strategy,
+	"VolumeAttributesClass":          volumeattributesclass.Strategy,
+	"Lease":                          lease.Strategy,
+	"EndpointSlice":                  endpointslice.Strategy,
+	"RuntimeClass":                   runtimeclass.Strategy,
+	"FlowSchema":                     flowschema.Strategy,
+	"PriorityLevelConfiguration":     prioritylevelconfiguration.Strategy,
+	"HorizontalPodAutoscaler":        horizontalpodautoscaler.Strategy,
+	"CertificateSigningRequest":      certificates.Strategy,
+	"ClusterTrustBundle":             clustertrustbundle.Strategy,
+	"MutatingWebhookConfiguration":   mutatingwebhookconfiguration.Strategy,
+	"ValidatingWebhookConfiguration": validatingwebhookconfiguration.Strategy,
 }
 
 var updates = map[string]rest.RESTUpdateStrategy{
@@ -69,6 +135,16 @@ var updates = map[string]rest.RESTUpdateStrategy{
 	"Deployment/status":            deployment.StatusStrategy, "ReplicaSet/status": replicaset.StatusStrategy,
 	"DaemonSet/status": daemonset.StatusStrategy, "StatefulSet/status": statefulset.StatusStrategy,
 	"Job/status": job.StatusStrategy, "CronJob/status": cronjob.StatusStrategy,
+	"Ingress/status":                     ingress.StatusStrategy,
+	"ServiceCIDR/status":                 servicecidr.StatusStrategy,
+	"PodDisruptionBudget/status":         poddisruptionbudget.StatusStrategy,
+	"CSINode/status":                     csinode.StatusStrategy,
+	"VolumeAttachment/status":            volumeattachment.StatusStrategy,
+	"FlowSchema/status":                  flowschema.StatusStrategy,
+	"PriorityLevelConfiguration/status":  prioritylevelconfiguration.StatusStrategy,
+	"HorizontalPodAutoscaler/status":     horizontalpodautoscaler.StatusStrategy,
+	"CertificateSigningRequest/status":   certificates.StatusStrategy,
+	"CertificateSigningRequest/approval": certificates.ApprovalStrategy,
 }
 
 type question struct {
