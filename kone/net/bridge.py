@@ -72,8 +72,11 @@ class BridgeNetwork:
 
     async def start(self) -> None:
         """Make bridge, routes and rules, and take over the addresses that pods of an earlier run have."""
-        if IP_FORWARD.read_text().strip() != "1":
-            IP_FORWARD.write_text("1")
+        try:
+            if IP_FORWARD.read_text().strip() != "1":
+                IP_FORWARD.write_text("1")
+        except OSError as error:
+            raise LinkError(f"{IP_FORWARD} cannot be set to 1 ({error.strerror}): set it before kone starts") from error
         self._mtu = self._config.mtu or await self._links.uplink_mtu()
         self._index, _ = await self._links.ensure_bridge(self._spec(), self._mtu)
         self._ipam.load()

@@ -245,7 +245,7 @@ class Firewall:
             self._installed = {c: rules for c, rules in self._installed.items() if not which(c)}
             self._known = {c for c in self._known if not which(c)}
             self._checked.clear()
-            await self._call(lambda: self._remove(which))
+            await self._call(lambda: self._remove_everywhere(which))
 
     # Writing
 
@@ -319,11 +319,18 @@ class Firewall:
     # In the thread
 
     async def _call(self, work: Callable[[], Result]) -> Result:
-        # Shielded: a transaction that has begun is finished, and what it did is known.
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+        """In the thread, to its end: who is cancelled goes when what was begun is done."""
+        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])
+            raise
 
     def _begin(self) -> dict[str, Saved]:
         self._variant, self.backend = self._choose()
+        for variant, backend in self._others():
+            self._remove(variant, backend, lambda chain: True)  # of an earlier run that chose otherwise
         if self.backend == "nft":
             self._missing = self._absent()
         return self._look()
@@ -364,8 +371,8 @@ class Firewall:
             self._shapes.leave()
         return self._save()
 
-    def _save(self) -> dict[str, Saved]:
-        return parse_save(self._run([f"{self._tool}{self._variant}-save"]))
+    def _save(self, variant: str | None = None) -> dict[str, Saved]:
+        return parse_save(self._run([f"{self._tool}{self._variant if variant is None else variant}-save"]))
 
     def _restore(self, text: str) -> None:
         meddled = self.backend == "legacy" and self._shapes.changed()
@@ -391,9 +398,19 @@ class Firewall:
             raise FirewallError(f"{command[0]}: {_explain(err, text or '')}")
         return out
 
-    def _remove(self, which: Callable[[ChainId], bool]) -> None:
+    def _others(self) -> list[tuple[str, Backend]]:
+        """The back end that is not in use, where it can hold rules at all."""
+        other: Backend = "legacy" if self.backend == "nft" else "nft"
+        there = shutil.which(f"{self._tool}-{other}-save") is not None and (other == "nft" or _legacy_tables())
+        return [(f"-{other}", other)] if there else []
+
+    def _remove_everywhere(self, which: Callable[[ChainId], bool]) -> None:
         self._variant, self.backend = self._choose()
-        tables = self._save()
+        for variant, backend in [(self._variant, self.backend), *self._others()]:
+            self._remove(variant, backend, which)
+
+    def _remove(self, variant: str, backend: Backend, which: Callable[[ChainId], bool]) -> None:
+        tables = self._save(variant)
         mine = {ChainId(n, c) for n, t in tables.items() for c in t.counts if self.names.owns_chain(c)}
         notes = {c for c in mine if c.chain.startswith(self.names.chain("MADE-"))}
         removed = {c for c in mine - notes if which(c)}
@@ -412,16 +429,18 @@ class Firewall:
             ]
             for name, table in tables.items()
         }
-        self._restore(restore_text({}, {n: ls for n, ls in lines.items() if ls}, sorted(removed)))
-        if notes and self.backend == "nft" and shutil.which("nft") is not None:
-            self._remove_made(notes)
+        text = restore_text({}, {n: ls for n, ls in lines.items() if ls}, sorted(removed))
+        self._run([f"{self._tool}{variant}-restore", "--noflush", "-w", "10"], text)
+        self._shapes.leave()
+        if notes and backend == "nft" and shutil.which("nft") is not None:
+            self._remove_made(variant, notes)
 
-    def _remove_made(self, notes: set[ChainId]) -> None:
+    def _remove_made(self, variant: str, notes: set[ChainId]) -> None:
         """Take away the built-in chains and tables that kone brought about, unless someone uses them by now.
 
         Where another instance does, it inherits the notes, and with them the duty.
         """
-        tables = self._save()
+        tables = self._save(variant)
         made = {f"{self.names.chain('MADE-')}{short}": builtin for builtin, short in MADE.items()}
         script: list[str] = []
         for table in sorted({note.table for note in notes}):

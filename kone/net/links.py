@@ -110,7 +110,13 @@ class Links:
         return await self._run(lambda: self._delete_prefixed(prefix, names))
 
     async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        """In the thread, to its end: who is cancelled goes when what was begun is done, and may then undo it."""
+        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])
+            raise
 
     # In the thread
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kone.net.bridge import BridgeNetwork, NetworkConfig, remove_links
-from kone.net.firewall import Firewall
+from kone.net.firewall import Backend, Firewall
 from kone.net.host_ports import HostPort
 from kone.net.links import LinkError
 from kone.net.names import Names
@@ -32,8 +32,14 @@ DEFAULT = Names()
 class Node:
     """A network with its firewall, started and stopped together."""
 
-    def __init__(self, data_dir: Path, names: Names = DEFAULT, config: NetworkConfig = CONFIG) -> None:
-        self.firewall = Firewall(names)
+    def __init__(
+        self,
+        data_dir: Path,
+        names: Names = DEFAULT,
+        config: NetworkConfig = CONFIG,
+        backend: Backend | None = None,
+    ) -> None:
+        self.firewall = Firewall(names, backend=backend)
         self.network = BridgeNetwork(names, config, data_dir, self.firewall)
 
     async def __aenter__(self) -> BridgeNetwork:
@@ -193,6 +199,33 @@ async def test_with_its_file_lost_the_kernel_tells_who_has_which_address(world: 
         assert await attach(network, "live", live) == ip
 
 
+async def test_a_cancelled_attach_leaves_nothing_behind(world: World, node: Node) -> None:
+    a = world.namespace()
+    for turns in range(0, 12, 3):
+        task = asyncio.create_task(attach(node.network, "a", a, HostPort("TCP", "", 8080, 80)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not node.network.addresses
+        assert "kv" not in run("ip", "-br", "link")
+        assert "8080" not in run("iptables-save")
+    await attach(node.network, "a", a)
+
+
+@pytest.mark.parametrize("now", ["nft", "legacy"])
+async def test_rules_of_a_run_with_the_other_back_end_go(world: World, tmp_path: Path, now: Backend) -> None:
+    earlier: Backend = "legacy" if now == "nft" else "nft"
+    async with Node(tmp_path, backend=earlier):
+        pass
+    async with Node(tmp_path, backend=now):
+        assert "KONE" not in run(f"iptables-{earlier}-save")
+        assert "KONE" in run(f"iptables-{now}-save")
+    await Firewall(DEFAULT).cleanup()
+    assert "KONE" not in run(f"iptables-{now}-save"), "cleanup looks into both"
+
+
 async def test_rules_flushed_by_someone_else_come_back(world: World, node: Node) -> None:
     a = world.namespace()
     await attach(node.network, "a", a, HostPort("TCP", "", 8080, 80))
@@ -239,7 +272,8 @@ async def test_a_bridge_that_someone_else_harmed_is_mended(world: World, node: N
     ip_b = await attach(node.network, "b", b)
 
     def state() -> list[str]:
-        return sorted((run("ip", "route") + run("ip", "-br", "-4", "addr")).split())
+        words = (run("ip", "route") + run("ip", "-br", "-4", "addr")).split()
+        return sorted(word for word in words if word not in ("UP", "DOWN", "linkdown"))  # pods' ends come and go
 
     before = state()
     run("ip", *harm)

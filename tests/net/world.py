@@ -163,7 +163,8 @@ def kernel_state() -> dict[str, str]:
         "nft": run("nft", "list", "ruleset"),
         "links": run("ip", "-br", "link"),
         "addresses": run("ip", "-br", "addr"),
-        "routes": run("ip", "route", "show", "table", "all"),
+        # The uplink's own link-local route comes when the kernel has made sure of the address.
+        "routes": "\n".join(r for r in run("ip", "route", "show", "table", "all").splitlines() if "fe80:" not in r),
         "rules": run("ip", "rule"),
     }
     return {key: text.strip() for key, text in state.items()}
