@@ -160,6 +160,7 @@ bench: venv ## measure the budgets of docs/benchmarks.md (the node's part needs 
 
 generate: venv ## make the generated tables again from their sources (no root)
 	@$(BIN)/python -m kone.apimachinery.generate
+	@$(BIN)/python -m kone.registry.generate
 
 binary: venv ## make dist/kone: one file with the interpreter inside (no root)
 	@$(BIN)/pyinstaller --clean --noconfirm --log-level WARN --distpath dist --workpath build/pyinstaller systemd/kone.spec
