@@ -275,14 +275,6 @@ def _of_desired(obj: Object, now: float) -> str:
     return f"{dig(obj, 'status', 'readyReplicas', default=0) or 0}/{dig(obj, 'spec', 'replicas', default=0)}"
 
 
-def _selector_cell(nothing: str) -> Column:
-    return Column(
-        "Selector",
-        lambda obj, now: workloads.selector_text(dig(obj, "spec", "selector"), nothing),
-        priority=1,
-    )
-
-
 _deployment, _replicaset, _daemonset = _Deployment(), _ReplicaSet(), _DaemonSet()
 
 RESOURCES: Sequence[Resource] = (
@@ -318,7 +310,7 @@ RESOURCES: Sequence[Resource] = (
             AGE,
             workloads.CONTAINERS,
             workloads.IMAGES,
-            _selector_cell("<none>"),
+            workloads.SELECTOR,
         ),
     ),
     Resource(
@@ -337,7 +329,7 @@ RESOURCES: Sequence[Resource] = (
             AGE,
             workloads.CONTAINERS,
             workloads.IMAGES,
-            _selector_cell(""),
+            workloads.SELECTOR,
         ),
     ),
     Resource(
@@ -356,7 +348,7 @@ RESOURCES: Sequence[Resource] = (
             AGE,
             workloads.CONTAINERS,
             workloads.IMAGES,
-            _selector_cell("<none>"),
+            workloads.SELECTOR,
         ),
     ),
     STATEFULSETS,

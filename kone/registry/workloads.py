@@ -15,7 +15,7 @@ from kone.registry.core.pod_spec import pod_template
 from kone.registry.core.pod_warnings import pod_warnings
 from kone.registry.equality import same
 from kone.registry.internal import internal, sorted_map
-from kone.registry.printing import container_images, container_names
+from kone.registry.printing import container_images, container_names, label_selector_text
 from kone.registry.resource import Column
 from kone.registry.rules import Errors, at_least_0, label_selector
 from kone.registry.strategy import SpecStrategy
@@ -156,11 +156,4 @@ def _pod_spec(obj: Object) -> Mapping[str, Any]:
 
 CONTAINERS = Column("Containers", lambda obj, now: container_names(_pod_spec(obj)), priority=1)
 IMAGES = Column("Images", lambda obj, now: container_images(_pod_spec(obj)), priority=1)
-
-
-def selector_text(found: Mapping[str, Any] | None, nothing: str) -> str:
-    """A label selector in words; `nothing` for one that says nothing."""
-    try:
-        return str(from_label_selector(found)) or nothing
-    except ValueError:
-        return "<error>"
+SELECTOR = Column("Selector", lambda obj, now: label_selector_text(dig(obj, "spec", "selector")), priority=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
@@ -13,6 +12,7 @@ from kone.apimachinery.json_text import syntax_error
 from kone.apimachinery.kinds import SECRETS as GVR_SECRETS
 from kone.apimachinery.names import is_config_map_key
 from kone.apimachinery.objects import Object
+from kone.registry import pem
 from kone.registry.core.configmap import MAX_BYTES, base64_size, frozen
 from kone.registry.generic import IMMUTABLE
 from kone.registry.resource import AGE, NAME, Column, Resource
@@ -22,7 +22,6 @@ from kone.registry.strategy import Strategy
 SERVICE_ACCOUNT_NAME = "kubernetes.io/service-account.name"
 _REDACTED = "<secret contents redacted>"
 _DOCKER = {"kubernetes.io/dockercfg": ".dockercfg", "kubernetes.io/dockerconfigjson": ".dockerconfigjson"}
-_PEM = re.compile(rb"-----BEGIN ([^-\r\n]*)-----[ \t\r]*\n.*?-----END \1-----", re.S)
 
 
 class _Secret(Strategy):
@@ -118,7 +117,7 @@ def _key_pair_problem(certificate: bytes, key: bytes) -> str:
 
 
 def _block_types(text: bytes) -> Sequence[str]:
-    return [kind.decode(errors="replace") for kind in _PEM.findall(text)]
+    return [block.kind for block in pem.blocks(text.decode(errors="replace"))]
 
 
 SECRETS = Resource(
