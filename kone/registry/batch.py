@@ -308,6 +308,11 @@ def _time_zone(errors: Errors, zone: str) -> None:
         errors.append(invalid_value(path, zone, f"unknown time zone {zone}"))
 
 
+def _suspend(obj: Object, now: float) -> str:
+    """A text, though the column's type says otherwise."""
+    return {None: "<unset>", True: "True", False: "False"}[dig(obj, "spec", "suspend")]
+
+
 def _last_schedule(obj: Object, now: float) -> str:
     last = dig(obj, "status", "lastScheduleTime")
     return age(parse_time(last), now) if last else "<none>"
@@ -327,7 +332,7 @@ RESOURCES: Sequence[Resource] = (
             NAME,
             Column("Schedule", lambda obj, now: dig(obj, "spec", "schedule", default="")),
             Column("Timezone", lambda obj, now: dig(obj, "spec", "timeZone", default="<none>")),
-            Column("Suspend", lambda obj, now: bool(dig(obj, "spec", "suspend")), type="boolean"),
+            Column("Suspend", _suspend, type="boolean"),
             Column("Active", lambda obj, now: len(dig(obj, "status", "active", default=())), type="integer"),
             Column("Last Schedule", _last_schedule),
             AGE,
