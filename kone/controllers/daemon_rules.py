@@ -271,7 +271,7 @@ def allows_surge(owner: Object) -> bool:
 def plan_rolling_update(view: View) -> Plan:
     """The old pods to delete, or the nodes where new ones may start beside them, within maxUnavailable or maxSurge."""
     wants = {name_of(node) for node, placement in view.placements() if placement.run}
-    pods: dict[str, Sequence[Object]] = {**dict.fromkeys(wants, ()), **view.pods}
+    pods: dict[str, Sequence[Object]] = {**dict.fromkeys(sorted(wants), ()), **view.pods}
     max_surge = _limit(view.owner, "maxSurge", len(wants))
     max_unavailable = _limit(view.owner, "maxUnavailable", len(wants))
     if max_surge == 0:
