@@ -75,6 +75,7 @@ class ControlPlane:
         self.api: ApiServer | None = None
         self._store: Store | None = None
         self._verbs: Verbs | None = None
+        self._allocators: Allocators | None = None
         self._manager: Manager | None = None
         self._scheduler: Scheduler | None = None
         self._tasks = TaskGroup("control-plane")
@@ -153,11 +154,9 @@ class ControlPlane:
         allocators = Allocators((settings.service_cidr,), (ports[0], ports[-1]))
         services = caches.of("", "services")
         allocators.watch([entry.obj for entry in services.list()], services.subscribe)
-        if settings.runs("dns"):  # it answers at an address of the service range that no Service may have
-            with contextlib.suppress(AllocationError):
-                allocators.hold_ip(
-                    "IPv4" if ip_address(settings.cluster_dns).version == 4 else "IPv6", settings.cluster_dns
-                )
+        self._allocators = allocators
+        if settings.runs("dns"):
+            self.hold_dns_address()
         authorizer = Authorizer(caches, bootstrap.node_rules())
         tokens = ServiceAccountTokens(self.pki.service_account_key_pem, _getter(caches), self.clock)
         authenticator = Authenticator((admin_tokens(self.pki.admin_token), tokens))
@@ -193,6 +192,18 @@ class ControlPlane:
         await kubernetes_endpoints.reconcile(self.client_for(API_SERVER), self.node_ip, self.api.port)
         self._write_kubeconfig()
         self._tasks.guard(self._renew_certificates, name="renew-certificates")
+
+    def hold_dns_address(self) -> None:
+        """Cluster DNS answers at an address of the service range that no Service may have, but for kube-dns."""
+        address = self.settings.cluster_dns
+        if self._allocators is not None:
+            with contextlib.suppress(AllocationError):
+                self._allocators.hold_ip("IPv4" if ip_address(address).version == 4 else "IPv6", address)
+
+    def release_dns_address(self) -> None:
+        """Now the Service kube-dns may claim it."""
+        if self._allocators is not None:
+            self._allocators.release_ip(self.settings.cluster_dns)
 
     async def _bootstrap(self, caches: Caches) -> None:
         """Upstream's own objects; a start on an existing database writes nothing."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from kone.aio.clock import Clock, SystemClock
 from kone.aio.stages import Stage, Stages
+from kone.apimachinery.errors import StatusError
 from kone.apimachinery.users import AUTHENTICATED, User
 from kone.client.client import Client
 from kone.client.events import EventRecorder
@@ -76,6 +77,8 @@ class Node:
             stages.append(Stage("proxy", self._start_proxy, self._stop_proxy, 5.0))
         if settings.runs("dns"):
             stages.append(Stage("dns", self._start_dns, self._stop_dns, 2.0))
+        elif settings.runs("kubelet"):
+            stages.append(Stage("dns", self._without_dns, self._stop_dns, 2.0))
         if settings.runs("kubelet"):
             stages.append(Stage("kubelet", self._start_kubelet, self._stop_kubelet, 15.0))
         for stage in stages:
@@ -155,7 +158,11 @@ class Node:
         assert self._firewall is not None
         settings = self.settings
         config = RuleConfig(
-            Names(settings.instance), [settings.cluster_cidr], [settings.service_cidr], node_ips=[self.node_ip]
+            Names(settings.instance),
+            [settings.cluster_cidr],
+            [settings.service_cidr],
+            node_ips=[self.node_ip],
+            pod_cidrs=[self._pod_cidr],
         )
         proxier = IptablesProxier(self._firewall, config)
         client = self._control_plane.client_for(PROXY)
@@ -168,10 +175,27 @@ class Node:
 
     async def _start_dns(self) -> None:
         from kone.net.dns import DnsServer
+        from kone.net.dns_service import ensure_dns_service
+        from kone.net.firewall import FirewallError
 
-        client = self._control_plane.client_for(DNS)
-        self._dns = DnsServer(client, self.settings.cluster_domain, [self.settings.cluster_dns])
-        await self._dns.start()
+        client, address = self._control_plane.client_for(DNS), self.settings.cluster_dns
+        self._dns = DnsServer(client, self.settings.cluster_domain, [address], firewall=self._firewall)
+        try:
+            await self._dns.start()
+        except (OSError, FirewallError) as error:
+            raise StartError(f"cluster DNS cannot serve at {address}: {error}") from None
+        self._control_plane.release_dns_address()
+        try:
+            await ensure_dns_service(self.client, address)
+        except StatusError as error:
+            self._control_plane.hold_dns_address()
+            log.warning("the Service kube-dns is not there, cluster DNS serves without it: %s", error)
+
+    async def _without_dns(self) -> None:
+        """The Service that an earlier run made for its DNS would stand in the way of another's."""
+        from kone.net.dns_service import withdraw_dns_service
+
+        await withdraw_dns_service(self.client)
 
     async def _stop_dns(self) -> None:
         if self._dns is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import SERVICES
-from kone.apimachinery.objects import Object
-from kone.client.client import Writer
+from kone.apimachinery.objects import Object, labels_of
+from kone.client.client import Client
 from kone.net.service_map import PROXY_NAME
 
 NAMESPACE, NAME = "kube-system", "kube-dns"
+KONE = "kone"
 
 
 def dns_service(address: str) -> Object:
@@ -26,7 +27,7 @@ def dns_service(address: str) -> Object:
                 "k8s-app": NAME,
                 "kubernetes.io/cluster-service": "true",
                 "kubernetes.io/name": "CoreDNS",
-                PROXY_NAME: "kone",
+                PROXY_NAME: KONE,
             },
         },
         "spec": {
@@ -39,10 +40,22 @@ def dns_service(address: str) -> Object:
     }
 
 
-async def ensure_dns_service(client: Writer, address: str) -> None:
+async def ensure_dns_service(client: Client, address: str) -> None:
     """Create the Service unless it is there, whoever made it. Raises StatusError, e.g. where the address is taken."""
     try:
-        await client.create(SERVICES, dns_service(address), namespace=NAMESPACE)
+        await client.get(SERVICES, NAME, NAMESPACE)
     except StatusError as error:
-        if error.reason != "AlreadyExists":
+        if error.reason != "NotFound":
+            raise
+        await client.create(SERVICES, dns_service(address), namespace=NAMESPACE)
+
+
+async def withdraw_dns_service(client: Client) -> None:
+    """Delete the Service, if it is the one that an earlier run of the node made. Raises StatusError."""
+    try:
+        service = await client.get(SERVICES, NAME, NAMESPACE)
+        if labels_of(service).get(PROXY_NAME) == KONE:
+            await client.delete(SERVICES, NAME, namespace=NAMESPACE)
+    except StatusError as error:
+        if error.reason != "NotFound":
             raise

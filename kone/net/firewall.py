@@ -16,7 +16,7 @@ import json
 import logging
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +112,7 @@ def restore_text(
     return "\n".join(text) + "\n"
 
 
-def jump_lines(jumps: Sequence[Jump], builtin: str, present: Sequence[str], names: Names) -> list[str]:
+def jump_lines(jumps: Sequence[Jump], builtin: str, present: Sequence[str]) -> list[str]:
     """What makes the jumps of one built-in chain right, given its rules: [] where they are.
 
     Right is: each once, in order, and nothing before them that could decide, which in `filter` is anything but a jump
@@ -121,13 +121,22 @@ def jump_lines(jumps: Sequence[Jump], builtin: str, present: Sequence[str], name
     wanted = [j.chain for j in sorted(jumps, key=lambda j: j.rank)]
     table = jumps[0].table
     targets = [_target(rule) for rule in present]
-    mine = [t for t in targets if names.owns_chain(t)]
-    if mine == wanted:
+    if [t for t in targets if t in wanted] == wanted:
         before = targets[: targets.index(wanted[-1])]
         if table != "filter" or all(t.startswith(("KONE-", "DOCKER")) for t in before):
             return []
-    deleted = [f"-D {builtin} {rule}" for rule, t in zip(present, targets, strict=True) if names.owns_chain(t)]
+    deleted = [f"-D {builtin} {rule}" for rule, t in zip(present, targets, strict=True) if t in wanted]
     return deleted + [f"-I {builtin} {number} -j {chain}" for number, chain in enumerate(wanted, 1)]
+
+
+def jumps_to(chains: Collection[ChainId], table: str, saved: Saved) -> list[str]:
+    """What deletes the jumps from a table's built-in chains to these chains."""
+    return [
+        f"-D {builtin} {rule}"
+        for builtin, rules in saved.builtin.items()
+        for rule in rules
+        if ChainId(table, _target(rule)) in chains
+    ]
 
 
 def _target(rule: str) -> str:
@@ -261,6 +270,8 @@ class Firewall:
             changed |= self._notes(builtins | {(c.table, "") for c in changed})
             for table, builtin in sorted(builtins):
                 lines.setdefault(table, []).extend(self._jump_lines(table, builtin, tables))
+            for table, saved in tables.items():  # jumps of an earlier run to what nobody asks for any more
+                lines.setdefault(table, []).extend(jumps_to(removed, table, saved))
         if not changed and not removed and not any(lines.values()):
             self._checked |= builtins
             return
@@ -282,7 +293,7 @@ class Firewall:
     def _jump_lines(self, table: str, builtin: str, tables: Mapping[str, Saved]) -> list[str]:
         wanted = [j for j in self._jumps if (j.table, j.builtin) == (table, builtin)]
         present = (tables.get(table) or Saved()).builtin.get(builtin, [])
-        return jump_lines(wanted, builtin, present, self.names)
+        return jump_lines(wanted, builtin, present)
 
     def _notes(self, places: Iterable[tuple[str, str]]) -> dict[ChainId, tuple[str, ...]]:
         """The empty chains that say which tables and built-in chains kone's rules brought about."""
@@ -420,15 +431,7 @@ class Firewall:
             notes = set()
         if not removed:
             return
-        lines = {
-            name: [
-                f"-D {builtin} {rule}"
-                for builtin, rules in table.builtin.items()
-                for rule in rules
-                if ChainId(name, _target(rule)) in removed
-            ]
-            for name, table in tables.items()
-        }
+        lines = {name: jumps_to(removed, name, table) for name, table in tables.items()}
         text = restore_text({}, {n: ls for n, ls in lines.items() if ls}, sorted(removed))
         self._run([f"{self._tool}{variant}-restore", "--noflush", "-w", "10"], text)
         self._shapes.leave()

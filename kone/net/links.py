@@ -73,8 +73,13 @@ class Links:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._host: Any = None
         self._home = -1
+        self._closed = False
 
     async def close(self) -> None:
+        """Let go of the sockets and end the threads. Idempotent; nothing can be asked afterwards."""
+        if self._closed:
+            return
+        self._closed = True
         await self._run(self._close)
         self._thread.shutdown(wait=False)
         self._deletions.shutdown(wait=False)

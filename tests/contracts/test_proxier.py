@@ -336,26 +336,32 @@ async def test_a_flush_by_someone_else_is_mended_within_five_seconds(stage: Stag
     await eventually(served, within_s=5)
 
 
-async def test_a_new_process_takes_over_and_removes_what_is_no_longer_wanted(stage: Stage, tmp_path: Path) -> None:
+async def test_a_new_process_takes_over_without_a_gap_and_removes_what_is_no_longer_wanted(
+    stage: Stage, tmp_path: Path
+) -> None:
     a = await stage.backend_pod("a")
     gone = ServicePortName("default", "gone", "", "TCP")
-    await stage.proxier.sync(
-        {
-            WEB: web(a),
-            gone: ServicePort("TCP", "10.96.0.31", 80, node_port=30081, cluster_endpoints=(a,), has_endpoints=True),
-        }
-    )
+    old = ServicePort("TCP", "10.96.0.31", 80, node_port=30081, cluster_endpoints=(a,), has_endpoints=True)
+    await stage.proxier.sync({WEB: web(a), gone: old})
+    await stage.network.stop()
     await stage.firewall.stop()
-    again = Firewall(NAMES, backend=stage.backend)
-    await again.start()
-    proxier = IptablesProxier(again, RULES)
-    await proxier.start()
-    assert await stage.ask(VIP, 80) == "a", "served on before the first sync"
-    await proxier.sync({WEB: web(a)})
-    assert await stage.ask(VIP, 80) == "a"
+    firewall = Firewall(NAMES, backend=stage.backend)
+    network = BridgeNetwork(NAMES, NETWORK, tmp_path, firewall)
+    proxier = IptablesProxier(firewall, RULES)
+    for step in (
+        firewall.start,
+        network.start,
+        lambda: network.restore({"client", "a"}),
+        proxier.start,
+        lambda: proxier.sync({WEB: web(a)}),
+    ):
+        await step()
+        assert await stage.ask(VIP, 80) == "a", "served on at each step"
+        assert await stage.ask(VIP, 80, path="") == "a"
     assert await refused(stage.ask("10.96.0.31", 80))
     assert "30081" not in run(f"iptables-{stage.backend}-save")
-    await again.stop()
+    await network.stop()
+    await firewall.stop()
 
 
 async def test_cleanup_leaves_no_trace(world: World, tmp_path: Path) -> None:

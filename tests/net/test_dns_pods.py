@@ -13,7 +13,7 @@ import pytest
 from kone.apimachinery.kinds import NAMESPACES, SERVICES
 from kone.net.bridge import BridgeNetwork, NetworkConfig
 from kone.net.dns import DnsServer
-from kone.net.dns_service import dns_service, ensure_dns_service
+from kone.net.dns_service import dns_service, ensure_dns_service, withdraw_dns_service
 from kone.net.firewall import Firewall
 from kone.net.names import Names
 from kone.net.service_map import is_proxied
@@ -120,3 +120,14 @@ async def test_the_service_is_made_once_and_left_to_the_node() -> None:
     (made,) = client.of(SERVICES)
     assert made["spec"]["clusterIP"] == CLUSTER_DNS
     assert not is_proxied(dns_service(CLUSTER_DNS))
+
+
+async def test_a_node_without_dns_withdraws_its_own_service_only() -> None:
+    client = FakeClient()
+    await withdraw_dns_service(client)
+    await ensure_dns_service(client, CLUSTER_DNS)
+    await withdraw_dns_service(client)
+    assert not client.of(SERVICES)
+    client.put(SERVICES, service("kube-dns", "kube-system"))
+    await withdraw_dns_service(client)
+    assert len(client.of(SERVICES)) == 1

@@ -179,6 +179,7 @@ TWO = [Jump("filter", "FORWARD", "KONE-REJECT", 0), Jump("filter", "FORWARD", "K
     [
         (["-j KONE-REJECT", "-j KONE-FORWARD", "-j DOCKER-USER"], []),
         (["-j DOCKER-USER", "-j KONE-two-FORWARD", "-j KONE-REJECT", "-j KONE-FORWARD"], []),
+        (["-j KONE-REJECT", "-j KONE-EARLIER", "-j KONE-FORWARD"], []),
         ([], ["-I FORWARD 1 -j KONE-REJECT", "-I FORWARD 2 -j KONE-FORWARD"]),
         (
             ["-j REJECT", "-j KONE-REJECT", "-j KONE-FORWARD"],
@@ -199,7 +200,14 @@ TWO = [Jump("filter", "FORWARD", "KONE-REJECT", 0), Jump("filter", "FORWARD", "K
             ],
         ),
     ],
-    ids=["right", "Docker's and another instance's may stand before", "none", "behind a refusal", "doubled"],
+    ids=[
+        "right",
+        "Docker's and another instance's may stand before",
+        "an earlier run's serve on",
+        "none",
+        "behind a refusal",
+        "doubled",
+    ],
 )
 def test_jumps_are_put_right(present: list[str], lines: list[str]) -> None:
-    assert jump_lines(TWO, "FORWARD", present, Names()) == lines
+    assert jump_lines(TWO, "FORWARD", present) == lines
