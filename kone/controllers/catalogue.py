@@ -11,10 +11,12 @@ from kone.controllers.disruption import DISRUPTION_CONTROLLER, STALE_DISRUPTION_
 from kone.controllers.endpoints import ENDPOINTS_CONTROLLER
 from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
 from kone.controllers.endpointslice_mirroring import ENDPOINTSLICE_MIRRORING_CONTROLLER
+from kone.controllers.ephemeral_volumes import EPHEMERAL_VOLUME_CONTROLLER
 from kone.controllers.garbage_collector import GARBAGE_COLLECTOR
 from kone.controllers.job import JOB_CONTROLLER, JOB_LEFTOVERS_CONTROLLER
 from kone.controllers.namespace import NAMESPACE_CONTROLLER
 from kone.controllers.node_lifecycle import NODE_LIFECYCLE_CONTROLLER
+from kone.controllers.persistent_volumes import PERSISTENT_VOLUME_BINDER
 from kone.controllers.pod_gc import POD_GC_CONTROLLER
 from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTROLLER_CONTROLLER
 from kone.controllers.resource_quota import RESOURCE_QUOTA_CONTROLLER
@@ -23,6 +25,7 @@ from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
 from kone.controllers.statefulset import STATEFULSET_CONTROLLER
 from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
 from kone.controllers.ttl_after_finished import TTL_AFTER_FINISHED_CONTROLLER
+from kone.controllers.volume_protection import CLAIM_PROTECTION_CONTROLLER, VOLUME_PROTECTION_CONTROLLER
 
 
 def all_controllers() -> list[Controller]:
@@ -48,6 +51,10 @@ def all_controllers() -> list[Controller]:
         NAMESPACE_CONTROLLER,
         GARBAGE_COLLECTOR,
         CLUSTERROLE_AGGREGATION_CONTROLLER,
+        PERSISTENT_VOLUME_BINDER,
+        CLAIM_PROTECTION_CONTROLLER,
+        VOLUME_PROTECTION_CONTROLLER,
+        EPHEMERAL_VOLUME_CONTROLLER,
         NODE_LIFECYCLE_CONTROLLER,
         TAINT_EVICTION_CONTROLLER,
         POD_GC_CONTROLLER,
