@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,8 @@ REGISTRY = builtin()
 NAMESPACE = "default"
 _USER = User("tester")
 _CREATED = "2026-01-01T00:00:00Z"
+_TITLES = "Required|Invalid|Duplicate|Unsupported|Forbidden|Too long|Too many|Not found|Internal error"
+_ITEMS = re.compile(rf", (?=\S+: (?:{_TITLES}))")
 
 
 @dataclass(frozen=True)
@@ -117,3 +120,17 @@ def without(obj: Object, path: str) -> None:
     for step in steps:
         at = at[step]
     del at[last]
+
+
+def findings_of(error: str) -> set[str]:
+    """The findings of an Invalid as a set: what Go does in the order of a map comes in any order."""
+    head, _, rest = error.partition(" is invalid: ")
+    return {head, *_ITEMS.split(re.sub(r"\[\](?![.:])|\{\}", "null", rest.removeprefix("[").removesuffix("]")))}
+
+
+def timeless(value: Any) -> Any:
+    """Without what is empty, and without what the clock says."""
+    if isinstance(value, dict):
+        kept = (key for key in value if not key.endswith(("Timestamp", "TransitionTime")))
+        return {key: inner for key in kept if (inner := timeless(value[key])) not in (None, [], {})}
+    return [timeless(inner) for inner in value] if isinstance(value, list) else value
