@@ -1,6 +1,7 @@
 """Kinds answer as upstream's own code did: defaults, every text of every rule, warnings.
 
-answers/ holds what Kubernetes v1.37.2 answered to made-up bodies: one case for each thing it says. An object is compared without what is empty and what the clock says.
+answers/ holds what Kubernetes v1.37.2 answered to made-up bodies: one case
+for each thing it says. An object is compared without what is empty and what the clock says.
 """
 
 from __future__ import annotations
