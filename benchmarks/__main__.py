@@ -1,20 +1,20 @@
-"""`make bench`: print each figure beside its budget; `python -m benchmarks api` or `pods` for one group."""
+"""`make bench`: print each figure beside its budget; `python -m benchmarks api`, `pods` or `network` for one group."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from benchmarks import api, pods
+from benchmarks import api, network, pods
 
 
 def main() -> int:
-    groups = {"api": api.measure, "pods": pods.measure}
+    groups = {"api": api.measure, "pods": pods.measure, "network": network.measure}
     chosen = sys.argv[1:] or list(groups)
     missed = 0
     for name in chosen:
-        if name == "pods" and os.geteuid() != 0:
-            print("pods: needs root and Docker, left out")
+        if name != "api" and os.geteuid() != 0:
+            print(f"{name}: needs root{' and Docker' if name == 'pods' else ''}, left out")
             continue
         for figure in groups[name]():
             print(figure.line(), flush=True)

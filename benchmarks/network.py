@@ -1,0 +1,159 @@
+"""The network's speed, in namespaces of its own: wiring pods, changing one Service among many, answering DNS."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import dns.message
+import uvloop
+
+from benchmarks.report import Figure
+from kone.apimachinery.kinds import NAMESPACES, SERVICES
+from kone.net.bridge import BridgeNetwork, NetworkConfig
+from kone.net.dns import DnsServer
+from kone.net.firewall import Backend, Firewall
+from kone.net.iptables import IptablesProxier
+from kone.net.iptables_rules import RuleConfig
+from kone.net.names import Names
+from kone.net.service_map import Endpoint, ServicePort, ServicePortName
+from tests.fakes import FakeClient
+from tests.net.objects import namespace, service
+from tests.net.world import World, run
+
+CONFIG = NetworkConfig(["10.244.0.0/24"], ["10.244.0.0/16"], ["10.96.0.0/16"])
+RULES = RuleConfig(Names(), ["10.244.0.0/16"], ["10.96.0.0/16"], pod_cidrs=["10.244.0.0/24"])
+CHANGES = 40
+QUESTIONS = 30_000
+CLIENTS = 16
+
+
+def measure() -> Iterator[Figure]:
+    yield from uvloop.run(_pods())
+    for backend in ("nft", "legacy"):
+        for count in (1000, 5000):
+            yield from uvloop.run(_services(cast(Backend, backend), count))
+    yield from uvloop.run(_dns())
+
+
+async def _pods() -> list[Figure]:
+    with World.entered() as world, tempfile.TemporaryDirectory() as folder:
+        firewall = Firewall(Names())
+        network = BridgeNetwork(Names(), CONFIG, Path(folder), firewall)
+        await firewall.start()
+        await network.start()
+        paths = [world.namespace() for _ in range(31)]
+
+        async def attach(number: int) -> float:
+            began = time.perf_counter()
+            uid = str(number)
+            await network.attach(pod_uid=uid, pod_name=uid, namespace="", netns=paths[number], host_ports=())
+            return time.perf_counter() - began
+
+        await attach(0)
+        alone = statistics.median([await attach(number) for number in range(1, 21)])
+        began = time.perf_counter()
+        await asyncio.gather(*(attach(number) for number in range(21, 31)))
+        together = time.perf_counter() - began
+        await network.stop()
+        await firewall.stop()
+    return [
+        Figure("wire a pod", alone * 1000, "ms", 15, "less"),
+        Figure("wire ten pods together, each", together * 100, "ms", 15, "less"),
+    ]
+
+
+async def _services(backend: Backend, count: int) -> list[Figure]:
+    with World.entered():
+        firewall = Firewall(Names(), backend=backend)
+        proxier = IptablesProxier(firewall, RULES)
+        await firewall.start()
+        desired = {
+            ServicePortName("default", f"web-{number}", "http", "TCP"): _port(number, (0, 1)) for number in range(count)
+        }
+        began = time.perf_counter()
+        await proxier.sync(desired)
+        first = time.perf_counter() - began
+        took = []
+        for change in range(CHANGES):
+            number = change * 37 % count
+            name = ServicePortName("default", f"web-{number}", "http", "TCP")
+            desired = desired | {name: _port(number, (0, 2 + change))}
+            began = time.perf_counter()
+            await proxier.sync(desired)
+            took.append(time.perf_counter() - began)
+        run(f"iptables-{backend}", "-t", "nat", "-F")
+        began = time.perf_counter()
+        for _ in range(1000):
+            if firewall.mended:
+                break
+            await asyncio.sleep(0.01)
+        mended = time.perf_counter() - began
+        await firewall.stop()
+    took.sort()
+    what = f"iptables-{backend}, {count:,} Services"
+    return [
+        Figure(f"{what}: first sync", first, "s", 5, "less"),
+        Figure(f"{what}: one changed, median", statistics.median(took) * 1000, "ms", 50, "less"),
+        Figure(f"{what}: one changed, worst of {CHANGES}", took[-1] * 1000, "ms"),
+        Figure(f"{what}: a flush mended", mended, "s", 5, "less"),
+    ]
+
+
+def _port(number: int, endpoints: tuple[int, ...]) -> ServicePort:
+    address = f"10.96.{1 + number // 250}.{1 + number % 250}"
+    backends = tuple(Endpoint(f"10.244.{1 + e}.{1 + number % 250}", 8080) for e in endpoints)
+    return ServicePort("TCP", address, 80, cluster_endpoints=backends, has_endpoints=True)
+
+
+async def _dns() -> list[Figure]:
+    client = FakeClient()
+    client.put(NAMESPACES, namespace("default"))
+    for number in range(100):
+        client.put(SERVICES, service(f"web-{number}", clusterIP=f"10.96.1.{number}"))
+    server = DnsServer(client, "cluster.local", ["127.53.0.1"], port=0)
+    await server.start()
+    queries = [
+        dns.message.make_query(f"web-{number}.default.svc.cluster.local", "A", use_edns=0).to_wire()
+        for number in range(100)
+    ]
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    took: list[float] = []
+
+    class Asker(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast(asyncio.DatagramTransport, transport)
+            self.ask()
+
+        def ask(self) -> None:
+            self.asked = time.perf_counter()
+            self.transport.sendto(queries[len(took) % len(queries)])
+
+        def datagram_received(self, data: bytes, addr: object) -> None:
+            took.append(time.perf_counter() - self.asked)
+            if len(took) < QUESTIONS:
+                self.ask()
+            elif not done.done():
+                done.set_result(None)
+
+    began = time.perf_counter()
+    loop = asyncio.get_running_loop()
+    askers = [
+        (await loop.create_datagram_endpoint(Asker, remote_addr=("127.53.0.1", server.ports[0])))[0]
+        for _ in range(CLIENTS)
+    ]
+    await done
+    rate = len(took) / (time.perf_counter() - began)
+    for asker in askers:
+        asker.close()
+    await server.stop()
+    took.sort()
+    return [
+        Figure("DNS answers, its clients in the same process", rate, "/s", 10_000),
+        Figure("DNS answers, 99th percentile", took[int(len(took) * 0.99)] * 1000, "ms", 5, "less"),
+    ]
