@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from kone.net.bridge import BridgeNetwork
     from kone.net.dns import DnsServer
     from kone.net.firewall import Firewall
+    from kone.net.iptables import IptablesProxier
     from kone.net.proxier import ServiceProxy
     from kone.runtime.docker import DockerRuntime
     from kone.runtime.kubelet import Kubelet
@@ -75,6 +76,8 @@ class Node:
             stages.append(Stage("network", self._start_network, self._stop_network, 5.0))
         if settings.runs("proxy"):
             stages.append(Stage("proxy", self._start_proxy, self._stop_proxy, 5.0))
+        elif settings.runs("kubelet"):
+            stages.append(Stage("proxy", self._without_proxy, self._stop_proxy, 5.0))
         if settings.runs("dns"):
             stages.append(Stage("dns", self._start_dns, self._stop_dns, 2.0))
         elif settings.runs("kubelet"):
@@ -150,10 +153,20 @@ class Node:
             await self._firewall.stop()
 
     async def _start_proxy(self) -> None:
+        from kone.net.proxier import ServiceProxy
+
+        client = self._control_plane.client_for(PROXY)
+        self._proxy = ServiceProxy(client, {"IPv4": self._proxier()}, self.settings.node_name, self.clock)
+        await self._proxy.start()
+
+    async def _without_proxy(self) -> None:
+        """The rules of an earlier run would lead Services to where pods were then."""
+        await self._proxier().cleanup()
+
+    def _proxier(self) -> IptablesProxier:
         from kone.net.iptables import IptablesProxier
         from kone.net.iptables_rules import RuleConfig
         from kone.net.names import Names
-        from kone.net.proxier import ServiceProxy
 
         assert self._firewall is not None
         settings = self.settings
@@ -164,10 +177,7 @@ class Node:
             node_ips=[self.node_ip],
             pod_cidrs=[self._pod_cidr],
         )
-        proxier = IptablesProxier(self._firewall, config)
-        client = self._control_plane.client_for(PROXY)
-        self._proxy = ServiceProxy(client, {"IPv4": proxier}, settings.node_name, self.clock)
-        await self._proxy.start()
+        return IptablesProxier(self._firewall, config)
 
     async def _stop_proxy(self) -> None:
         if self._proxy is not None:

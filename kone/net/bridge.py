@@ -79,6 +79,9 @@ class BridgeNetwork:
             raise LinkError(f"{IP_FORWARD} cannot be set to 1 ({error.strerror}): set it before kone starts") from error
         self._mtu = self._config.mtu or await self._links.uplink_mtu()
         self._index, _ = await self._links.ensure_bridge(self._spec(), self._mtu)
+        ranges = [*self._config.cluster_cidrs, *self._config.service_cidrs]
+        for overlap in await self._links.leads_elsewhere(self._names.bridge, ranges):
+            log.warning("address ranges overlap, one of the two cannot be reached: %s", overlap)
         self._ipam.load()
         self._ports.load()
         known = {self._names.veth(uid) for uid in self._ipam.pods}

@@ -88,6 +88,10 @@ class Links:
         """The MTU of the link that the default route leads to; 1500 where there is none."""
         return await self._run(self._uplink_mtu)
 
+    async def leads_elsewhere(self, bridge: str, cidrs: Sequence[str]) -> list[str]:
+        """The host's routes, but for default ones and the bridge's, that share addresses with the ranges: in words."""
+        return await self._run(lambda: self._leads_elsewhere(bridge, cidrs))
+
     async def ensure_bridge(self, spec: BridgeSpec, mtu: int) -> tuple[int, list[str]]:
         """Make the bridge what `spec` says; its index, and what had to be done, in words. Raises LinkError."""
         return await self._run(lambda: self._ensure_bridge(spec, mtu))
@@ -164,6 +168,19 @@ class Links:
             if (index := route.get("oif")) and (links := tuple(host.get_links(index))):
                 return int(links[0].get("mtu") or DEFAULT_MTU)
         return DEFAULT_MTU
+
+    def _leads_elsewhere(self, bridge: str, cidrs: Sequence[str]) -> list[str]:
+        host, own, found = self._open(), _index(bridge), []
+        ranges = [ipaddress.ip_network(cidr) for cidr in cidrs]
+        for route in host.get_routes(table=RT_TABLE_MAIN):
+            index = route.get("oif")
+            if not route.get("dst") or index is None or index == own:
+                continue
+            network = ipaddress.ip_network(f"{route.get('dst')}/{route['dst_len']}", strict=False)
+            for mine in ranges:
+                if mine.version == network.version and mine.overlaps(network):
+                    found.append(f"{mine} and the host's {network} on {socket.if_indextoname(index)}")
+        return found
 
     def _ensure_bridge(self, spec: BridgeSpec, mtu: int) -> tuple[int, list[str]]:
         host = self._open()

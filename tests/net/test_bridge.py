@@ -292,6 +292,15 @@ async def test_other_ranges_take_the_old_ones_away(world: World, tmp_path: Path)
         assert "10.96." not in run("ip", "addr") + run("ip", "route")
 
 
+async def test_a_range_that_the_host_uses_already_is_told_of(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Node(tmp_path):
+        assert "overlap" not in caplog.text
+    async with Node(tmp_path, config=NetworkConfig(["192.0.2.128/25"], ["192.0.2.128/25"])):
+        assert "192.0.2.128/25 and the host's 192.0.2.0/24 on up0" in caplog.text
+
+
 async def test_the_hosts_own_namespace_is_never_wired(world: World, node: Node) -> None:
     with pytest.raises(LinkError, match="the host's own"):
         await attach(node.network, "a", "/proc/thread-self/ns/net")
