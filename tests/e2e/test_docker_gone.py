@@ -21,8 +21,14 @@ pytestmark = pytest.mark.ring4
 INSTANCE = "e2e-gone"
 
 
+BRIDGE = "kone-test-dck0"
+
+
 class OwnDocker:
-    """A dockerd with its own data, socket and state, and no network or rules."""
+    """A dockerd with its own data, socket, state and bridge, and no rules.
+
+    Without a bridge of its own (--bridge=none) it would delete docker0, which is the host's Docker's.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,7 +36,10 @@ class OwnDocker:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        flags = ["--bridge=none", "--iptables=false", "--ip6tables=false", "--live-restore"]
+        if BRIDGE not in run("ip", "-br", "link"):
+            run("ip", "link", "add", BRIDGE, "type", "bridge")
+            run("ip", "address", "add", "172.31.254.1/24", "dev", BRIDGE)
+        flags = [f"--bridge={BRIDGE}", "--iptables=false", "--ip6tables=false", "--live-restore"]
         places = [f"--{name}={self.folder / name}" for name in ("data-root", "exec-root")]
         with open(self.folder / "dockerd.log", "a") as log:
             self.process = subprocess.Popen(
@@ -64,6 +73,7 @@ def own_docker(image: str) -> Iterator[OwnDocker]:
     finally:
         docker.docker("rm", "--force", *docker.docker("ps", "-aq").split(), check=False)
         docker.stop()
+        run("ip", "link", "delete", BRIDGE, check=False)
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             point = line.split()[4]
             if point.startswith(str(folder)):
