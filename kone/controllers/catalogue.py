@@ -13,6 +13,7 @@ from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
 from kone.controllers.endpointslice_mirroring import ENDPOINTSLICE_MIRRORING_CONTROLLER
 from kone.controllers.ephemeral_volumes import EPHEMERAL_VOLUME_CONTROLLER
 from kone.controllers.garbage_collector import GARBAGE_COLLECTOR
+from kone.controllers.hpa import HPA_CONTROLLER
 from kone.controllers.job import JOB_CONTROLLER, JOB_LEFTOVERS_CONTROLLER
 from kone.controllers.namespace import NAMESPACE_CONTROLLER
 from kone.controllers.node_lifecycle import NODE_LIFECYCLE_CONTROLLER
@@ -42,6 +43,7 @@ def all_controllers() -> list[Controller]:
         JOB_LEFTOVERS_CONTROLLER,
         TTL_AFTER_FINISHED_CONTROLLER,
         CRONJOB_CONTROLLER,
+        HPA_CONTROLLER,
         DISRUPTION_CONTROLLER,
         STALE_DISRUPTION_CONTROLLER,
         ENDPOINTSLICE_CONTROLLER,

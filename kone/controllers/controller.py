@@ -75,6 +75,10 @@ class Reconciler(ABC):
         return {}
 
 
+async def _no_such_path(path: str, query: Mapping[str, str]) -> Object:
+    raise StatusError(404, "NotFound", "the server could not find the requested resource")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What controllers must know of the cluster."""
@@ -87,6 +91,8 @@ class Settings:
     """Every resource that can be listed, watched and deleted: what the garbage collector looks after."""
     resource_of_kind: Callable[[str, str], tuple[GVR, bool] | None] = lambda api_version, kind: None
     """(resource, namespaced) of an owner reference's apiVersion and kind; None where the API has no such kind."""
+    get_path: Callable[[str, Mapping[str, str]], Awaitable[Object]] = _no_such_path
+    """GET of a path and query below the API, aggregated APIs included. Raises StatusError."""
 
 
 @dataclass(frozen=True, slots=True)
