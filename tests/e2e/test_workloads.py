@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import urllib.request
+import uuid
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ def test_a_flush_of_the_rules_is_mended_within_5_seconds(web: Place) -> None:
 
 
 def test_foreign_containers_and_images_are_not_touched(web: Place) -> None:
-    name = "kone-test-foreign"
+    name = f"kone-test-foreign-{uuid.uuid4().hex[:8]}"
     run("docker", "run", "--detach", "--name", name, web.image, "sleep", "3600")
     try:
         started = run("docker", "inspect", "-f", "{{.State.StartedAt}} {{.RestartCount}}", name)
