@@ -34,7 +34,7 @@ SIMILAR_MAX, SIMILAR_WINDOW_S = 10, 600.0
 BURST, REFILL_S = 25, 300.0
 QUEUE_MAX = 1000
 BATCH = 16
-LINGER_S = 0.01  # an event may wait this long, so that the work it speaks of goes first
+LINGER_S = 0.002  # an event may wait this long, so that the work it speaks of goes first
 RETRIES, RETRY_S = 12, 10.0
 
 V = TypeVar("V")
