@@ -10,7 +10,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +32,7 @@ from kone.apiserver.verbs import Verbs
 from kone.auth import bootstrap, pki, x509_checks
 from kone.auth.authentication import Authenticator, admin_tokens
 from kone.auth.authorizer import Authorizer
+from kone.auth.signing import sign_request
 from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
 from kone.cache.watch_cache import Caches
 from kone.client.client import Client
@@ -259,6 +260,7 @@ class ControlPlane:
             namespaced_resources=lambda: [r.gvr for r in self.registry if r.namespaced and "list" in r.verbs],
             collectable_resources=lambda: [r.gvr for r in self.registry if {"list", "watch", "delete"} <= set(r.verbs)],
             resource_of_kind=self._resource_of_kind,
+            sign_request=self._sign_request,
         )
         self._manager = Manager(
             lambda name: self.client_for(service_account_user("kube-system", name)),
@@ -267,6 +269,11 @@ class ControlPlane:
             all_controllers(),
         )
         await self._manager.start()
+
+    async def _sign_request(
+        self, request_pem: bytes, usages: Sequence[str], not_before: float, not_after: float
+    ) -> str:
+        return await asyncio.to_thread(sign_request, self.pki, request_pem, usages, not_before, not_after)
 
     def _resource_of_kind(self, api_version: str, kind: str) -> tuple[GVR, bool] | None:
         found = self.registry.by_kind(GVK(*parse_api_version(api_version), kind))

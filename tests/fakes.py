@@ -243,7 +243,7 @@ class FakeClient:
             raise errors.conflict(resource.group_resource, key.name, why)
         if resource_version_of(obj) not in ("", resource_version_of(old)):
             raise errors.conflict(resource.group_resource, key.name, errors.MODIFIED)
-        if subresource == "status":
+        if subresource in ("status", "approval"):
             # As upstream's status strategies: the spec stays, metadata (annotations, finalizers) goes along.
             new = {**old, "metadata": obj["metadata"], "status": obj.get("status") or {}}
         elif subresource == "finalize":

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from kone.controllers.certificates import (
+    APPROVING_CONTROLLER,
+    CLEANER_CONTROLLER,
+    POD_REQUEST_CLEANER_CONTROLLER,
+    SIGNING_CONTROLLER,
+)
 from kone.controllers.clusterrole_aggregation import CLUSTERROLE_AGGREGATION_CONTROLLER
 from kone.controllers.controller import Controller
 from kone.controllers.cronjob import CRONJOB_CONTROLLER
@@ -25,6 +31,7 @@ from kone.controllers.root_ca import ROOT_CA_PUBLISHER
 from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
 from kone.controllers.statefulset import STATEFULSET_CONTROLLER
 from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
+from kone.controllers.trust_bundles import SERVING_BUNDLE_PUBLISHER
 from kone.controllers.ttl_after_finished import TTL_AFTER_FINISHED_CONTROLLER
 from kone.controllers.volume_protection import CLAIM_PROTECTION_CONTROLLER, VOLUME_PROTECTION_CONTROLLER
 
@@ -53,6 +60,11 @@ def all_controllers() -> list[Controller]:
         NAMESPACE_CONTROLLER,
         GARBAGE_COLLECTOR,
         CLUSTERROLE_AGGREGATION_CONTROLLER,
+        APPROVING_CONTROLLER,
+        SIGNING_CONTROLLER,
+        CLEANER_CONTROLLER,
+        POD_REQUEST_CLEANER_CONTROLLER,
+        SERVING_BUNDLE_PUBLISHER,
         PERSISTENT_VOLUME_BINDER,
         CLAIM_PROTECTION_CONTROLLER,
         VOLUME_PROTECTION_CONTROLLER,

@@ -79,6 +79,10 @@ async def _no_such_path(path: str, query: Mapping[str, str]) -> Object:
     raise StatusError(404, "NotFound", "the server could not find the requested resource")
 
 
+async def _no_signer(request_pem: bytes, usages: Sequence[str], not_before: float, not_after: float) -> str:
+    raise ValueError("this cluster has no signer")
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What controllers must know of the cluster."""
@@ -93,6 +97,8 @@ class Settings:
     """(resource, namespaced) of an owner reference's apiVersion and kind; None where the API has no such kind."""
     get_path: Callable[[str, Mapping[str, str]], Awaitable[Object]] = _no_such_path
     """GET of a path and query below the API, aggregated APIs included. Raises StatusError."""
+    sign_request: Callable[[bytes, Sequence[str], float, float], Awaitable[str]] = _no_signer
+    """The certificate for a PEM request, its usages, not before and not after. Raises ValueError, OSError."""
 
 
 @dataclass(frozen=True, slots=True)
