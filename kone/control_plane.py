@@ -160,6 +160,7 @@ class ControlPlane:
             self.hold_dns_address()
         authorizer = Authorizer(caches, bootstrap.node_rules())
         tokens = ServiceAccountTokens(self.pki.service_account_key_pem, _getter(caches), self.clock)
+        self._account_tokens = tokens
         authenticator = Authenticator((admin_tokens(self.pki.admin_token), tokens))
         self._verbs = Verbs(
             registry=self.registry,
@@ -261,6 +262,7 @@ class ControlPlane:
             collectable_resources=lambda: [r.gvr for r in self.registry if {"list", "watch", "delete"} <= set(r.verbs)],
             resource_of_kind=self._resource_of_kind,
             sign_request=self._sign_request,
+            sign_account_token=self._account_tokens.of_secret,
         )
         self._manager = Manager(
             lambda name: self.client_for(service_account_user("kube-system", name)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import json
 import uuid
 from collections import OrderedDict
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from jwt.types import Options
 
 DEFAULT_ISSUER = "https://kubernetes.default"
+SECRET_ISSUER = "kubernetes/serviceaccount"  # of the lasting tokens in secrets
 DEFAULT_EXPIRATION_S = 3600
 MIN_EXPIRATION_S = 600
 MAX_EXPIRATION_S = 1 << 32
@@ -46,6 +48,7 @@ EXTENDED_EXPIRATION_S = 365 * 24 * 3600
 LEEWAY_S = 60.0  # of the clocks of the signer and the verifier (go-jose's default)
 VERIFIED_REMEMBERED = 1024
 KEYS_MAX_AGE_S = 3600
+INVALID_SINCE = "kubernetes.io/legacy-token-invalid-since"
 
 GROUP_KIND = "TokenRequest.authentication.k8s.io"
 ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
@@ -147,6 +150,21 @@ class ServiceAccountTokens:
         key = self._keys[0]
         return jwt.encode(dict(claims), key.private, algorithm=key.algorithm, headers={"kid": key.id, "typ": None})
 
+    def of_secret(self, account: Object, secret: Object) -> str:
+        """The token that a secret of the type kubernetes.io/service-account-token holds, as long as it is there."""
+        namespace, name = metadata(account)["namespace"], name_of(account)
+        prefix = "kubernetes.io/serviceaccount/"
+        return self.sign(
+            {
+                "iss": SECRET_ISSUER,
+                "sub": f"{SERVICE_ACCOUNT_PREFIX}{namespace}:{name}",
+                f"{prefix}namespace": namespace,
+                f"{prefix}secret.name": name_of(secret),
+                f"{prefix}service-account.name": name,
+                f"{prefix}service-account.uid": uid_of(account),
+            }
+        )
+
     def _bind(self, namespace: str, account: str, ref: Object | None) -> dict[str, Object]:
         """The claims that say what the token is bound to."""
         if not ref:
@@ -229,6 +247,8 @@ class ServiceAccountTokens:
                 f"token audiences {_go_list(token_audiences)} is invalid for the target audiences {_go_list(wanted)}"
             )
         self._check_times(claims)
+        if claims.get("iss") == SECRET_ISSUER:
+            return TokenUser(self._check_secret(claims, token), good)
         return TokenUser(self._check_bound(claims), good)
 
     def _verified_claims(self, token: str) -> Mapping[str, Any] | None:
@@ -236,7 +256,7 @@ class ServiceAccountTokens:
         if (known := self._verified.get(digest)) is not None:
             self._verified.move_to_end(digest)
             return known
-        if _unverified_issuer(token) != self.issuer:
+        if _unverified_issuer(token) not in (self.issuer, SECRET_ISSUER):
             return None
         import jwt
 
@@ -300,6 +320,44 @@ class ServiceAccountTokens:
             if node.get("uid"):
                 extra["authentication.kubernetes.io/node-uid"] = (node["uid"],)
         return service_account_user(namespace, name, account["uid"], extra)
+
+    def _check_secret(self, claims: Mapping[str, Any], token: str) -> User:
+        """Who shows the token of a secret: one that must still be there, hold it, and not be marked as invalid."""
+        prefix = "kubernetes.io/serviceaccount/"
+        said = {}
+        for word, field_ in (
+            ("namespace", "namespace"),
+            ("secretName", "secret.name"),
+            ("serviceAccountName", "service-account.name"),
+            ("serviceAccountUID", "service-account.uid"),
+        ):
+            said[word] = str(claims.get(prefix + field_, ""))
+            if not said[word]:
+                raise ValueError(f"{word} claim is missing")
+        namespace, name, uid = said["namespace"], said["serviceAccountName"], said["serviceAccountUID"]
+        if claims.get("sub") != f"{SERVICE_ACCOUNT_PREFIX}{namespace}:{name}":
+            raise ValueError("sub claim is invalid")
+        secret = self._get("secrets", namespace, said["secretName"])
+        if secret is None or metadata(secret).get("deletionTimestamp"):
+            raise ValueError("Token has been invalidated")
+        stored = base64.b64decode(dig(secret, "data", "token", default=""))
+        if not hmac.compare_digest(stored, token.encode()):
+            raise ValueError("Token does not match server's copy")
+        account = self._get("serviceaccounts", namespace, name)
+        if account is None:
+            raise ValueError(f"serviceaccount {go_quote(name)} not found")
+        if metadata(account).get("deletionTimestamp"):
+            raise ValueError(f"ServiceAccount {namespace}/{name} has been deleted")
+        if uid_of(account) != uid:
+            raise ValueError(f"ServiceAccount UID ({uid_of(account)}) does not match claim ({uid})")
+        if (metadata(secret).get("labels") or {}).get(INVALID_SINCE):
+            where = f"secret {namespace}/{said['secretName']} for service account {namespace}/{name}"
+            raise ValueError(
+                f"the token in {where} has been marked invalid. Use tokens from the TokenRequest API or manually "
+                f"created secret-based tokens, or remove the '{INVALID_SINCE}' label from the secret to temporarily "
+                "allow use of this token"
+            )
+        return service_account_user(namespace, name, uid)
 
     def _check_reference(self, resource: str, namespace: str, ref: Mapping[str, Any]) -> None:
         found = self._get(resource, namespace, str(ref.get("name", "")))

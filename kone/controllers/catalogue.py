@@ -29,6 +29,7 @@ from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTR
 from kone.controllers.resource_quota import RESOURCE_QUOTA_CONTROLLER
 from kone.controllers.root_ca import ROOT_CA_PUBLISHER
 from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
+from kone.controllers.service_account_tokens import TOKENS_CONTROLLER
 from kone.controllers.statefulset import STATEFULSET_CONTROLLER
 from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
 from kone.controllers.trust_bundles import SERVING_BUNDLE_PUBLISHER
@@ -40,6 +41,7 @@ def all_controllers() -> list[Controller]:
     """The controllers in start order; their names are unique."""
     return [
         SERVICE_ACCOUNT_CONTROLLER,
+        TOKENS_CONTROLLER,
         ROOT_CA_PUBLISHER,
         DEPLOYMENT_CONTROLLER,
         REPLICASET_CONTROLLER,

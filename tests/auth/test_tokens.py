@@ -270,3 +270,46 @@ def test_outsiders_can_verify_by_oidc_discovery(world: World) -> None:
     options: Any = {"verify_exp": False}
     read = jwt.decode(token, jwt.PyJWK(key).key, algorithms=[key["alg"]], audience="outside", options=options)
     assert read["sub"] == "system:serviceaccount:ns:sa"
+
+
+# Lasting tokens in secrets
+
+
+def put_token(world: World, token: str, **meta: Any) -> None:
+    secret = named("Secret", "sec", data={"token": base64.b64encode(token.encode()).decode()})
+    secret["metadata"] |= meta
+    world.caches.put(SECRETS, secret)
+
+
+def lasting(world: World) -> str:
+    return world.tokens.of_secret(named("ServiceAccount", "sa"), named("Secret", "sec"))
+
+
+def test_a_secrets_token_stands_for_its_account(world: World) -> None:
+    token = lasting(world)
+    put_token(world, token)
+    user = world.user(token)
+    assert user is not None
+    assert (user.name, user.uid) == ("system:serviceaccount:ns:sa", "sa-uid")
+    assert "exp" not in claims_of(token)
+
+
+INVALID = {"kubernetes.io/legacy-token-invalid-since": "2023-11-14"}
+REBORN = replace_in(named("ServiceAccount", "sa"), ("metadata", "uid"), "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda w, token: w.caches.of("", "secrets").remove("ns", "sec"), "Token has been invalidated"),
+        (lambda w, token: put_token(w, "another"), "Token does not match server's copy"),
+        (lambda w, token: w.caches.put(SERVICEACCOUNTS, REBORN), r"ServiceAccount UID \(x\) does not match claim"),
+        (lambda w, token: put_token(w, token, labels=INVALID), "has been marked invalid"),
+    ],
+)
+def test_a_secrets_token_ends_with_what_it_stands_on(world: World, change: Any, why: str) -> None:
+    token = lasting(world)
+    put_token(world, token)
+    change(world, token)
+    with pytest.raises(ValueError, match=why):
+        world.user(token)
