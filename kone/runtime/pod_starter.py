@@ -316,12 +316,21 @@ class PodStarter:
         observed: PodObserved,
         cgroup_parent: str,
     ) -> str:
-        newest = observed.newest(start.name)
-        attempt = 0
-        if newest is not None:
-            attempt = newest.restart_count + (newest.state is not ContainerState.CREATED)
+        attempt = self._attempt(pod, start.name, observed)
         config = await self._config(pod, start, container, image, attempt, observed, cgroup_parent)
         return await self._parts.runtime.create_container(sandbox_id, config)
+
+    def _attempt(self, pod: Object, name: str, observed: PodObserved) -> int:
+        """One more than the last; where that was removed, the pod's status remembers it."""
+        newest = observed.newest(name)
+        if newest is not None:
+            return newest.restart_count + (newest.state is not ContainerState.CREATED)
+        status = self._parts.statuses.get(uid_of(pod)) or pod.get("status") or {}
+        for field in ("containerStatuses", "initContainerStatuses"):
+            for found in status.get(field) or ():
+                if found["name"] == name:
+                    return int(found.get("restartCount", 0)) + bool(found.get("containerID"))
+        return 0
 
     async def _config(
         self,

@@ -554,6 +554,8 @@ async def test_a_container_that_someone_removed_is_made_again(world: World) -> N
     await world.runtime.remove_container(world.runtime.find("c").id)
     await world.settle()
     assert world.runtime.running() == ["c"]
+    assert world.container("p", "c")["restartCount"] == 1
+    assert world.container("p", "c")["lastState"]["terminated"]["reason"] == "ContainerStatusUnknown"
 
 
 async def test_pods_wait_while_the_runtime_is_gone_and_go_on_after(world: World) -> None:
