@@ -23,6 +23,7 @@ from kone.controllers.hpa import HPA_CONTROLLER
 from kone.controllers.job import JOB_CONTROLLER, JOB_LEFTOVERS_CONTROLLER
 from kone.controllers.namespace import NAMESPACE_CONTROLLER
 from kone.controllers.node_lifecycle import NODE_LIFECYCLE_CONTROLLER
+from kone.controllers.node_ttl import NODE_TTL_CONTROLLER
 from kone.controllers.persistent_volumes import PERSISTENT_VOLUME_BINDER
 from kone.controllers.pod_gc import POD_GC_CONTROLLER
 from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTROLLER_CONTROLLER
@@ -34,7 +35,12 @@ from kone.controllers.statefulset import STATEFULSET_CONTROLLER
 from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
 from kone.controllers.trust_bundles import SERVING_BUNDLE_PUBLISHER
 from kone.controllers.ttl_after_finished import TTL_AFTER_FINISHED_CONTROLLER
-from kone.controllers.volume_protection import CLAIM_PROTECTION_CONTROLLER, VOLUME_PROTECTION_CONTROLLER
+from kone.controllers.volume_expansion import VOLUME_EXPANSION_CONTROLLER
+from kone.controllers.volume_protection import (
+    ATTRIBUTES_CLASS_PROTECTION_CONTROLLER,
+    CLAIM_PROTECTION_CONTROLLER,
+    VOLUME_PROTECTION_CONTROLLER,
+)
 
 
 def all_controllers() -> list[Controller]:
@@ -70,8 +76,11 @@ def all_controllers() -> list[Controller]:
         PERSISTENT_VOLUME_BINDER,
         CLAIM_PROTECTION_CONTROLLER,
         VOLUME_PROTECTION_CONTROLLER,
+        ATTRIBUTES_CLASS_PROTECTION_CONTROLLER,
+        VOLUME_EXPANSION_CONTROLLER,
         EPHEMERAL_VOLUME_CONTROLLER,
         NODE_LIFECYCLE_CONTROLLER,
+        NODE_TTL_CONTROLLER,
         TAINT_EVICTION_CONTROLLER,
         POD_GC_CONTROLLER,
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kone.apimachinery.kinds import PERSISTENTVOLUMECLAIMS, PERSISTENTVOLUMES, PODS
+from kone.apimachinery.kinds import GVR, PERSISTENTVOLUMECLAIMS, PERSISTENTVOLUMES, PODS
 from kone.apimachinery.objects import (
     Key,
     Object,
@@ -20,6 +20,7 @@ from kone.apimachinery.objects import (
     replace_in,
 )
 from kone.apimachinery.pod_references import claim_names
+from kone.apimachinery.quota import attribute_classes
 from kone.apimachinery.timestamps import format_time
 from kone.client.client import EventType, Informer
 from kone.controllers.controller import Context, Controller, Reconciler, Result, Watch
@@ -28,6 +29,9 @@ from kone.controllers.persistent_volumes import index_by_claim, users_of
 
 CLAIM_FINALIZER = "kubernetes.io/pvc-protection"
 VOLUME_FINALIZER = "kubernetes.io/pv-protection"
+ATTRIBUTES_FINALIZER = "kubernetes.io/vac-protection"
+ATTRIBUTES_CLASSES = GVR("storage.k8s.io", "v1", "volumeattributesclasses")
+_BY_ATTRIBUTES = "volume attributes class"
 
 
 # Decide
@@ -172,9 +176,50 @@ class VolumeProtection(Reconciler):
         return None
 
 
+class AttributesClassProtection(Reconciler):
+    """Of VolumeAttributesClasses, while a volume or claim names them."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self.primary: Informer = ctx.client.informer(ATTRIBUTES_CLASSES)
+        self._claims: Informer = ctx.client.informer(PERSISTENTVOLUMECLAIMS)
+        self._volumes: Informer = ctx.client.informer(PERSISTENTVOLUMES)
+        self._claims.add_index(_BY_ATTRIBUTES, attribute_classes)
+        self._volumes.add_index(_BY_ATTRIBUTES, attribute_classes)
+
+    def watches(self) -> Iterable[Watch]:
+        yield Watch(self._claims, self._keys_of_user)
+        yield Watch(self._volumes, self._keys_of_user)
+        yield Watch(self.primary, self._keys)
+
+    def _keys_of_user(self, event: EventType, user: Object, previous: Object | None) -> Iterable[Key]:
+        before = set(attribute_classes(previous)) if previous is not None else set[str]()
+        after = set[str]() if event == "DELETED" else set(attribute_classes(user))
+        return [Key("", name) for name in before - after]
+
+    def _keys(self, event: EventType, attributes: Object, previous: Object | None) -> Iterable[Key]:
+        if event != "DELETED" and is_deleting(attributes) == has_finalizer(attributes, ATTRIBUTES_FINALIZER):
+            yield key_of(attributes)
+
+    async def reconcile(self, key: Key) -> Result | None:
+        attributes = self.primary.get(*key)
+        if attributes is None:
+            return None
+        protected = has_finalizer(attributes, ATTRIBUTES_FINALIZER)
+        used = any(users.by_index(_BY_ATTRIBUTES, key.name) for users in (self._claims, self._volumes))
+        if is_deleting(attributes) and protected and not used:
+            await self._ctx.client.update(ATTRIBUTES_CLASSES, without_finalizer(attributes, ATTRIBUTES_FINALIZER))
+        elif not is_deleting(attributes) and not protected:
+            await self._ctx.client.update(ATTRIBUTES_CLASSES, with_finalizer(attributes, ATTRIBUTES_FINALIZER))
+        return None
+
+
 CLAIM_PROTECTION_CONTROLLER = Controller(
     "persistentvolumeclaim-protection-controller", ClaimProtection, account="pvc-protection-controller"
 )
 VOLUME_PROTECTION_CONTROLLER = Controller(
     "persistentvolume-protection-controller", VolumeProtection, account="pv-protection-controller"
+)
+ATTRIBUTES_CLASS_PROTECTION_CONTROLLER = Controller(
+    "volumeattributesclass-protection-controller", AttributesClassProtection
 )

@@ -2,7 +2,12 @@
 
 from kone.apimachinery.kinds import PERSISTENTVOLUMECLAIMS, PERSISTENTVOLUMES, PODS
 from kone.apimachinery.objects import Object, controller_reference, find_condition, is_deleting
-from kone.controllers.volume_protection import CLAIM_PROTECTION_CONTROLLER, VOLUME_PROTECTION_CONTROLLER
+from kone.controllers.volume_protection import (
+    ATTRIBUTES_CLASS_PROTECTION_CONTROLLER,
+    ATTRIBUTES_CLASSES,
+    CLAIM_PROTECTION_CONTROLLER,
+    VOLUME_PROTECTION_CONTROLLER,
+)
 from tests.controllers.world import World, conditions
 from tests.fakes import ready_pod, set_pod_status
 
@@ -110,3 +115,20 @@ async def test_a_claim_that_is_not_bound_tells_nothing(world: World) -> None:
     async with world.running(CLAIM_PROTECTION_CONTROLLER):
         pvc = await world.put(PERSISTENTVOLUMECLAIMS, claim(**PROTECTED))
         assert conditions(world.client.look(PERSISTENTVOLUMECLAIMS, pvc)) == {}
+
+
+async def test_an_attributes_class_stays_while_a_claim_or_volume_names_it(world: World) -> None:
+    async with world.running(ATTRIBUTES_CLASS_PROTECTION_CONTROLLER):
+        made = await world.put(ATTRIBUTES_CLASSES, {"kind": "VolumeAttributesClass", "metadata": {"name": "gold"}})
+        finalizers = world.client.look(ATTRIBUTES_CLASSES, made)["metadata"]["finalizers"]
+        assert finalizers == ["kubernetes.io/vac-protection"]
+        user = {**claim(), "spec": {"volumeAttributesClassName": "gold"}}
+        pvc = await world.put(PERSISTENTVOLUMECLAIMS, user)
+        spec = {"volumeAttributesClassName": "gold"}
+        await world.put(PERSISTENTVOLUMES, {"kind": "PersistentVolume", "metadata": {"name": "v"}, "spec": spec})
+        await world.client.delete(ATTRIBUTES_CLASSES, "gold")
+        await world.edit(PERSISTENTVOLUMECLAIMS, pvc, "spec", value={})
+        assert is_deleting(world.client.look(ATTRIBUTES_CLASSES, made))
+        await world.client.delete(PERSISTENTVOLUMES, "v")
+        await world.settle()
+        assert world.client.of(ATTRIBUTES_CLASSES) == []
