@@ -213,6 +213,7 @@ class FakeRuntime:
             restart_count=config.restart_count,
             image=config.image,
             image_id=config.image_id,
+            image_ref=config.image_ref,
             tty=config.tty,
             resources=config.resources,
             labels=dict(config.labels),

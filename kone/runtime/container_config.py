@@ -10,6 +10,7 @@ from typing import Literal
 from kone.apimachinery.objects import Object, dig, name_of, namespace_of
 from kone.apimachinery.pod_resources import qos_class
 from kone.runtime.environment import ConfigError, expand
+from kone.runtime.image_names import parse_reference
 from kone.runtime.pod_spec import ContainerKind, is_host_network, is_sidecar, pod_meta, quantity, regular_containers
 from kone.runtime.runtime import (
     ContainerConfig,
@@ -68,6 +69,7 @@ def container_config(
         name=container["name"],
         image=container.get("image", ""),
         image_id=image.id,
+        image_ref=next((parse_reference(digest).full for digest in image.digests), ""),
         restart_count=restart_count,
         command=command or None,
         args=args or None,

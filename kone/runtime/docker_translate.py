@@ -37,6 +37,7 @@ RESTART_COUNT = "io.kubernetes.container.restartCount"
 SANDBOX_ID = "io.kubernetes.sandbox.id"
 SANDBOX_ATTEMPT = "io.kubernetes.sandbox.attempt"
 IMAGE_NAME = "io.kubernetes.container.image"
+IMAGE_REF = "kone.image-ref"
 OOM_SCORE_ADJ = "kone.oom-score-adj"
 
 _NEVER = "0001-01-01T00:00:00Z"
@@ -132,6 +133,7 @@ def container_body(sandbox_id: str, config: ContainerConfig, *, instance: str, m
             RESTART_COUNT: str(config.restart_count),
             SANDBOX_ID: sandbox_id,
             IMAGE_NAME: config.image,
+            **({IMAGE_REF: config.image_ref} if config.image_ref else {}),
             OOM_SCORE_ADJ: str(resources.oom_score_adj),
         },
         "Tty": config.tty,
@@ -277,6 +279,7 @@ def container_from_inspect(found: Mapping[str, Any]) -> ContainerStatus:
         restart_count=int(labels.get(RESTART_COUNT, "0")),
         image=labels.get(IMAGE_NAME) or config.get("Image", ""),
         image_id=found.get("Image", ""),
+        image_ref=labels.get(IMAGE_REF, ""),
         started_at=started_at,
         finished_at=finished_at,
         exit_code=exit_code,

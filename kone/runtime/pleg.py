@@ -61,7 +61,7 @@ class Pleg:
         """List, then follow. `on_first_list` is awaited before any pod is synced, `on_list` is called after each list:
         anything may have changed. Goes on trying while the runtime is not there."""
         self._on_first_list, self._on_list = on_first_list, on_list
-        self._tasks.spawn(self._follow(), name="pleg.follow")
+        self._tasks.guard(self._follow, name="pleg.follow")
 
     async def stop(self) -> None:
         await self._tasks.cancel()

@@ -138,18 +138,23 @@ class PodWorker:
     # The task
 
     async def _run(self) -> None:
+        try:
+            await self._take_steps()
+        finally:
+            if self._step is not None and not self._step.done():
+                self._step.cancel()
+                await asyncio.wait({self._step})
+
+    async def _take_steps(self) -> None:
         while self._wanted and self.phase is not Phase.GONE:
             self._wanted = False
             self._cancel_timer()
             self._step = asyncio.create_task(self._one_step(), name=f"step of pod {name_of(self.pod)}")
-            try:
-                delay_s = await self._step
-            except asyncio.CancelledError:
-                if asyncio.current_task() and asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                    self._step.cancel()
-                    raise
+            await asyncio.wait({self._step})
+            if self._step.cancelled():
                 self._wanted = True  # only the step was cut off
                 continue
+            delay_s = self._step.result()
             if delay_s is not None and not self._wanted:
                 self._timer = self._tasks.spawn(self._wake_after(delay_s), name=f"timer of pod {name_of(self.pod)}")
 

@@ -174,6 +174,7 @@ class ContainerConfig:
     name: str
     image: str  # what the pod says
     image_id: str  # what the runtime calls it: "sha256:…"
+    image_ref: str = ""  # its repository digest, where it has one
     restart_count: int = 0
     command: Sequence[str] | None = None
     args: Sequence[str] | None = None

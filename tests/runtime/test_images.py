@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from kone.runtime.images import credentials_for, docker_auths, parse_reference
+from kone.runtime.image_names import credentials_for, docker_auths, parse_reference
 from kone.runtime.runtime import RegistryAuth
 
 DIGEST = "sha256:" + "a" * 64
