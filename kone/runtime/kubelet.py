@@ -132,7 +132,9 @@ class Kubelet:
         if config.server_cert is None or config.server_key is None or config.client_ca is None:
             return
         tls = Tls(config.server_cert, config.server_key, config.client_ca)
-        self._server = KubeletServer(self, self._runtime, self._clock, config.node_name, tls)
+        self._server = KubeletServer(
+            self, self._runtime, self._clock, config, tls, client=self._client, probes=self._probes
+        )
         await self._server.start(config.server_address, config.port)
 
     @property

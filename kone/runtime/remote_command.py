@@ -1,35 +1,44 @@
-"""exec and attach over WebSocket: the channel protocols of k8s.io/streaming that kubectl and client-go speak.
+"""exec and attach: a client's terminal joined to a process in a container.
 
-A message is one byte of channel and then data: 0 stdin, 1 stdout, 2 stderr, 3 the final Status, 4 the terminal's size
-as JSON. Version 5 adds 255: the client closes the channel that follows. The base64 forms carry the channel as a digit
-and the data in base64, in text messages.
+Two wires carry the same five streams (stdin, stdout, stderr, error, resize): channels of a WebSocket, which kubectl and
+all current clients speak, and SPDY inside a WebSocket, into which the API server puts what older clients send. The
+last word, on the error stream, is a Status that tells the exit code. Behaviour and texts:
+k8s.io/cri-streaming/pkg/streaming/remotecommand.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final, Literal, Protocol
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from kone.apimachinery.objects import Object
-from kone.runtime.runtime import Session
+from kone.runtime.channels import CLOSE_CHANNEL, Channels
+from kone.runtime.runtime import RuntimeFault, Session
+from kone.runtime.spdy import Connection, SpdyError, Stream
+from kone.runtime.tunnel import Tunnel
 
 log = logging.getLogger(__name__)
 
-STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSE = 0, 1, 2, 3, 4, 255
-PROTOCOLS = (
+STDIN, STDOUT, STDERR, ERROR, RESIZE = range(5)
+TUNNEL: Final = "SPDY/3.1+v4.channel.k8s.io"
+CHANNEL_PROTOCOLS: Final = (
     "v5.channel.k8s.io",
     "v4.channel.k8s.io",
     "v4.base64.channel.k8s.io",
     "channel.k8s.io",
     "base64.channel.k8s.io",
 )
-HEARTBEAT_S = 30.0
+PROTOCOLS: Final = (*CHANNEL_PROTOCOLS, TUNNEL)
+STREAMS_S: Final = 30.0  # how long a SPDY client may take to open its streams (streamCreationTimeout)
+
+OpenSession = Callable[[], Awaitable[Session]]
+Input = tuple[Literal["stdin", "resize"], bytes]
 
 
 def success() -> Object:
@@ -37,7 +46,7 @@ def success() -> Object:
 
 
 def exit_status(code: int) -> Object:
-    """What the error channel says at the end of a command (remotecommand protocol v4)."""
+    """What the error stream says at the end of a command."""
     if code == 0:
         return success()
     return {
@@ -49,119 +58,208 @@ def exit_status(code: int) -> Object:
     }
 
 
-def failure(message: str) -> Object:
-    return {
-        "metadata": {},
-        "status": "Failure",
-        "message": message,
-        "reason": "InternalError",
-        "details": {"causes": [{"message": message}]},
-        "code": 500,
-    }
+def failure(what: str, why: Exception) -> Object:
+    """`what` is "error executing command in container" or "error attaching to container"."""
+    message = f"Internal error occurred: {what}: {why}"
+    return {"metadata": {}, "status": "Failure", "message": message, "reason": "InternalError", "code": 500}
 
 
-class Channels:
-    """One WebSocket, framed as its subprotocol says."""
+class Wire(Protocol):
+    """A client's streams."""
 
-    def __init__(self, socket: web.WebSocketResponse) -> None:
-        self._socket = socket
-        protocol = socket.ws_protocol or ""
-        self._base64 = "base64" in protocol
-        self._structured = protocol.startswith(("v4", "v5"))  # the last word is a Status, not a text
-
-    async def send(self, channel: int, data: bytes) -> None:
-        if self._base64:
-            await self._socket.send_str(str(channel) + base64.b64encode(data).decode())
-        else:
-            await self._socket.send_bytes(bytes((channel,)) + data)
+    async def send(self, stream: Literal["stdout", "stderr"], data: bytes) -> None: ...
 
     async def finish(self, status: Object) -> None:
-        """The last word on the error channel; the older protocols say nothing of success."""
-        if self._structured:
-            await self.send(ERROR, json.dumps(status).encode())
-        elif status["status"] != "Success":
-            await self.send(ERROR, status["message"].encode())
+        """The last word."""
 
-    async def receive(self) -> tuple[int, bytes] | None:
-        """The next (channel, data) of the client; None when it is gone."""
-        while True:
-            message = await self._socket.receive()
-            if message.type is WSMsgType.BINARY and message.data:
-                return message.data[0], message.data[1:]
-            if message.type is WSMsgType.TEXT and message.data:
-                if not self._base64:
-                    return int(message.data[0]), message.data[1:].encode()
-                return int(message.data[0]), base64.b64decode(message.data[1:])
-            if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
-                return None
+    async def receive(self) -> Input | None:
+        """The next input; ("stdin", b"") when stdin has ended, None when the client is gone."""
+
+
+class ChannelWire:
+    """Channels 0 to 4 of a WebSocket."""
+
+    def __init__(self, channels: Channels) -> None:
+        self._channels = channels
+
+    async def greet(self, *, stdout: bool, stderr: bool) -> None:
+        """An empty message tells the client that its streams are open."""
+        await self._channels.send(STDOUT if stdout else STDERR if stderr else ERROR, b"")
+
+    async def send(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        await self._channels.send(STDOUT if stream == "stdout" else STDERR, data)
+
+    async def finish(self, status: Object) -> None:
+        """Before version 4 it was a text, and nothing in case of success."""
+        if self._channels.protocol.startswith(("v4", "v5")):
+            await self._channels.send(ERROR, json.dumps(status).encode())
+        elif status["status"] != "Success":
+            await self._channels.send(ERROR, status["message"].encode())
+
+    async def receive(self) -> Input | None:
+        while (message := await self._channels.receive()) is not None:
+            channel, data = message
+            if channel == STDIN and data:
+                return "stdin", data
+            if channel == RESIZE:
+                return "resize", data
+            if channel == CLOSE_CHANNEL and data[:1] == bytes((STDIN,)):
+                return "stdin", b""
+        return None
+
+
+class SpdyWire:
+    """SPDY streams named by their `streamtype` header."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._streams: dict[str, Stream] = {}
+        self._arrived = asyncio.Event()
+        self._input: asyncio.Queue[Input | None] = asyncio.Queue(16)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self, wanted: set[str]) -> None:
+        """Wait until the client has opened its streams. Raises TimeoutError."""
+        self._tasks.append(asyncio.create_task(self._serve(), name="streams"))
+        async with asyncio.timeout(STREAMS_S):
+            while not wanted <= self._streams.keys():
+                self._arrived.clear()
+                await self._arrived.wait()
+        if (stdin := self._streams.get("stdin")) is not None:
+            self._tasks.append(asyncio.create_task(self._read(stdin), name="stdin"))
+        if (resize := self._streams.get("resize")) is not None:
+            self._tasks.append(asyncio.create_task(self._read_sizes(resize), name="resize"))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(ConnectionError):
+            await self._connection.close()
+
+    async def send(self, stream: Literal["stdout", "stderr"], data: bytes) -> None:
+        await self._streams[stream].write(data)
+
+    async def finish(self, status: Object) -> None:
+        await self._streams["error"].write(json.dumps(status).encode())
+        for kind in ("stdout", "stderr", "error"):
+            if kind in self._streams:
+                await self._streams[kind].finish()
+
+    async def receive(self) -> Input | None:
+        return await self._input.get()
+
+    async def _serve(self) -> None:
+        try:
+            async for stream in self._connection.streams():
+                self._streams[stream.headers.get("streamtype", "")] = stream
+                self._arrived.set()
+        except SpdyError as error:
+            log.info("remote command: %s", error)
+        await self._input.put(None)
+
+    async def _read(self, stdin: Stream) -> None:
+        while data := await stdin.read():
+            await self._input.put(("stdin", data))
+        await self._input.put(("stdin", b""))
+
+    async def _read_sizes(self, resize: Stream) -> None:
+        """A size is a line of JSON."""
+        rest = b""
+        while data := await resize.read():
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                await self._input.put(("resize", line))
 
 
 async def serve(
-    request: web.Request,
-    open_session: Callable[[], Awaitable[Session]],
+    socket: web.WebSocketResponse,
+    open_session: OpenSession,
     *,
+    what: str,
     stdin: bool,
     stdout: bool,
     stderr: bool,
-) -> web.WebSocketResponse:
-    """Join a WebSocket and a session until the session's output ends or the client goes."""
-    socket = web.WebSocketResponse(protocols=PROTOCOLS, heartbeat=HEARTBEAT_S, max_msg_size=0, compress=False)
-    await socket.prepare(request)
-    channels = Channels(socket)
-    # An empty message tells the client that its streams are open (k8s.io/streaming's wsstream does the same).
-    await channels.send(STDOUT if stdout else STDERR if stderr else ERROR, b"")
+    tty: bool = False,
+) -> None:
+    """Join a client and a session until the session's output ends or the client goes. `what` see `failure`."""
+    if socket.ws_protocol != TUNNEL:
+        wire = ChannelWire(Channels(socket))
+        with contextlib.suppress(ConnectionError):
+            await wire.greet(stdout=stdout, stderr=stderr)
+            await _join(wire, open_session, what=what, stdin=stdin, stdout=stdout, stderr=stderr)
+        return
+    spdy = SpdyWire(Connection(Tunnel(socket)))
+    flags = {"stdin": stdin, "stdout": stdout, "stderr": stderr, "resize": tty}
     try:
-        session = await open_session()
-    except Exception as error:
-        log.info("%s: %s", request.path, error)
-        await channels.finish(failure(str(error)))
-        await socket.close()
-        return socket
-    incoming = asyncio.create_task(_incoming(channels, session, stdin=stdin), name=f"stdin of {request.path}")
-    outgoing = asyncio.create_task(
-        _outgoing(channels, session, stdout=stdout, stderr=stderr), name=f"output of {request.path}"
-    )
-    try:
-        await asyncio.wait((incoming, outgoing), return_when=asyncio.FIRST_COMPLETED)
-        if outgoing.done() and not outgoing.cancelled() and outgoing.exception() is None:
-            await channels.finish(exit_status(await session.exit_code()))
+        await spdy.open({"error", *(kind for kind, wanted in flags.items() if wanted)})
+        await _join(spdy, open_session, what=what, stdin=stdin, stdout=stdout, stderr=stderr)
+    except TimeoutError:
+        log.info("remote command: timed out waiting for the client's streams")
     except ConnectionError:
         pass  # the client went in the middle of the last word
+    finally:
+        await spdy.close()
+
+
+async def _join(wire: Wire, open_session: OpenSession, *, what: str, stdin: bool, stdout: bool, stderr: bool) -> None:
+    """Raises ConnectionError where the client went in the middle of the last word."""
+    try:
+        session = await open_session()
+    except RuntimeFault as fault:
+        log.info("%s: %s", what, fault)
+        await wire.finish(failure(what, fault))
+        return
+    incoming = asyncio.create_task(_incoming(wire, session, stdin=stdin), name="input")
+    outgoing = asyncio.create_task(_outgoing(wire, session, stdout=stdout, stderr=stderr), name="output")
+    try:
+        await asyncio.wait((incoming, outgoing), return_when=asyncio.FIRST_COMPLETED)
+        if outgoing.done():
+            await wire.finish(await _last_word(outgoing, session, what))
     finally:
         for task in (incoming, outgoing):
             task.cancel()
         await asyncio.gather(incoming, outgoing, return_exceptions=True)
         await session.close()
-        with contextlib.suppress(ConnectionError):
-            await socket.close()
-    return socket
 
 
-async def _outgoing(channels: Channels, session: Session, *, stdout: bool, stderr: bool) -> None:
+async def _last_word(outgoing: asyncio.Task[None], session: Session, what: str) -> Object:
+    try:
+        outgoing.result()
+        return exit_status(await session.exit_code())
+    except RuntimeFault as fault:
+        log.info("%s: %s", what, fault)
+        return failure(what, fault)
+
+
+async def _outgoing(wire: Wire, session: Session, *, stdout: bool, stderr: bool) -> None:
+    wanted = {"stdout": stdout, "stderr": stderr}
     while (output := await session.read()) is not None:
         stream, data = output
-        if stream == "stdout" and stdout:
-            await channels.send(STDOUT, data)
-        elif stream == "stderr" and stderr:
-            await channels.send(STDERR, data)
+        if wanted[stream]:
+            await wire.send(stream, data)
 
 
-async def _incoming(channels: Channels, session: Session, *, stdin: bool) -> None:
+async def _incoming(wire: Wire, session: Session, *, stdin: bool) -> None:
     """Ends when the client is gone. A process that no longer reads ends nothing: its output may still come."""
     reads = stdin
-    while (message := await channels.receive()) is not None:
-        channel, data = message
-        if channel == STDIN and reads:
+    while (message := await wire.receive()) is not None:
+        kind, data = message
+        if kind == "resize":
+            await _resize(session, data)
+        elif reads:
             try:
-                await session.write(data)
-            except (BrokenPipeError, ConnectionError):
+                await (session.write(data) if data else session.close_stdin())
+            except ConnectionError:
                 reads = False
-        elif channel == RESIZE:
-            try:
-                size = json.loads(data)
-                await session.resize(int(size["Width"]), int(size["Height"]))
-            except (ValueError, KeyError, TypeError):
-                log.debug("a terminal size that is none: %r", data)
-        elif channel == CLOSE and data[:1] == bytes((STDIN,)) and reads:
-            reads = False
-            await session.close_stdin()
+            reads = reads and bool(data)
+
+
+async def _resize(session: Session, data: bytes) -> None:
+    try:
+        size = json.loads(data)
+        await session.resize(int(size["Width"]), int(size["Height"]))
+    except (ValueError, KeyError, TypeError):
+        log.debug("a terminal size that is none: %r", data)
+    except RuntimeFault as fault:
+        log.debug("the terminal is not resized: %s", fault)

@@ -1,47 +1,283 @@
-"""/stats/summary: what the node and its pods use now, in the shape of the kubelet's stats API (v1alpha1)."""
+"""What the node and its pods use now: the one look at it that /stats/summary, the metrics and eviction share.
+
+CPU, memory and network come from the kernel at the moment of the question; disk use is counted at most once a minute,
+and only for those who ask for it. The JSON is the kubelet's stats API (v1alpha1).
+"""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
-from kone.apimachinery.objects import Object, name_of, namespace_of, uid_of
+from kone.aio.clock import Clock
+from kone.apimachinery.objects import Object, dig, name_of, namespace_of, uid_of
 from kone.apimachinery.timestamps import format_time
+from kone.runtime import usage
+from kone.runtime.disk_usage import DiskUsage, DiskUsages, FileSystem, file_system, writable_layer
 from kone.runtime.parts import PodSource
-from kone.runtime.runtime import ContainerState, ContainerStats, Runtime, RuntimeFault
+from kone.runtime.runtime import ContainerState, ContainerStatus, Runtime
+from kone.runtime.usage import Interface, Usage
+
+EMPTY_DIRS = "kubernetes.io~empty-dir"
+RATE_MIN_S = 1.0  # a rate of CPU use is taken over at least this long
 
 
-async def summary(source: PodSource, runtime: Runtime, node_name: str, now: float) -> Object:
-    """Ask the runtime for each running container, all at once; one that cannot be asked is left out."""
-    pods = await asyncio.gather(*(_pod(source, runtime, pod, now) for pod in source.pods()))
-    return {"node": {"nodeName": node_name, "startTime": format_time(now)}, "pods": pods}
+@dataclass(frozen=True, slots=True)
+class ContainerUse:
+    """A running container. `layer` is what it wrote into its own file system, `log` what it printed."""
+
+    status: ContainerStatus
+    usage: Usage
+    layer: DiskUsage = field(default_factory=DiskUsage)
+    log: DiskUsage = field(default_factory=DiskUsage)
 
 
-async def _pod(source: PodSource, runtime: Runtime, pod: Object, now: float) -> Object:
-    running = [c for c in source.containers(uid_of(pod)) if c.state is ContainerState.RUNNING]
-    answers = await asyncio.gather(*(runtime.stats(c.id) for c in running), return_exceptions=True)
-    containers = []
-    for container, answer in zip(running, answers, strict=True):
-        if isinstance(answer, ContainerStats):
-            containers.append(_container(container.name, container.started_at, answer))
-        elif not isinstance(answer, RuntimeFault):
-            raise answer
+@dataclass(frozen=True, slots=True)
+class PodUse:
+    """A pod and what it uses. `usage` is that of its own control group, where it has one, else of its containers.
+
+    `volumes` are the emptyDirs that lie on disk, by name.
+    """
+
+    pod: Object
+    containers: Sequence[ContainerUse]
+    usage: Usage
+    interfaces: Sequence[Interface] = ()
+    volumes: Mapping[str, DiskUsage] = field(default_factory=dict)
+
+    @property
+    def ephemeral_storage(self) -> DiskUsage:
+        """All of its local disk use."""
+        parts = [part for c in self.containers for part in (c.layer, c.log)]
+        return sum([*parts, *self.volumes.values()], DiskUsage())
+
+
+class Stats:
+    """Answers what is used. `root` is the kubelet's directory, below which the pods' volumes lie."""
+
+    def __init__(self, source: PodSource, runtime: Runtime, clock: Clock, node_name: str, root: Path) -> None:
+        self._source, self._runtime, self._clock, self._node_name = source, runtime, clock, node_name
+        self._root = root
+        self._disk = DiskUsages(clock)
+        self._rates: dict[str, _Rate] = {}
+
+    async def pods(self, *, disk: bool = False) -> list[PodUse]:
+        """All pods with running containers; with `disk` what they take of it, too."""
+        found = []
+        for pod in self._source.pods():
+            running = [c for c in self._source.containers(uid_of(pod)) if c.state is ContainerState.RUNNING and c.pid]
+            if running:
+                found.append(await self.pod(pod, running, disk=disk))
+        if disk:
+            self._disk.forget_all_but(path for use in found for path in self._paths(use))
+        return found
+
+    async def pod(self, pod: Object, running: Iterable[ContainerStatus], *, disk: bool) -> PodUse:
+        containers: list[ContainerUse] = []
+        own: Usage | None = None
+        interfaces: Sequence[Interface] = ()
+        for status in running:
+            try:
+                group = usage.group_of(status.pid)
+                used = group.read()
+                if own is None and uid_of(pod).replace("-", "_") in group.parent.path.name.replace("-", "_"):
+                    own = group.parent.read()
+                if not interfaces and not dig(pod, "spec", "hostNetwork", default=False):
+                    interfaces = usage.interfaces(status.pid)
+            except (OSError, KeyError, ValueError):
+                continue  # it ended while we looked
+            containers.append(await self._container(status, used, disk=disk))
+        volumes = {name: await self._disk.of(path) for name, path in self._empty_dirs(pod).items()} if disk else {}
+        total = own if own is not None else sum((c.usage for c in containers), Usage())
+        return PodUse(pod, containers, total, interfaces, volumes)
+
+    async def _container(self, status: ContainerStatus, used: Usage, *, disk: bool) -> ContainerUse:
+        if not disk:
+            return ContainerUse(status, used)
+        layer = log = DiskUsage()
+        if path := writable_layer(status.pid):
+            layer = await self._disk.of(path)
+        for path in _log_files(status):
+            log += await self._disk.of(path)
+        return ContainerUse(status, used, layer, log)
+
+    def _empty_dirs(self, pod: Object) -> dict[str, str]:
+        folder = self._root / "pods" / uid_of(pod) / "volumes" / EMPTY_DIRS
+        return {
+            volume["name"]: str(folder / volume["name"])
+            for volume in pod["spec"].get("volumes") or ()
+            if volume.get("emptyDir") is not None and not volume["emptyDir"].get("medium")
+        }
+
+    def _paths(self, use: PodUse) -> Iterable[str]:
+        yield from self._empty_dirs(use.pod).values()
+        for container in use.containers:
+            yield from filter(None, (writable_layer(container.status.pid), *_log_files(container.status)))
+
+    # ---- the summary API
+
+    async def summary(self, *, only_cpu_and_memory: bool = False) -> Object:
+        pods = await self.pods(disk=not only_cpu_and_memory)
+        now = self._clock.now()
+        node = self._node(now, pods)
+        if not only_cpu_and_memory:
+            node |= await self._node_disks(now)
+        answer = {"node": node, "pods": [self._pod(use, now, all_=not only_cpu_and_memory) for use in pods]}
+        alive = {container.status.id for use in pods for container in use.containers} | {uid_of(p.pod) for p in pods}
+        self._rates = {key: rate for key, rate in self._rates.items() if key in alive or not key}
+        return answer
+
+    def _node(self, now: float, pods: Sequence[PodUse]) -> Object:
+        used, memory = usage.node_usage(), usage.memory()
+        return {
+            "nodeName": self._node_name,
+            "systemContainers": [
+                {"name": "pods", "startTime": format_time(usage.boot_time()), **_pods_use(pods, now)},
+            ],
+            "startTime": format_time(usage.boot_time()),
+            **self._use("", used, now, available=memory.available),
+            "swap": {
+                "time": format_time(now),
+                "swapAvailableBytes": memory.swap_free,
+                "swapUsageBytes": used.swap_bytes,
+            },
+        }
+
+    async def _node_disks(self, now: float) -> Object:
+        time = format_time(now)
+        running, most = usage.processes()
+        own = file_system(self._root)
+        image_fs = _file_system(await self._image_fs(own), now)
+        return {
+            "network": _network(usage.interfaces(), now),
+            "fs": _file_system(own, now),
+            "runtime": {"imageFs": image_fs, "containerFs": image_fs},
+            "rlimit": {"time": time, "maxpid": most, "curproc": running},
+        }
+
+    async def _image_fs(self, own: FileSystem) -> FileSystem:
+        """Where the runtime keeps images and writable layers."""
+        try:
+            return file_system((await self._runtime.status()).root_dir)
+        except OSError:
+            return own
+
+    def _pod(self, use: PodUse, now: float, *, all_: bool) -> Object:
+        pod = use.pod
+        answer: Object = {
+            "podRef": {"name": name_of(pod), "namespace": namespace_of(pod), "uid": uid_of(pod)},
+            "startTime": dig(pod, "status", "startTime") or format_time(now),
+            "containers": [self._container_stats(container, now, all_=all_) for container in use.containers],
+            **self._use(uid_of(pod), use.usage, now),
+        }
+        if all_:
+            own = file_system(self._root)
+            if use.interfaces:
+                answer["network"] = _network(use.interfaces, now)
+            answer["volume"] = [{**_taken(taken, own, now), "name": name} for name, taken in use.volumes.items()]
+            answer["ephemeral-storage"] = _taken(use.ephemeral_storage, own, now)
+            answer["process_stats"] = {"process_count": use.usage.processes}
+        return answer
+
+    def _container_stats(self, use: ContainerUse, now: float, *, all_: bool) -> Object:
+        answer: Object = {
+            "name": use.status.name,
+            "startTime": format_time(use.status.started_at),
+            **self._use(use.status.id, use.usage, now),
+        }
+        if all_:
+            own = file_system(self._root)
+            answer["rootfs"] = _taken(use.layer, own, now)
+            answer["logs"] = _taken(use.log, own, now)
+        return answer
+
+    def _use(self, key: str, used: Usage, now: float, *, available: int | None = None) -> Object:
+        time = format_time(now)
+        cpu: Object = {"time": time, "usageCoreNanoSeconds": used.cpu_ns}
+        if (rate := self._rate(key, used.cpu_ns)) is not None:
+            cpu["usageNanoCores"] = rate
+        memory: Object = {"time": time}
+        if available is not None:
+            memory["availableBytes"] = available
+        memory |= {
+            "usageBytes": used.memory_bytes,
+            "workingSetBytes": used.working_set_bytes,
+            "rssBytes": used.rss_bytes,
+            "pageFaults": used.page_faults,
+            "majorPageFaults": used.major_page_faults,
+        }
+        return {"cpu": cpu, "memory": memory}
+
+    def _rate(self, key: str, cpu_ns: int) -> int | None:
+        """Nanoseconds of CPU a second, since the last question; None for the first."""
+        now = self._clock.monotonic()
+        known = self._rates.get(key)
+        if known is None or cpu_ns < known.cpu_ns:
+            self._rates[key] = _Rate(now, cpu_ns, None)
+            return None
+        if now - known.at < RATE_MIN_S:
+            return known.rate
+        rate = int((cpu_ns - known.cpu_ns) / (now - known.at))
+        self._rates[key] = _Rate(now, cpu_ns, rate)
+        return rate
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    at: float
+    cpu_ns: int
+    rate: int | None
+
+
+def _pods_use(pods: Sequence[PodUse], now: float) -> Object:
+    total = sum((use.usage for use in pods), Usage())
+    time = format_time(now)
     return {
-        "podRef": {"name": name_of(pod), "namespace": namespace_of(pod), "uid": uid_of(pod)},
-        "startTime": format_time(now),
-        "containers": containers,
-    }
-
-
-def _container(name: str, started_at: float, found: ContainerStats) -> Object:
-    time = format_time(found.time)
-    return {
-        "name": name,
-        "startTime": format_time(started_at),
-        "cpu": {"time": time, "usageCoreNanoSeconds": found.cpu_ns},
+        "cpu": {"time": time, "usageCoreNanoSeconds": total.cpu_ns},
         "memory": {
             "time": time,
-            "usageBytes": found.memory_usage_bytes,
-            "workingSetBytes": found.memory_working_set_bytes,
-            "rssBytes": found.memory_rss_bytes,
+            "usageBytes": total.memory_bytes,
+            "workingSetBytes": total.working_set_bytes,
+            "rssBytes": total.rss_bytes,
         },
     }
+
+
+def _log_files(status: ContainerStatus) -> list[str]:
+    """The runtime's file and what was rotated away from it: "x.log", "x.log.1", ..."""
+    if not status.log_path:
+        return []
+    path = Path(status.log_path)
+    return sorted(str(found) for found in path.parent.glob(f"{path.name}*"))
+
+
+def _file_system(found: FileSystem, now: float) -> Object:
+    return {
+        "time": format_time(now),
+        "availableBytes": found.available_bytes,
+        "capacityBytes": found.capacity_bytes,
+        "usedBytes": found.used_bytes,
+        "inodesFree": found.inodes_free,
+        "inodes": found.inodes,
+        "inodesUsed": found.inodes_used,
+    }
+
+
+def _taken(taken: DiskUsage, of: FileSystem, now: float) -> Object:
+    return _file_system(of, now) | {"usedBytes": taken.bytes, "inodesUsed": taken.inodes}
+
+
+def _network(interfaces: Sequence[Interface], now: float) -> Object:
+    """The first interface is the one that is reported by itself."""
+    found = [
+        {
+            "name": one.name,
+            "rxBytes": one.rx_bytes,
+            "rxErrors": one.rx_errors,
+            "txBytes": one.tx_bytes,
+            "txErrors": one.tx_errors,
+        }
+        for one in interfaces
+    ]
+    return {"time": format_time(now), **(found[0] if found else {"name": ""}), "interfaces": found}

@@ -1,0 +1,252 @@
+"""The kubelet's metrics in Prometheus' text format: /metrics, /metrics/resource, /metrics/cadvisor, /metrics/probes.
+
+Only what programs are known to read (metrics-server, the usual dashboards), under upstream's names, computed when it is
+asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from kone.apimachinery.objects import name_of, namespace_of, uid_of
+from kone.runtime import usage
+from kone.runtime.node_status import KUBELET_VERSION
+from kone.runtime.parts import PodSource
+from kone.runtime.probes import Probed
+from kone.runtime.runtime import ContainerState
+from kone.runtime.stats import PodUse
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+Labels = Mapping[str, str]
+
+
+class Page:
+    """A page of metrics, written family by family."""
+
+    def __init__(self, now: float | None = None) -> None:
+        self._lines: list[str] = []
+        self._stamp = "" if now is None else f" {int(now * 1000)}"
+
+    def family(
+        self, name: str, kind: str, help_: str, samples: Iterable[tuple[Labels, float]], *, stamped: bool = False
+    ) -> None:
+        """`stamped` samples carry the time of the page."""
+        self._lines += [f"# HELP {name} {help_}", f"# TYPE {name} {kind}"]
+        for labels, value in samples:
+            inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+            self._lines.append(f"{name}{'{' + inside + '}' if inside else ''} {_number(value)}{self._stamp * stamped}")
+
+    def text(self) -> str:
+        return "\n".join(self._lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def kubelet_metrics(source: PodSource, node_name: str) -> str:
+    page = Page()
+    pods = source.pods()
+    states: Counter[str] = Counter({"running": 0, "exited": 0, "created": 0})
+    running = 0
+    for pod in pods:
+        containers = source.containers(uid_of(pod))
+        states.update(container.state.value for container in containers)
+        running += any(container.state is ContainerState.RUNNING for container in containers)
+    page.family("kubelet_node_name", "gauge", "The node's name. The count is always 1.", [({"node": node_name}, 1)])
+    page.family("kubelet_desired_pods", "gauge", "The number of pods of this node.", [({"static": ""}, len(pods))])
+    page.family("kubelet_running_pods", "gauge", "Number of pods that have a running container", [({}, running)])
+    page.family(
+        "kubelet_running_containers",
+        "gauge",
+        "Number of containers by state",
+        [({"container_state": state}, count) for state, count in sorted(states.items())],
+    )
+    version = KUBELET_VERSION.removeprefix("v").split(".")
+    build = {"git_version": KUBELET_VERSION, "major": version[0], "minor": version[1], "platform": "linux"}
+    page.family("kubernetes_build_info", "gauge", "What this kubelet answers for.", [(build, 1)])
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    page.family(
+        "process_cpu_seconds_total",
+        "counter",
+        "Total user and system CPU time spent in seconds.",
+        [({}, own.ru_utime + own.ru_stime)],
+    )
+    page.family(
+        "process_resident_memory_bytes",
+        "gauge",
+        "Resident memory size in bytes.",
+        [({}, _resident_bytes())],
+    )
+    return page.text()
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def resource_metrics(pods: Sequence[PodUse], now: float) -> str:
+    """What metrics-server reads."""
+    page = Page(now)
+    node = usage.node_usage()
+    containers = [
+        (
+            {"container": one.status.name, "namespace": namespace_of(use.pod), "pod": name_of(use.pod)},
+            one,
+        )
+        for use in pods
+        for one in use.containers
+    ]
+    by_pod = [({"namespace": namespace_of(use.pod), "pod": name_of(use.pod)}, use.usage) for use in pods]
+    page.family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the container in core-seconds",
+        [(labels, one.usage.cpu_ns / 1e9) for labels, one in containers],
+        stamped=True,
+    )
+    page.family(
+        "container_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the container in bytes",
+        [(labels, one.usage.working_set_bytes) for labels, one in containers],
+        stamped=True,
+    )
+    page.family(
+        "container_start_time_seconds",
+        "gauge",
+        "Start time of the container since unix epoch in seconds",
+        [(labels, one.status.started_at) for labels, one in containers],
+    )
+    page.family(
+        "container_swap_usage_bytes",
+        "gauge",
+        "Current amount of the container swap usage in bytes",
+        [(labels, one.usage.swap_bytes) for labels, one in containers],
+        stamped=True,
+    )
+    page.family(
+        "node_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the node in core-seconds",
+        [({}, node.cpu_ns / 1e9)],
+        stamped=True,
+    )
+    page.family(
+        "node_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the node in bytes",
+        [({}, node.working_set_bytes)],
+        stamped=True,
+    )
+    page.family(
+        "node_swap_usage_bytes",
+        "gauge",
+        "Current swap usage of the node in bytes",
+        [({}, node.swap_bytes)],
+        stamped=True,
+    )
+    page.family(
+        "pod_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed by the pod in core-seconds",
+        [(labels, used.cpu_ns / 1e9) for labels, used in by_pod],
+        stamped=True,
+    )
+    page.family(
+        "pod_memory_working_set_bytes",
+        "gauge",
+        "Current working set of the pod in bytes",
+        [(labels, used.working_set_bytes) for labels, used in by_pod],
+        stamped=True,
+    )
+    page.family(
+        "pod_swap_usage_bytes",
+        "gauge",
+        "Current amount of the pod swap usage in bytes",
+        [(labels, used.swap_bytes) for labels, used in by_pod],
+        stamped=True,
+    )
+    page.family(
+        "resource_scrape_error",
+        "gauge",
+        "1 if there was an error while getting container metrics, 0 otherwise",
+        [({}, 0)],
+    )
+    return page.text()
+
+
+def cadvisor_metrics(pods: Sequence[PodUse], now: float) -> str:
+    """Of cAdvisor's many metrics those of CPU, memory and network, for containers, pods and the machine."""
+    page = Page(now)
+    used: list[tuple[Labels, usage.Usage]] = [({"id": "/"}, usage.node_usage())]
+    started: list[tuple[Labels, float]] = []
+    network: list[tuple[Labels, usage.Interface]] = []
+    for use in pods:
+        pod = {"namespace": namespace_of(use.pod), "pod": name_of(use.pod)}
+        own = {"container": "", "id": f"/kubepods/pod{uid_of(use.pod)}", "image": "", "name": "", **pod}
+        used.append((own, use.usage))
+        network += [({**own, "interface": one.name}, one) for one in use.interfaces]
+        for one in use.containers:
+            status = one.status
+            labels = {
+                "container": status.name,
+                "id": f"{own['id']}/{status.id}",
+                "image": status.image,
+                "name": status.id,
+                **pod,
+            }
+            used.append((labels, one.usage))
+            started.append((labels, status.started_at))
+    page.family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        "Cumulative cpu time consumed in seconds.",
+        [({**labels, "cpu": "total"}, one.cpu_ns / 1e9) for labels, one in used],
+        stamped=True,
+    )
+    gauges = {
+        "container_memory_usage_bytes": ("Current memory usage in bytes, including all memory", "memory_bytes"),
+        "container_memory_working_set_bytes": ("Current working set in bytes.", "working_set_bytes"),
+        "container_memory_rss": ("Size of RSS in bytes.", "rss_bytes"),
+        "container_memory_swap": ("Container swap usage in bytes.", "swap_bytes"),
+        "container_processes": ("Number of processes running inside the container.", "processes"),
+    }
+    for name, (help_, field) in gauges.items():
+        page.family(name, "gauge", help_, [(labels, getattr(one, field)) for labels, one in used], stamped=True)
+    counters = {
+        "container_network_receive_bytes_total": ("Cumulative count of bytes received", "rx_bytes"),
+        "container_network_receive_errors_total": ("Cumulative count of errors while receiving", "rx_errors"),
+        "container_network_transmit_bytes_total": ("Cumulative count of bytes transmitted", "tx_bytes"),
+        "container_network_transmit_errors_total": ("Cumulative count of errors while transmitting", "tx_errors"),
+    }
+    for name, (help_, field) in counters.items():
+        page.family(name, "counter", help_, [(labels, getattr(one, field)) for labels, one in network], stamped=True)
+    page.family(
+        "container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds.", started
+    )
+    page.family("machine_cpu_cores", "gauge", "Number of logical CPU cores.", [({}, os.cpu_count() or 1)])
+    page.family(
+        "machine_memory_bytes", "gauge", "Amount of memory installed on the machine.", [({}, usage.memory().total)]
+    )
+    return page.text()
+
+
+def probe_metrics(counts: Mapping[Probed, int]) -> str:
+    page = Page()
+    page.family(
+        "prober_probe_total",
+        "counter",
+        "Cumulative number of a liveness, readiness or startup probe for a container by result.",
+        [(counted._asdict(), count) for counted, count in counts.items()],
+    )
+    return page.text()
