@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from kone.apimachinery.objects import Object, dig, is_deleting
 from kone.apimachinery.quantity import Quantity
 from kone.apimachinery.timestamps import format_time
-from kone.runtime.observed import PodObserved, has_regular_container
+from kone.runtime.observed import PodObserved, has_regular_container, restart_all_sources
 from kone.runtime.pod_actions import ProbesOf, container_should_start
 from kone.runtime.pod_spec import ContainerKind, init_containers, is_sidecar, quantity
 from kone.runtime.runtime import ContainerState, ContainerStatus
@@ -17,6 +17,8 @@ from kone.runtime.runtime import ContainerState, ContainerStatus
 SCHEME = "docker://"
 LOST = "ContainerStatusUnknown"  # exit code 137 stands for a container that nobody saw end
 LOST_WHEN_TERMINATED = "The container could not be located when the pod was terminated"
+RESTARTING_ALL = "RestartingAllContainers"
+REMOVED = "The container is removed because RestartAllContainers in place"
 LOST_WHEN_DELETED = "The container could not be located when the pod was deleted.  The container used to be Running"
 
 
@@ -29,12 +31,18 @@ def container_statuses(
     """
     field = {"init": "initContainerStatuses", "regular": "containerStatuses", "ephemeral": "ephemeralContainerStatuses"}
     before = {status["name"]: status for status in old.get(field[kind]) or ()}
-    found = [_status(pod, kind, container, observed, probes, before.get(container["name"])) for container in containers]
+    found = [_status(pod, kind, c, observed, probes, old, before.get(c["name"])) for c in containers]
     return sorted(found, key=lambda status: str(status["name"])) if kind == "regular" else found
 
 
 def _status(
-    pod: Object, kind: ContainerKind, container: Object, observed: PodObserved, probes: ProbesOf, old: Object | None
+    pod: Object,
+    kind: ContainerKind,
+    container: Object,
+    observed: PodObserved,
+    probes: ProbesOf,
+    before: Object,
+    old: Object | None,
 ) -> Object:
     name = container["name"]
     attempts = [c for c in observed.containers if c.name == name][:2]
@@ -44,7 +52,7 @@ def _status(
         if len(attempts) > 1:
             status["lastState"] = _state(attempts[1])
     else:
-        status = _without_container(pod, kind, container, observed, old)
+        status = _without_container(pod, kind, container, observed, before, old)
     newest_or_none = attempts[0] if attempts else None
     failure = observed.failures.get(name)
     if failure and _will_start(pod, kind, container, newest_or_none):
@@ -92,9 +100,22 @@ def _from_runtime(container: Object, newest: ContainerStatus, old: Object | None
 
 
 def _without_container(
-    pod: Object, kind: ContainerKind, container: Object, observed: PodObserved, old: Object | None
+    pod: Object, kind: ContainerKind, container: Object, observed: PodObserved, before: Object, old: Object | None
 ) -> Object:
     """Nothing in the runtime: not yet made, or made and gone."""
+    if (
+        old
+        and kind != "ephemeral"
+        and "waiting" not in (old.get("state") or {})
+        and is_restarting_all(pod, observed, before)
+    ):
+        return {
+            **old,
+            "state": {"waiting": {"reason": RESTARTING_ALL, "message": REMOVED}},
+            "lastState": {"terminated": _terminated(137, RESTARTING_ALL, REMOVED)},
+            "restartCount": int(old.get("restartCount", 0)) + 1,
+            "containerID": "",
+        }
     if old and "terminated" in (old.get("state") or {}):
         return dict(old)
     waiting = "PodInitializing" if init_containers(pod) else "ContainerCreating"
@@ -124,6 +145,16 @@ def _without_container(
 
 def _terminated(exit_code: int, reason: str, message: str) -> Object:
     return {"exitCode": exit_code, "reason": reason, "message": message}
+
+
+def is_restarting_all(pod: Object, observed: PodObserved, before: Object) -> bool:
+    """Whether all containers are being restarted in place: a container calls for it, or the status says that it
+    began.
+    """
+    begun = any(
+        c["type"] == "AllContainersRestarting" and c["status"] == "True" for c in before.get("conditions") or ()
+    )
+    return begun or bool(restart_all_sources(pod, observed))
 
 
 def lost_container() -> Object:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kone.apimachinery.objects import Object
-from kone.runtime.pod_spec import is_host_network, regular_containers
+from kone.runtime.pod_spec import all_containers, is_host_network, matching_rule, regular_containers
 from kone.runtime.runtime import ContainerState, ContainerStatus, Sandbox
 
 
@@ -87,3 +87,16 @@ def has_regular_container(pod: Object, observed: PodObserved) -> bool:
 
 def has_active_regular_container(pod: Object, observed: PodObserved) -> bool:
     return any(observed.active(c["name"]) for c in regular_containers(pod))
+
+
+def restart_all_sources(pod: Object, observed: PodObserved) -> list[ContainerStatus]:
+    """Ended containers because of which all of the pod's containers are to be restarted in place, by their rules."""
+    return [
+        status
+        for kind, container in all_containers(pod)
+        if kind != "ephemeral"
+        for status in observed.containers
+        if status.name == container["name"]
+        and status.state is ContainerState.EXITED
+        and matching_rule(container, status.exit_code) == "RestartAllContainers"
+    ]

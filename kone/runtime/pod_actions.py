@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kone.apimachinery.objects import Object, is_deleting
-from kone.runtime.observed import PodObserved, has_active_regular_container, has_regular_container, sandbox_problem
+from kone.runtime.observed import (
+    PodObserved,
+    has_active_regular_container,
+    has_regular_container,
+    restart_all_sources,
+    sandbox_problem,
+)
 from kone.runtime.parts import ProbeResults
 from kone.runtime.pod_spec import (
     ContainerKind,
@@ -75,6 +81,7 @@ class PodActions:
     resize: tuple[Resize, ...] = ()
     start: tuple[Start, ...] = ()  # ephemeral, then init, then regular containers, in the spec's order
     remove: tuple[str, ...] = ()  # ids of ended containers that nobody needs any more
+    reset: tuple[str, ...] = ()  # ids of containers to end at once and remove, in this order: all start anew
     initialized: bool = False
 
     @property
@@ -96,6 +103,8 @@ def compute_actions(pod: Object, observed: PodObserved, probes: ProbesOf, resour
     """What to do now. Never starts anything for a pod that is being deleted."""
     if sandbox_problem(pod, observed):
         return _without_sandbox(pod, observed)
+    if not is_deleting(pod) and (reset := _reset(pod, observed)):
+        return PodActions(attempt=observed.sandboxes[0].attempt, reset=reset)
     plan = _Plan(resources_of)
     if not is_deleting(pod):
         # ephemeral containers run once, whatever the state of initialization
@@ -137,6 +146,18 @@ def _without_sandbox(pod: Object, observed: PodObserved) -> PodActions:
         remove=tuple(c.id for c in observed.containers if c.name in {i["name"] for i in init_containers(pod)}),
         initialized=not first,
     )
+
+
+def _reset(pod: Object, observed: PodObserved) -> tuple[str, ...]:
+    """What a restart of all containers in place removes: the containers that call for it last, so that a restart that
+    is cut off is taken up again."""
+    sources = restart_all_sources(pod, observed)
+    if not sources:
+        return ()
+    names = [c["name"] for c in (*regular_containers(pod), *init_containers(pod))]
+    last = {status.id for status in sources}
+    others = [s.id for name in names for s in observed.containers if s.name == name and s.id not in last]
+    return (*others, *reversed([status.id for status in sources]))
 
 
 def _init_actions(pod: Object, observed: PodObserved, probes: ProbesOf, plan: _Plan) -> bool:

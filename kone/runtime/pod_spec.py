@@ -68,16 +68,31 @@ def restart_policy(pod: Object) -> str:
     return str(dig(pod, "spec", "restartPolicy", default="Always"))
 
 
+def matching_rule(container: Object, exit_code: int) -> str:
+    """The action of the first of the container's restart rules that is for this exit code, "" where none is."""
+    for rule in container.get("restartPolicyRules") or ():
+        codes = rule.get("exitCodes") or {}
+        listed = exit_code in (codes.get("values") or ())
+        if listed == (codes.get("operator") == "In"):
+            return str(rule.get("action", ""))
+    return ""
+
+
+def could_restart_all(pod: Object) -> bool:
+    """Whether some exit code of some container restarts the whole pod in place."""
+    return any(
+        rule.get("action") == "RestartAllContainers"
+        for kind, container in all_containers(pod)
+        if kind != "ephemeral"
+        for rule in container.get("restartPolicyRules") or ()
+    )
+
+
 def should_restart(pod: Object, container: Object, exit_code: int) -> bool:
     """Whether a container that ended so is started again: its own rules, its own policy, then the pod's."""
     policy = container.get("restartPolicy")
-    if policy:
-        for rule in container.get("restartPolicyRules") or ():
-            codes = rule.get("exitCodes") or {}
-            values = codes.get("values") or []
-            found = exit_code in values if codes.get("operator") == "In" else exit_code not in values
-            if found and rule.get("action") in ("Restart", "RestartAllContainers"):
-                return True
+    if policy and matching_rule(container, exit_code) in ("Restart", "RestartAllContainers"):
+        return True
     match policy or restart_policy(pod):
         case "OnFailure":
             return exit_code != 0

@@ -12,10 +12,11 @@ from kone.apimachinery.errors import go_quote
 from kone.apimachinery.objects import Object, dig, generation_of
 from kone.apimachinery.pod_resources import qos_class
 from kone.apimachinery.timestamps import format_time
-from kone.runtime.container_statuses import container_statuses, lost_container
+from kone.runtime.container_statuses import RESTARTING_ALL, container_statuses, is_restarting_all, lost_container
 from kone.runtime.observed import PodObserved, has_active_regular_container, sandbox_problem
 from kone.runtime.pod_actions import ProbesOf
 from kone.runtime.pod_spec import (
+    could_restart_all,
     ephemeral_containers,
     init_containers,
     is_host_network,
@@ -35,6 +36,7 @@ OWNED_CONDITIONS = frozenset(
         "PodReadyToStartContainers",
         "PodResizePending",
         "PodResizeInProgress",
+        "AllContainersRestarting",
     }
 )
 
@@ -162,7 +164,7 @@ def pod_phase(pod: Object, status: Object, *, ended: bool, initialized: bool) ->
             running += 1
         elif last:
             stopped += 1
-            final += not should_restart(pod, container, last["exitCode"])
+            final += not _restarts(pod, container, last)
             succeeded += "terminated" in state and last["exitCode"] == 0
         elif "waiting" in state:
             waiting += 1
@@ -191,8 +193,12 @@ def _init_progress(pod: Object, status: Object) -> tuple[int, bool]:
         if not last:
             pending += 1
         elif last["exitCode"] != 0:
-            for_good = for_good or not should_restart(pod, container, last["exitCode"])
+            for_good = for_good or not _restarts(pod, container, last)
     return pending, for_good
+
+
+def _restarts(pod: Object, container: Object, last: Object) -> bool:
+    return last.get("reason") == RESTARTING_ALL or should_restart(pod, container, last["exitCode"])
 
 
 def _end_containers(pod: Object, status: Object, phase: str) -> str:
@@ -259,7 +265,19 @@ def _conditions(
     ]
     if resize is not None and status["phase"] not in TERMINAL:
         made.insert(0, resize)
+    if could_restart_all(pod):
+        made.append(_restarting_all(pod, observed, status, old))
     return [*others, *(_dated(condition, pod, old, now) for condition in made)]
+
+
+def _restarting_all(pod: Object, observed: PodObserved, status: Object, old: Object) -> Object:
+    kind = "AllContainersRestarting"
+    if status["phase"] in TERMINAL:
+        return _condition(kind, False, "PodCompleted" if status["phase"] == "Succeeded" else "PodFailed")
+    names = [c["name"] for c in (*init_containers(pod), *regular_containers(pod))]
+    if not is_restarting_all(pod, observed, old) or not any(observed.newest(name) for name in names):
+        return _condition(kind, False)
+    return _condition(kind, True, "RestartAllContainersStarted", "container exited with restart policy rule")
 
 
 def _condition(kind: str, true: bool, reason: str = "", message: str = "") -> Object:

@@ -233,7 +233,7 @@ class PodWorker:
         actions = compute_actions(self.given, self.observed(), self._results, self._resources_of)
         waiting = self._starter.failures.keys()
         starts = any(start.name not in waiting for start in actions.start)
-        return actions.kill_pod or starts or bool(actions.kill or actions.remove)
+        return actions.kill_pod or starts or bool(actions.kill or actions.remove or actions.reset)
 
     async def _perform(self, pod: Object, actions: PodActions) -> float | None:
         observed = self.observed()
@@ -250,6 +250,8 @@ class PodWorker:
             await self._killer.kill(pod, status, message=kill.message, grace_s=grace, pod_ip=self.pod_ip)
         await self._resize_containers(pod, actions.resize)
         await self._remove(actions.remove)
+        if actions.reset:
+            await self._reset(pod, actions.reset)
         observed = self.observed()
         try:
             if actions.create_sandbox:
@@ -327,6 +329,15 @@ class PodWorker:
             except VolumeError as error:
                 log.warning("pod %s: its volumes cannot be refreshed: %s", format_pod(pod), error)
             self._mounted = known
+
+    async def _reset(self, pod: Object, container_ids: Sequence[str]) -> None:
+        """End them at once and remove them; the next look starts the pod from its first init container."""
+        running = {status.id: status for status in self.observed().running}
+        for container_id in container_ids:
+            if (status := running.get(container_id)) is not None:
+                await self._killer.kill(pod, status, message="killing", grace_s=0.0, pod_ip=self.pod_ip)
+            await self._remove((container_id,))
+        self._report()
 
     async def _remove(self, container_ids: tuple[str, ...]) -> None:
         for container_id in container_ids:

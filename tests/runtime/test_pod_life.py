@@ -129,6 +129,27 @@ async def test_a_container_has_a_restart_policy_of_its_own(world: World) -> None
     assert world.phase("p") == "Succeeded"
 
 
+async def test_a_rule_restarts_all_containers_in_place(world: World) -> None:
+    rule = {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}
+    main = make_container("a", restartPolicy="Never", restartPolicyRules=[rule])
+    init = make_container("i", "exit 0")
+    await world.create(
+        "p", main, make_container("b", restartPolicy="Never"), initContainers=[init], restartPolicy="Never"
+    )
+    assert world.conditions("p")["AllContainersRestarting"] == ("False",)
+    before = await world.runtime.sandboxes()
+    world.runtime.end("a", 42)
+    await world.advance(3.0)
+    assert sorted(world.runtime.running()) == ["a", "b"]
+    assert await world.runtime.sandboxes() == before
+    for name in ("a", "b", "i"):
+        found = world.container("p", name)
+        assert found["restartCount"] == 1
+        assert found["lastState"]["terminated"]["reason"] == "RestartingAllContainers"
+    assert world.conditions("p")["AllContainersRestarting"] == ("False",)
+    assert world.phase("p") == "Running"
+
+
 async def test_of_ended_containers_one_is_kept_for_its_log(world: World) -> None:
     await world.create("p")
     for _ in range(4):
