@@ -33,6 +33,8 @@ class StatusError(Exception):
         self.details = dict(details or {})
         self._has_details = details is not None  # upstream answers an empty "details" for some errors, none for others
         self.headers = dict(headers or {})
+        self.warnings: Sequence[str] = ()
+        """What the request was warned of before it was refused."""
 
     @property
     def status(self) -> Status:

@@ -188,7 +188,7 @@ class ApiServer:
         try:
             response = await self._serve(request, info, query)
         except StatusError as error:
-            response = status_reply(error, _error_output(request))
+            response = status_reply(error, _error_output(request), error.warnings)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as error:

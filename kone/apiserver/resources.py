@@ -103,6 +103,13 @@ class _Call:
             self.ctx.warn(deprecated)
 
     async def serve(self) -> web.StreamResponse:
+        try:
+            return await self._serve()
+        except StatusError as error:
+            error.warnings = self.ctx.warnings
+            raise
+
+    async def _serve(self) -> web.StreamResponse:
         info, resource, method = self.info, self.resource, self.request.method
         own_namespace = info.resource == "namespaces" and not info.group and info.namespace == self.name
         if resource.namespaced != bool(info.namespace) and not own_namespace:

@@ -35,7 +35,7 @@ _FAILURE_POLICIES = ("Fail", "Ignore")
 _MATCH_POLICIES = ("Equivalent", "Exact")
 _REINVOCATIONS = ("IfNeeded", "Never")
 _SIDE_EFFECTS = ("None", "NoneOnDryRun")
-_REVIEW_VERSIONS = ("v1", "v1beta1")
+REVIEW_VERSIONS = ("v1", "v1beta1")
 _SCOPES = ("*", "Cluster", "Namespaced")
 _OPERATIONS = ("*", "CONNECT", "CREATE", "DELETE", "UPDATE")
 _MAX_MATCH_CONDITIONS = 64
@@ -171,7 +171,12 @@ class _Webhooks(Strategy):
         for i, hook in enumerate(obj.get("webhooks") or ()):
             path, name = f"webhooks[{i}]", hook.get("name", "")
             self._hook(errors, path, hook)
-            _review_versions(errors, f"{path}.admissionReviewVersions", hook.get("admissionReviewVersions") or ())
+            taken = hook.get("admissionReviewVersions") or ()
+            if not taken:
+                why = f"must specify one of {', '.join(REVIEW_VERSIONS)}"
+                errors.append(required(f"{path}.admissionReviewVersions", why))
+            else:
+                review_versions(errors, f"{path}.admissionReviewVersions", taken)
             if name and name in seen:
                 errors.append(duplicate(f"{path}.name", name))
             seen.add(name)
@@ -202,18 +207,16 @@ class _Webhooks(Strategy):
         _match_conditions(errors, f"{path}.matchConditions", hook.get("matchConditions") or ())
 
 
-def _review_versions(errors: Errors, path: str, versions: Sequence[str]) -> None:
-    accepted = ", ".join(_REVIEW_VERSIONS)
-    if not versions:
-        errors.append(required(path, f"must specify one of {accepted}"))
-        return
+def review_versions(errors: Errors, path: str, versions: Sequence[str], *, recognized: bool = True) -> None:
+    """Which versions of a review a webhook takes; one must be `recognized`."""
     for i, version in enumerate(versions):
         if version in versions[:i]:
             errors.append(invalid_value(f"{path}[{i}]", version, "duplicate version"))
         else:
             check(errors, f"{path}[{i}]", version, is_dns1035_label(version))
-    if not set(versions) & set(_REVIEW_VERSIONS):
-        errors.append(invalid_value(path, versions, f"must include at least one of {accepted}"))
+    if recognized and not set(versions) & set(REVIEW_VERSIONS):
+        why = f"must include at least one of {', '.join(REVIEW_VERSIONS)}"
+        errors.append(invalid_value(path, versions, why))
 
 
 def _client_config(errors: Errors, path: str, config: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from kone.registry import (
     admissionregistration,
+    apiextensions,
     apiregistration,
     apps,
     autoscaling,
@@ -21,6 +22,7 @@ from kone.registry import (
     rbac,
     scheduling,
     storage,
+    storagemigration,
     structural,
 )
 from kone.registry.core import resources as core
@@ -28,6 +30,7 @@ from kone.registry.resource import Registry, Resource
 
 _MODULES: Sequence[Sequence[Resource]] = (
     admissionregistration.RESOURCES,
+    apiextensions.RESOURCES,
     apiregistration.RESOURCES,
     apps.RESOURCES,
     autoscaling.RESOURCES,
@@ -44,6 +47,7 @@ _MODULES: Sequence[Sequence[Resource]] = (
     rbac.RESOURCES,
     scheduling.RESOURCES,
     storage.RESOURCES,
+    storagemigration.RESOURCES,
 )
 """One line a module, each the RESOURCES of an API group, in the order of discovery."""
 
