@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kone.apimachinery.objects import Object, uid_of
-from kone.apimachinery.pod_resources import Amounts, pod_limits, pod_requests, qos_class
+from kone.apimachinery.objects import Object, dig, uid_of
+from kone.apimachinery.pod_resources import Amounts, amounts, pod_limits, pod_requests, qos_class
+from kone.apimachinery.quantity import parse_quantity
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +39,31 @@ def quota_of(milli_cpu: int) -> int:
 
 
 def weight_of(shares: int) -> int:
-    """cpu.weight (1 to 10000) of cpu.shares (2 to 262144), as runc converts them: 1024 -> 39."""
-    return 1 + (shares - 2) * 9999 // 262_142
+    """cpu.weight (1 to 10000) of cpu.shares (2 to 262144): 1024, the default of the one, is 100, that of the other.
+
+    The curve through these three is that of opencontainers/cgroups 0.0.7, which the kubelet of 1.37 uses.
+    """
+    if shares <= SHARES_MIN:
+        return 1
+    if shares >= SHARES_MAX:
+        return 10_000
+    power = math.log2(shares)
+    return math.ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34))
+
+
+def limits_of(pod: Object) -> Amounts:
+    """What the pod's group is limited to: CPU and memory only where each container has a limit, or the pod itself.
+
+    Init containers count, which `pod_limits` leaves out: one without a limit must not be held to that of the others.
+    """
+    spec = pod["spec"]
+    containers = [*spec["containers"], *(spec.get("initContainers") or ())]
+    own = amounts(dig(spec, "resources", "limits"))
+    found = dict(pod_limits(pod))
+    for name in ("cpu", "memory"):
+        if not own.get(name) and any(not amounts(dig(c, "resources", "limits")).get(name) for c in containers):
+            found.pop(name, None)
+    return found
 
 
 def settings_v1(requests: Amounts, limits: Amounts) -> Mapping[tuple[str, str], str]:
@@ -48,6 +74,8 @@ def settings_v1(requests: Amounts, limits: Amounts) -> Mapping[tuple[str, str], 
         found["cpu", "cpu.cfs_quota_us"] = str(quota_of(limits["cpu"]))
     if "memory" in limits:
         found["memory", "memory.limit_in_bytes"] = str(limits["memory"])
+    for size, amount in _huge_pages(requests):
+        found["hugetlb", f"hugetlb.{size}.limit_in_bytes"] = str(amount)
     return found
 
 
@@ -58,7 +86,18 @@ def settings_v2(requests: Amounts, limits: Amounts) -> Mapping[str, str]:
         found["cpu.max"] = f"{quota_of(limits['cpu'])} {PERIOD_US}"
     if "memory" in limits:
         found["memory.max"] = str(limits["memory"])
+    for size, amount in _huge_pages(requests):
+        found[f"hugetlb.{size}.max"] = str(amount)
     return found
+
+
+def _huge_pages(requests: Amounts) -> Iterator[tuple[str, int]]:
+    """(size as the kernel writes it, bytes) of "hugepages-2Mi" and the like: "2MB"."""
+    for name, amount in requests.items():
+        if name.startswith("hugepages-"):
+            size = parse_quantity(name.removeprefix("hugepages-")).value()
+            power = (size.bit_length() - 1) // 10
+            yield f"{size >> 10 * power}{('', 'KB', 'MB', 'GB')[power]}", amount
 
 
 class Cgroups:
@@ -74,13 +113,12 @@ class Cgroups:
         if self._driver == "systemd":
             return  # Docker asks systemd for each slice as its containers need it
         try:
-            for folder in self._folders(self._top):
-                folder.mkdir(exist_ok=True)
-                self._delegate(folder)
-            for name in ("burstable", "besteffort"):
-                for folder in self._folders(f"{self._top}/{name}"):
+            for path in (self._top, f"{self._top}/burstable", f"{self._top}/besteffort"):
+                for folder in self._folders(path):
                     folder.mkdir(exist_ok=True)
                     self._delegate(folder)
+            self._set_shares(f"{self._top}/besteffort", SHARES_MIN)
+            self._weigh_burstable()
         except OSError as error:
             log.warning("pods have no control groups of their own on this host: %s: %s", error.filename, error.strerror)
             return
@@ -92,7 +130,7 @@ class Cgroups:
         if not self._usable:
             return ""
         path = self._path(pod)
-        requests, limits = pod_requests(pod), pod_limits(pod)
+        requests, limits = pod_requests(pod), limits_of(pod)
         for folder in self._folders(path):
             folder.mkdir(exist_ok=True)
             self._delegate(folder)
@@ -102,12 +140,36 @@ class Cgroups:
         else:
             for file, content in settings_v2(requests, limits).items():
                 _write(self._root / path / file, content)
+        if qos_class(pod) == "Burstable":
+            self._weigh_burstable()
         return f"/{path}"
 
     async def remove(self, pod_uid: str) -> None:
+        if self._driver == "systemd":
+            await _stop_slices(self._root, f"*-pod{pod_uid.replace('-', '_')}.slice", self._top)
+            return
         for quality in ("", "burstable/", "besteffort/"):
             for folder in self._folders(f"{self._top}/{quality}pod{pod_uid}"):
                 await _remove(folder)
+        if self._usable:
+            self._weigh_burstable()
+
+    def _weigh_burstable(self) -> None:
+        """Burstable pods have together what each of them asks for, beside the guaranteed ones."""
+        path = f"{self._top}/burstable"
+        file = "cpu.shares" if self._version == 1 else "cpu.weight"
+        base = self._root / ("cpu" if self._version == 1 else "") / path
+        total = sum(int(_read(pod / file) or 0) for pod in base.glob("pod*"))
+        if self._version == 1:
+            self._set_shares(path, min(max(total, SHARES_MIN), SHARES_MAX))
+        else:
+            _write(base / file, str(min(max(total, 1), 10_000)))
+
+    def _set_shares(self, path: str, shares: int) -> None:
+        if self._version == 1:
+            _write(self._root / "cpu" / path / "cpu.shares", str(shares))
+        else:
+            _write(self._root / path / "cpu.weight", str(weight_of(shares)))
 
     def _path(self, pod: Object) -> str:
         quality = qos_class(pod).lower()
@@ -151,6 +213,33 @@ async def remove_hierarchy(instance: str = "", root: Path = ROOT) -> None:
     for top in tops:
         for folder in sorted(Path(top).glob("**/"), key=lambda p: len(p.parts), reverse=True):
             await _remove(folder)
+    for quality in ("-burstable", "-besteffort", ""):
+        await _stop_slices(root, f"{_top(instance)}{quality}.slice", _top(instance))
+
+
+async def _stop_slices(root: Path, pattern: str, top: str) -> None:
+    """Let systemd remove slices of ours that are empty: it keeps those it made for Docker until it is told."""
+    trees = (root, root / "systemd", root / "memory")
+    folders = {folder for tree in trees for folder in tree.glob(f"{top.split('-')[0]}.slice/**/{pattern}")}
+    folders |= {folder for tree in trees for folder in tree.glob(pattern)}
+    names = {
+        folder.name
+        for folder in folders
+        if folder.name.startswith((f"{top}-", f"{top}.")) and not any(child.is_dir() for child in folder.iterdir())
+    }
+    if not names or shutil.which("systemctl") is None:
+        return
+    stopping = await asyncio.create_subprocess_exec(
+        "systemctl", "stop", *sorted(names), stderr=asyncio.subprocess.DEVNULL
+    )
+    await stopping.wait()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 def _write(path: Path, content: str) -> None:

@@ -34,10 +34,16 @@ class ImageError(Exception):
 
 
 class ImageManager:
-    """Makes sure that a container's image is here, by its pull policy, with back-off for what cannot be pulled."""
+    """Makes sure that a container's image is here, by its pull policy, with back-off for what cannot be pulled.
 
-    def __init__(self, runtime: Runtime, clock: Clock) -> None:
+    `on_pull` is told of each image that is here because of us: it was pulled, and was not there before.
+    """
+
+    def __init__(
+        self, runtime: Runtime, clock: Clock, *, on_pull: Callable[[Image], None] = lambda image: None
+    ) -> None:
         self._runtime = runtime
+        self._on_pull = on_pull
         self._clock = clock
         self._backoff = Backoff(clock)
         self._failed_at: dict[str, float] = {}
@@ -110,8 +116,8 @@ class ImageManager:
         if remaining > 0:
             message = f"Back-off pulling image {quoted}"
             tell("Normal", "BackOff", message)
-            if before := self._failures.get(key):
-                message = f"{message}: {before}"
+            if failure := self._failures.get(key):
+                message = f"{message}: {failure}"
             raise ImageError("ImagePullBackOff", message, remaining)
         tell("Normal", "Pulling", f"Pulling image {quoted}")
         asked = self._clock.monotonic()
@@ -120,6 +126,7 @@ class ImageManager:
             began = self._clock.monotonic()
             try:
                 auth = credentials_for(reference, [*configs, _host_auths()])
+                before = {image.id for image in await self._runtime.images()}
                 image = await self._runtime.pull_image(reference.full, auth)
             except RuntimeUnavailable as fault:
                 raise ImageError("ErrImagePull", str(fault)) from fault
@@ -129,6 +136,8 @@ class ImageManager:
                 self._backoff.next(key, self._clock.now())
                 self._failures[key] = f"ErrImagePull: {fault}"
                 raise ImageError("ErrImagePull", str(fault)) from fault
+        if image.id not in before:
+            self._on_pull(image)
         self._failed_at.pop(key, None)
         self._failures.pop(key, None)
         now = self._clock.monotonic()

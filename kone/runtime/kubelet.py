@@ -8,8 +8,9 @@ whose containers are not seen would be started twice; the workers come last.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
@@ -27,14 +28,17 @@ from kone.client.client import Client, EventType, Informer, Unsubscribe
 from kone.client.events import EventRecorder
 from kone.runtime.backoff import Backoff
 from kone.runtime.cgroups import Cgroups
+from kone.runtime.configz import kubelet_configuration
 from kone.runtime.container_config import GRACE_PERIOD
 from kone.runtime.environment import PodFacts, field_value, resource_value
+from kone.runtime.eviction import Eviction, Host
 from kone.runtime.handlers import Handlers
+from kone.runtime.image_gc import ImageGc, ImageRecords
 from kone.runtime.images import ImageManager
 from kone.runtime.kubelet_config import KubeletConfig
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.lifecycle import Hooks
-from kone.runtime.node_status import NodeInfo, NodeStatus, host_facts
+from kone.runtime.node_status import NodeInfo, NodeStatus, host_facts, node_reference
 from kone.runtime.parts import VolumeManager
 from kone.runtime.pleg import Pleg
 from kone.runtime.pod_admit import REJECTED, refuse
@@ -56,6 +60,7 @@ from kone.runtime.runtime import (
     Sandbox,
 )
 from kone.runtime.server import KubeletServer, Tls
+from kone.runtime.stats import Stats
 from kone.runtime.status_manager import StatusManager
 from kone.runtime.termination_message import last_words
 from kone.runtime.volumes import Volumes
@@ -81,6 +86,7 @@ class Kubelet:
         config: KubeletConfig,
         *,
         volumes: VolumeManager | None = None,
+        host: Callable[[Path, Path], Host] = Host,
     ) -> None:
         self._client, self._runtime, self._network = client, runtime, network
         self._recorder, self._clock, self._config = recorder, clock, config
@@ -94,12 +100,24 @@ class Kubelet:
         self._statuses = StatusManager(client, self._pods, clock)
         self._handlers = Handlers(runtime)
         self._probes = Probes(self._handlers, recorder, clock, self.sync_pod)
-        self._volumes = volumes or Volumes(client, config.root_dir, clock, self._downward_value)
+        self._volumes = volumes or Volumes(
+            client,
+            config.root_dir,
+            clock,
+            self._downward_value,
+            allocatable_memory=lambda: self.allocatable().get("memory", 0),
+            sync_pod=self.sync_pod,
+        )
+        self._stats = Stats(self, runtime, clock, config.node_name, config.root_dir)
+        self._make_host = host
+        self._eviction: Eviction | None = None
+        self._image_gc: ImageGc | None = None
         self._parts: KubeletParts | None = None
         self._node_status: NodeStatus | None = None
         self._server: KubeletServer | None = None
         self._unsubscribe: Unsubscribe = lambda: None
         self._allocatable: tuple[Object, Amounts] = ({}, {})
+        self._cgroup_driver = ""
 
     # Life
 
@@ -116,6 +134,9 @@ class Kubelet:
         """Stop looking after pods and let go; what runs goes on running."""
         self._unsubscribe()
         await self._tasks.cancel()
+        for watcher in (self._eviction, self._image_gc):
+            if watcher is not None:
+                await watcher.stop()
         await self._pleg.stop()
         await self._probes.stop()
         if self._parts is not None:
@@ -133,7 +154,15 @@ class Kubelet:
             return
         tls = Tls(config.server_cert, config.server_key, config.client_ca)
         self._server = KubeletServer(
-            self, self._runtime, self._clock, config, tls, client=self._client, probes=self._probes
+            self,
+            self._runtime,
+            self._clock,
+            config,
+            tls,
+            client=self._client,
+            stats=self._stats,
+            probes=self._probes,
+            configz=lambda: kubelet_configuration(replace(config, port=self.port), self._cgroup_driver),
         )
         await self._server.start(config.server_address, config.port)
 
@@ -164,6 +193,7 @@ class Kubelet:
             host_facts(config.root_dir),
             self._runtime_status,
             self._images,
+            pressures=lambda: self._eviction.pressures if self._eviction is not None else (),
         )
         await self._node_status.start()
 
@@ -188,6 +218,8 @@ class Kubelet:
             log.warning("pods wait: %s", fault)
             return False
         found = await self._runtime.status()
+        self._cgroup_driver = found.cgroup_driver
+        records = ImageRecords(self._config.root_dir / "images.json", self._clock)
         instance = "" if self._config.instance == "default" else self._config.instance
         cgroups = Cgroups(version=found.cgroup_version, driver=found.cgroup_driver, instance=instance)
         await cgroups.start()
@@ -201,10 +233,10 @@ class Kubelet:
             network=self._network,
             pleg=self._pleg,
             statuses=self._statuses,
-            images=ImageManager(self._runtime, self._clock),
+            images=ImageManager(self._runtime, self._clock, on_pull=records.pulled),
             volumes=self._volumes,
             probes=self._probes,
-            hooks=Hooks(self._handlers, self._clock),
+            hooks=Hooks(self._handlers, self._clock, self._recorder),
             cgroups=cgroups,
             files=PodFiles(self._config),
             restarts=Backoff(self._clock),
@@ -212,10 +244,29 @@ class Kubelet:
             allocatable=self.allocatable,
             resize_pending=self._resize_pending,
         )
+        host = self._make_host(self._config.root_dir, Path(found.root_dir or "/"))
+        node = node_reference(self._config.node_name)
+        self._image_gc = ImageGc(self, self._runtime, records, self._recorder, self._clock, node, host.image_fs)
+        self._eviction = Eviction(
+            self,
+            self._stats,
+            self._image_gc,
+            host,
+            self._recorder,
+            self._clock,
+            node,
+            on_change=self._on_pressure,
+        )
         await self._pleg.start(self._on_first_list, self._on_list)
+        await self._image_gc.start()
+        await self._eviction.start()
         if self._node_status is not None:
             await self._node_status.report()
         return True
+
+    def _on_pressure(self) -> None:
+        if self._node_status is not None:
+            self._node_status.look_now()
 
     async def _on_first_list(self) -> None:
         """What runs is known now: keep its addresses, adopt it, and end what the API knows nothing of."""
@@ -273,7 +324,8 @@ class Kubelet:
         fresh = not dig(pod, "status", "startTime") and not self._pleg.observed(uid_of(pod)).sandboxes
         if fresh and not is_deleting(pod) and not is_pod_terminal(pod):
             others = self._active_beside(uid_of(pod))
-            verdict = refuse(pod, self._node, others, unsafe_sysctls=self._config.allowed_unsafe_sysctls)
+            verdict = self._eviction.refuse(pod) if self._eviction is not None else None
+            verdict = verdict or refuse(pod, self._node, others, unsafe_sysctls=self._config.allowed_unsafe_sysctls)
             if verdict is not None:
                 self._reject(pod, verdict)
                 return
@@ -334,10 +386,18 @@ class Kubelet:
         worker = self._workers.get(pod_uid)
         return worker.pod_ip if worker is not None else ""
 
-    async def evict(self, pod_uid: str, reason: str, message: str, grace_s: int | None = None) -> None:
+    async def evict(
+        self,
+        pod_uid: str,
+        reason: str,
+        message: str,
+        grace_s: int | None = None,
+        *,
+        condition: Object | None = None,
+    ) -> None:
         worker = self._workers.get(pod_uid)
         if worker is not None:
-            worker.end(Verdict(reason, message), None if grace_s is None else float(grace_s))
+            worker.end(Verdict(reason, message, condition), None if grace_s is None else float(grace_s))
             await worker.ended.wait()
 
     def _with_status(self, pod: Object) -> Object:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import LEASES, NODES
-from kone.apimachinery.objects import Object, find_condition, replace_in
+from kone.apimachinery.objects import Object, dig, find_condition, replace_in
+from kone.apimachinery.quantity import Quantity
 from kone.apimachinery.timestamps import format_micro_time, format_time
 from kone.client.client import Client
 from kone.client.events import EventRecorder
+from kone.runtime import usage
 from kone.runtime.runtime import Image, RuntimeStatus
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,11 @@ LEASE_DURATION_S = 40
 LEASE_RENEW_S = 10.0
 STATUS_LOOK_S = 10.0
 STATUS_REPORT_S = 300.0
+IMAGES_LOOK_S = 60.0  # listing images costs the runtime more than all else here
 IMAGES_MAX = 50  # nodeStatusMaxImages
+IMAGE_NAMES_MAX = 5
+RESERVED_MEMORY_BYTES = 100 << 20  # evictionHard's memory.available and nodefs.available are set aside
+RESERVED_DISK_SHARE = 10
 KUBELET_VERSION = "v1.37.2"
 
 
@@ -61,6 +67,8 @@ class HostFacts:
     kernel: str
     os_image: str
     architecture: str
+    swap_bytes: int = 0
+    huge_pages: Mapping[str, int] = field(default_factory=dict)  # bytes by size: {"2Mi": 4194304, "1Gi": 0}
 
 
 def _read(path: str) -> str:
@@ -75,15 +83,13 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
 def host_facts(data: Path) -> HostFacts:
     """Read the machine; `data` is where pods' local storage lies."""
-    memory = next(
-        (line.split()[1] for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal:")), "0"
-    )
+    memory = usage.memory()
     release = dict(line.split("=", 1) for line in _read("/etc/os-release").splitlines() if "=" in line)
     disk = os.statvfs(data)
     machine = platform.machine()
     return HostFacts(
         cpus=os.cpu_count() or 1,
-        memory_bytes=int(memory) * 1024,
+        memory_bytes=memory.total,
         disk_bytes=disk.f_blocks * disk.f_frsize,
         machine_id=_read("/etc/machine-id"),
         system_uuid=_read("/sys/class/dmi/id/product_uuid") or _read("/etc/machine-id"),
@@ -91,7 +97,18 @@ def host_facts(data: Path) -> HostFacts:
         kernel=platform.release(),
         os_image=release.get("PRETTY_NAME", "Linux").strip('"'),
         architecture=_ARCHITECTURES.get(machine, machine),
+        swap_bytes=memory.swap_total,
+        huge_pages=_huge_pages(),
     )
+
+
+def _huge_pages(root: Path = Path("/sys/kernel/mm/hugepages")) -> dict[str, int]:
+    """Memory in huge pages, by size as resource names write it; the kernel's folders say "hugepages-2048kB"."""
+    found = {}
+    for folder in sorted(root.glob("hugepages-*kB")):
+        size = int(folder.name.removeprefix("hugepages-").removesuffix("kB")) * 1024
+        found[Quantity.of(size, "BinarySI").canonical()] = size * int(_read(str(folder / "nr_hugepages")) or 0)
+    return found
 
 
 def node_labels(info: NodeInfo, facts: HostFacts) -> dict[str, str]:
@@ -107,67 +124,92 @@ def node_labels(info: NodeInfo, facts: HostFacts) -> dict[str, str]:
 
 
 def node_status(
-    info: NodeInfo, facts: HostFacts, runtime: RuntimeStatus, images: Sequence[Image], old: Object, now: float
+    info: NodeInfo,
+    facts: HostFacts,
+    runtime: RuntimeStatus,
+    images: Sequence[Image],
+    old: Object,
+    now: float,
+    pressures: Collection[str] = (),
 ) -> Object:
-    """The status that the node should have; `old` is its status so far, from which transition times are kept."""
+    """The status that the node should have; `old` is its status so far, from which transition times are kept.
+
+    `pressures` are the conditions of shortage that hold, e.g. {"MemoryPressure"}.
+    """
+    pages = {
+        f"hugepages-{size}": Quantity.of(amount, "BinarySI").canonical() for size, amount in facts.huge_pages.items()
+    }
     capacity = {
         "cpu": str(facts.cpus),
         "memory": f"{facts.memory_bytes // 1024}Ki",
         "pods": str(info.max_pods),
         "ephemeral-storage": f"{facts.disk_bytes // 1024}Ki",
-        "hugepages-1Gi": "0",
-        "hugepages-2Mi": "0",
+        **pages,
     }
-    # evictionHard: memory.available<100Mi, nodefs.available<10% (kubelet's defaults) are set aside.
+    memory = max(0, facts.memory_bytes - RESERVED_MEMORY_BYTES - sum(facts.huge_pages.values()))
     allocatable = capacity | {
-        "memory": f"{(facts.memory_bytes - (100 << 20)) // 1024}Ki",
-        "ephemeral-storage": str(facts.disk_bytes // 10 * 9),
+        "memory": f"{memory // 1024}Ki",
+        "ephemeral-storage": str(facts.disk_bytes - facts.disk_bytes // RESERVED_DISK_SHARE),
     }
+    node_info: Object = {
+        "machineID": facts.machine_id,
+        "systemUUID": facts.system_uuid,
+        "bootID": facts.boot_id,
+        "kernelVersion": facts.kernel,
+        "osImage": facts.os_image,
+        "containerRuntimeVersion": f"{runtime.name or 'docker'}://{runtime.version or 'Unknown'}",
+        "kubeletVersion": KUBELET_VERSION,
+        "kubeProxyVersion": "",
+        "operatingSystem": "linux",
+        "architecture": facts.architecture,
+    }
+    if facts.swap_bytes:
+        node_info["swap"] = {"capacity": facts.swap_bytes}
     return {
         "capacity": capacity,
         "allocatable": allocatable,
-        "conditions": [_condition(old, *wanted, now) for wanted in _conditions(runtime)],
+        "conditions": [_condition(old, *wanted, now) for wanted in _conditions(runtime, pressures)],
         "addresses": [{"type": kind, "address": address} for kind, address in info.addresses],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": info.kubelet_port}},
-        "nodeInfo": {
-            "machineID": facts.machine_id,
-            "systemUUID": facts.system_uuid,
-            "bootID": facts.boot_id,
-            "kernelVersion": facts.kernel,
-            "osImage": facts.os_image,
-            "containerRuntimeVersion": f"{runtime.name or 'docker'}://{runtime.version or 'Unknown'}",
-            "kubeletVersion": KUBELET_VERSION,
-            "kubeProxyVersion": "",
-            "operatingSystem": "linux",
-            "architecture": facts.architecture,
-        },
+        "nodeInfo": node_info,
         "images": [
-            {"names": [*image.digests, *image.tags], "sizeBytes": image.size_bytes}
+            {"names": [*image.digests, *image.tags][:IMAGE_NAMES_MAX], "sizeBytes": image.size_bytes}
             for image in sorted(images, key=lambda image: image.size_bytes, reverse=True)[:IMAGES_MAX]
             if image.digests or image.tags
         ],
         "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": False, "userNamespaces": False}}],
+        "features": {"supplementalGroupsPolicy": False},
     }
 
 
-def _conditions(runtime: RuntimeStatus) -> list[tuple[str, str, str, str]]:
+# A pressure: (reason, message, event) where it holds, and where it does not.
+_Words = tuple[str, str, str]
+_PRESSURES: Mapping[str, tuple[_Words, _Words]] = {
+    "MemoryPressure": (
+        ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available", "NodeHasInsufficientMemory"),
+        ("KubeletHasSufficientMemory", "kubelet has sufficient memory available", "NodeHasSufficientMemory"),
+    ),
+    "DiskPressure": (
+        ("KubeletHasDiskPressure", "kubelet has disk pressure", "NodeHasDiskPressure"),
+        ("KubeletHasNoDiskPressure", "kubelet has no disk pressure", "NodeHasNoDiskPressure"),
+    ),
+    "PIDPressure": (
+        ("KubeletHasInsufficientPID", "kubelet has insufficient PID available", "NodeHasInsufficientPID"),
+        ("KubeletHasSufficientPID", "kubelet has sufficient PID available", "NodeHasSufficientPID"),
+    ),
+}
+
+
+def _conditions(runtime: RuntimeStatus, pressures: Collection[str]) -> list[tuple[str, str, str, str]]:
     """(type, status, reason, message) in the order that upstream's kubelet reports them."""
-    ready = (
-        ("Ready", "True", "KubeletReady", "kubelet is posting ready status")
-        if runtime.ready
-        else (
-            "Ready",
-            "False",
-            "KubeletNotReady",
-            f"container runtime is down: {runtime.reason}: {runtime.message}".rstrip(": "),
-        )
-    )
-    return [
-        ("MemoryPressure", "False", "KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
-        ("DiskPressure", "False", "KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
-        ("PIDPressure", "False", "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
-        ready,
-    ]
+    found = []
+    for kind, (holding, absent) in _PRESSURES.items():
+        reason, message, _ = holding if kind in pressures else absent
+        found.append((kind, "True" if kind in pressures else "False", reason, message))
+    if runtime.ready:
+        return [*found, ("Ready", "True", "KubeletReady", "kubelet is posting ready status")]
+    why = f"container runtime is down: {runtime.reason}: {runtime.message}".rstrip(": ")
+    return [*found, ("Ready", "False", "KubeletNotReady", why)]
 
 
 def _condition(old: Object, kind: str, status: str, reason: str, message: str, now: float) -> Object:
@@ -183,6 +225,19 @@ def _condition(old: Object, kind: str, status: str, reason: str, message: str, n
     }
 
 
+def node_reference(name: str) -> Object:
+    """What events about a node are about; they carry its name as the UID, as the kubelet's do."""
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "uid": name}}
+
+
+def _changed(old: Object, new: Object, kind: str) -> str | None:
+    """The status that a condition has now, where it was another before; None where it was the same."""
+    before, after = (find_condition({"status": status}, kind) for status in (old, new))
+    if after is None or (before is not None and before.get("status") == after["status"]):
+        return None
+    return str(after["status"])
+
+
 def differs(old: Object, new: Object) -> bool:
     """Whether a status says something new: heartbeat times alone do not count."""
     return _without_heartbeats(old) != _without_heartbeats(new)
@@ -194,7 +249,10 @@ def _without_heartbeats(status: Object) -> Object:
 
 
 class NodeStatus:
-    """Registers the node, keeps its status true and renews its lease. `runtime_status` and `images` ask the runtime."""
+    """Registers the node, keeps its status true and renews its lease.
+
+    `runtime_status` and `images` ask the runtime, `pressures` eviction, which conditions of shortage hold.
+    """
 
     def __init__(
         self,
@@ -205,11 +263,15 @@ class NodeStatus:
         facts: HostFacts,
         runtime_status: Callable[[], Awaitable[RuntimeStatus]],
         images: Callable[[], Awaitable[Sequence[Image]]],
+        *,
+        pressures: Callable[[], Collection[str]] = tuple,
     ) -> None:
         self._client, self._recorder, self._clock = client, recorder, clock
         self._info, self._facts = info, facts
-        self._runtime_status, self._images = runtime_status, images
+        self._runtime_status, self._images, self._pressures = runtime_status, images, pressures
         self._tasks = TaskGroup("node-status")
+        self._seen_images: Sequence[Image] = ()
+        self._images_at = -IMAGES_LOOK_S
         self._reported_at = -STATUS_REPORT_S
         self._lease: Object | None = None
 
@@ -218,7 +280,7 @@ class NodeStatus:
         await self._register()
         await self.report()
         await self._renew_lease()
-        self._recorder.event(self._reference(), "Normal", "Starting", "Starting kubelet.")
+        self._recorder.event(node_reference(self._info.name), "Normal", "Starting", "Starting kubelet.")
         self._tasks.guard(self._keep_reporting, name="node-status.report")
         self._tasks.guard(self._keep_lease, name="node-status.lease")
 
@@ -228,32 +290,48 @@ class NodeStatus:
     async def report(self) -> None:
         """Look at the runtime and write the status if it says something new, or has not been written for 5 minutes."""
         runtime = await self._runtime_status()
-        images = await self._images() if runtime.ready else []
+        images = await self._list_images() if runtime.ready else []
         now = self._clock.now()
         node = await self._client.get(NODES, self._info.name)
         old = node.get("status") or {}
-        new = {**old, **node_status(self._info, self._facts, runtime, images, old, now)}
+        found = node_status(self._info, self._facts, runtime, images, old, now, self._pressures())
+        new = {**old, **found}
         if not runtime.ready and old.get("images"):
             new["images"] = old["images"]
         kept = [c for c in old.get("conditions") or () if not find_condition({"status": new}, c["type"])]
         new["conditions"] = [*kept, *new["conditions"]]
-        if not differs(old, new) and now - self._reported_at < STATUS_REPORT_S:
+        if not differs(old, new) and self._clock.monotonic() - self._reported_at < STATUS_REPORT_S:
             return
         self._tell_of_change(old, new)
         # A patch, as upstream's kubelet sends: the spec may change meanwhile (taints), and is not ours to say.
         await self._client.patch(NODES, self._info.name, {"status": new}, subresource="status")
-        self._reported_at = now
+        self._reported_at = self._clock.monotonic()
+
+    def look_now(self) -> None:
+        """Something has changed that the status tells of: do not wait for the next look."""
+        self._tasks.spawn(self._report_or_register(), name="node-status.report-now")
+
+    async def _list_images(self) -> Sequence[Image]:
+        if self._clock.monotonic() - self._images_at >= IMAGES_LOOK_S:
+            self._seen_images, self._images_at = await self._images(), self._clock.monotonic()
+        return self._seen_images
 
     def _tell_of_change(self, old: Object, new: Object) -> None:
-        before, after = (find_condition({"status": status}, "Ready") for status in (old, new))
-        if after and (before is None or before.get("status") != after["status"]):
-            reason = "NodeReady" if after["status"] == "True" else "NodeNotReady"
-            self._recorder.event(self._reference(), "Normal", reason, f"Node {self._info.name} status is now: {reason}")
+        """An event for each condition that has changed, and for a machine that was started anew."""
+        for kind, (holding, absent) in _PRESSURES.items():
+            if (status := _changed(old, new, kind)) is not None:
+                self._tell((holding if status == "True" else absent)[2])
+        if (status := _changed(old, new, "Ready")) is not None:
+            self._tell("NodeReady" if status == "True" else "NodeNotReady")
+        before = dig(old, "nodeInfo", "bootID", default="")
+        if before and before != self._facts.boot_id:
+            message = f"Node {self._info.name} has been rebooted, boot id: {self._facts.boot_id}"
+            self._recorder.event(node_reference(self._info.name), "Warning", "Rebooted", message)
 
-    def _reference(self) -> Object:
-        """Events about a node carry its name as the UID, as the kubelet's do."""
-        metadata = {"name": self._info.name, "uid": self._info.name}
-        return {"apiVersion": "v1", "kind": "Node", "metadata": metadata}
+    def _tell(self, reason: str) -> None:
+        self._recorder.event(
+            node_reference(self._info.name), "Normal", reason, f"Node {self._info.name} status is now: {reason}"
+        )
 
     async def _register(self) -> None:
         labels = node_labels(self._info, self._facts)
@@ -284,13 +362,16 @@ class NodeStatus:
     async def _keep_reporting(self) -> None:
         while True:
             await self._clock.sleep(STATUS_LOOK_S)
-            try:
-                await self.report()
-            except StatusError as error:
-                if error.code == 404:  # deleted under us: come back, as upstream's kubelet does
-                    await self._register()
-                else:
-                    log.warning("the node's status was not taken: %s", error)
+            await self._report_or_register()
+
+    async def _report_or_register(self) -> None:
+        try:
+            await self.report()
+        except StatusError as error:
+            if error.code == 404:  # deleted under us: come back, as upstream's kubelet does
+                await self._register()
+            else:
+                log.warning("the node's status was not taken: %s", error)
 
     async def _keep_lease(self) -> None:
         while True:

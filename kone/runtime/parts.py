@@ -24,6 +24,14 @@ class VolumeError(Exception):
     `MountVolume.SetUp failed for volume "v" : configmap "nope" not found`. The worker records it and tries again."""
 
 
+class SubPathFailed(VolumeError):
+    """A subPath cannot be had. `step` is what failed, for users; the text may tell of the host, and is for the log."""
+
+    def __init__(self, step: Literal["create subPath directory", "prepare subPath"], text: str) -> None:
+        super().__init__(text)
+        self.step = step
+
+
 @dataclass(frozen=True, slots=True)
 class MountedVolume:
     """Where a volume of the pod lies on the host: a directory, or for some hostPath types a file, device or socket."""
@@ -48,7 +56,8 @@ class VolumeManager(Protocol):
 
     async def subpath(self, pod: Object, volume: MountedVolume, sub_path: str) -> str:
         """The host path of `sub_path` (already expanded) inside a volume, made as a directory where nothing is there;
-        never outside the volume, whatever symbolic links say. Raises VolumeError."""
+        never outside the volume, whatever symbolic links say. Raises VolumeError for a path that may not be, in the
+        words for users, and SubPathFailed."""
 
     async def unmount(self, pod_uid: str) -> None:
         """Unmount and remove all of a pod's volumes, leaving hostPath alone. Idempotent; knows only the UID after a
@@ -133,5 +142,15 @@ class PodSource(Protocol):
     def pod_ip(self, pod_uid: str) -> str:
         """Its first IP, "" while it has none."""
 
-    async def evict(self, pod_uid: str, reason: str, message: str, grace_s: int | None = None) -> None:
-        """End the pod with phase Failed and this reason and message; returns when its containers have ended."""
+    async def evict(
+        self,
+        pod_uid: str,
+        reason: str,
+        message: str,
+        grace_s: int | None = None,
+        *,
+        condition: Object | None = None,
+    ) -> None:
+        """End the pod with phase Failed and this reason and message, and a DisruptionTarget condition where there is
+        one; returns when its containers have ended.
+        """

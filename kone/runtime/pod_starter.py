@@ -31,7 +31,7 @@ from kone.runtime.environment import (
 from kone.runtime.images import ImageError
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.observed import PodObserved, StartFailure
-from kone.runtime.parts import HookError, MountedVolume, VolumeError
+from kone.runtime.parts import HookError, MountedVolume, SubPathFailed, VolumeError
 from kone.runtime.pod_actions import PodActions, Start
 from kone.runtime.pod_admit import claimed_ports
 from kone.runtime.pod_killer import PodKiller, field_path, kill_grace_s
@@ -380,7 +380,7 @@ class PodStarter:
             if expression := mount.get("subPathExpr"):
                 sub_path = expand_sub_path(expression, env)
             if sub_path:
-                path = await self._parts.volumes.subpath(pod, volume, sub_path)
+                path = await self._sub_path(pod, container, mount, volume, sub_path)
             target = mount["mountPath"]
             recursive = mount.get("recursiveReadOnly") in ("Enabled", "IfPossible")
             mounts.append(
@@ -393,6 +393,17 @@ class PodStarter:
                 )
             )
         return mounts
+
+    async def _sub_path(
+        self, pod: Object, container: Object, mount: Object, volume: MountedVolume, sub_path: str
+    ) -> str:
+        """Raises VolumeError; what it tells says nothing of the host's files."""
+        try:
+            return await self._parts.volumes.subpath(pod, volume, sub_path)
+        except SubPathFailed as error:
+            log.warning("pod %s, container %s: %s", format_pod(pod), container["name"], error)
+            names = f'volumeMount "{mount["name"]}" of container "{container["name"]}"'
+            raise VolumeError(f"failed to {error.step} for {names}") from error
 
     async def _find(self, pod: Object, wanted: Sequence[Reference]) -> Found:
         async def get(reference: Reference) -> Object | None:

@@ -72,6 +72,7 @@ class PodWorker:
         self._timer: asyncio.Task[None] | None = None
         self._wanted = False
         self._failed = 0  # syncs in a row
+        self._blocked = False  # what all containers need is missing: a volume, the sandbox
         self._allocated = asked_resources(pod) if not dig(pod, "status", "startTime") else allocated_before(pod)
         self._resize: Object | None = None  # the condition of a resize under way
         self._mounted: tuple[Object, Object] | None = None  # labels and annotations that volumes know
@@ -218,7 +219,7 @@ class PodWorker:
         status = self._report()
         if delay_s is None:
             self._failed = 0
-        if self._is_over() or self._has_more_to_do():
+        if self._is_over() or self._has_more_to_do(failed=delay_s is not None):
             self._wanted = True
         deferred = RESIZE_RETRY_S if self._resize is not None else None
         times = [time for time in (delay_s, self._deadline_s(status), deferred) if time is not None]
@@ -228,14 +229,21 @@ class PodWorker:
         """Whether the pod's phase, as its containers stand, is a terminal one."""
         return self._status(ended=False)["phase"] in TERMINAL
 
-    def _has_more_to_do(self) -> bool:
-        """Whether what was just done calls for more at once: the next init container, one that has ended already."""
+    def _has_more_to_do(self, *, failed: bool) -> bool:
+        """Whether what was just done calls for more at once: the next init container, one that has ended already.
+
+        What has `failed` waits for its time; only containers that had no part in it go on.
+        """
         actions = compute_actions(self.given, self.observed(), self._results, self._resources_of)
         waiting = self._starter.failures.keys()
         starts = any(start.name not in waiting for start in actions.start)
+        if failed:
+            return starts and not actions.create_sandbox and not self._blocked
         return actions.kill_pod or starts or bool(actions.kill or actions.remove or actions.reset)
 
     async def _perform(self, pod: Object, actions: PodActions) -> float | None:
+        """Do what is planned; answers when to try again what could not be done."""
+        self._blocked = False
         observed = self.observed()
         if actions.kill_pod:
             await self._killer.kill_all(pod, observed.running, self.pod_ip, grace_period_s(pod))
@@ -256,16 +264,18 @@ class PodWorker:
         try:
             if actions.create_sandbox:
                 await self._remove_dead_sandboxes(observed)
+                self._mounted = _told_to_volumes(pod)
                 await self._starter.start_pod(pod, actions, observed, self._report_quietly)
             elif actions.start:
                 sandbox = observed.ready_sandbox
                 assert sandbox is not None
                 parent = await self._starter.prepare(pod)
+                self._mounted = _told_to_volumes(pod)
                 await self._starter.start_containers(pod, actions.start, sandbox.id, observed, parent)
-        except VolumeError as error:
-            self._parts.recorder.event(pod, "Warning", "FailedMount", str(error))
-            return self._retry_s()
-        except SandboxProblem:
+        except (VolumeError, SandboxProblem) as error:
+            if isinstance(error, VolumeError):
+                self._parts.recorder.event(pod, "Warning", "FailedMount", str(error))
+            self._blocked = True
             return self._retry_s()
         except StartProblem as problem:
             return self._retry_s() if problem.retry_s is None else problem.retry_s
@@ -322,7 +332,7 @@ class PodWorker:
 
     async def _refresh_volumes(self, pod: Object) -> None:
         """A running pod whose labels or annotations changed, or that was adopted: its volumes are to know of it."""
-        known = (labels_of(pod), annotations_of(pod))
+        known = _told_to_volumes(pod)
         if self._mounted != known and self._parts.pleg.observed(self.uid).ready_sandbox is not None:
             try:
                 await self._parts.volumes.mount(pod)
@@ -458,8 +468,8 @@ class PodWorker:
 
     async def _delete_from_api(self) -> float | None:
         pod = self.pod
-        if dig(pod, "metadata", "deletionGracePeriodSeconds") == 0:
-            return None  # it goes by itself when its last finalizer does
+        if dig(pod, "metadata", "finalizers"):
+            return None  # nothing would come of it yet; the write that removes the last one wakes us
         try:
             await self._parts.client.delete(PODS, name_of(pod), namespace=namespace_of(pod), uid=self.uid, grace_s=0)
         except StatusError as error:
@@ -467,6 +477,10 @@ class PodWorker:
                 log.warning("pod %s cannot be deleted: %s", format_pod(pod), error)
                 return self._retry_s()
         return None
+
+
+def _told_to_volumes(pod: Object) -> tuple[Object, Object]:
+    return labels_of(pod), annotations_of(pod)
 
 
 def _differs(old: Object, new: Object) -> bool:

@@ -69,6 +69,7 @@ class KubeletServer:
         tls: Tls,
         *,
         client: Client | None = None,
+        stats: Stats | None = None,
         probes: Probes | None = None,
         configz: Callable[[], Object] = dict,
         dial: Dial = pod_dial.dial,
@@ -76,7 +77,7 @@ class KubeletServer:
         self._source, self._runtime, self._clock, self._config = source, runtime, clock, config
         self._tls = tls
         self._auth = ServerAuth(clock, config.node_name, client)
-        self._stats = Stats(source, runtime, clock, config.node_name, config.root_dir)
+        self._stats = stats or Stats(source, runtime, clock, config.node_name, config.root_dir)
         self._probes, self._configz_answer, self._dial = probes, configz, dial
         self._context: ssl.SSLContext | None = None
         self._runner: web.AppRunner | None = None

@@ -6,6 +6,7 @@ and only for those who ask for it. The JSON is the kubelet's stats API (v1alpha1
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from kone.aio.clock import Clock
 from kone.apimachinery.objects import Object, dig, name_of, namespace_of, uid_of
 from kone.apimachinery.timestamps import format_time
 from kone.runtime import usage
-from kone.runtime.disk_usage import DiskUsage, DiskUsages, FileSystem, file_system, writable_layer
+from kone.runtime.disk_usage import MAX_AGE_S, DiskUsage, DiskUsages, FileSystem, file_system, writable_layer
 from kone.runtime.parts import PodSource
 from kone.runtime.runtime import ContainerState, ContainerStatus, Runtime
 from kone.runtime.usage import Interface, Usage
@@ -69,11 +70,15 @@ class Stats:
             running = [c for c in self._source.containers(uid_of(pod)) if c.state is ContainerState.RUNNING and c.pid]
             if running:
                 found.append(await self.pod(pod, running, disk=disk))
+                await asyncio.sleep(0)  # a hundred pods are half a hundred milliseconds of small files
         if disk:
             self._disk.forget_all_but(path for use in found for path in self._paths(use))
         return found
 
-    async def pod(self, pod: Object, running: Iterable[ContainerStatus], *, disk: bool) -> PodUse:
+    async def pod(
+        self, pod: Object, running: Iterable[ContainerStatus], *, disk: bool, max_age_s: float = MAX_AGE_S
+    ) -> PodUse:
+        """One pod; `running` are its running containers, `max_age_s` is how old counts of its disk use may be."""
         containers: list[ContainerUse] = []
         own: Usage | None = None
         interfaces: Sequence[Interface] = ()
@@ -87,19 +92,21 @@ class Stats:
                     interfaces = usage.interfaces(status.pid)
             except (OSError, KeyError, ValueError):
                 continue  # it ended while we looked
-            containers.append(await self._container(status, used, disk=disk))
-        volumes = {name: await self._disk.of(path) for name, path in self._empty_dirs(pod).items()} if disk else {}
+            containers.append(await self._container(status, used, disk=disk, max_age_s=max_age_s))
+        volumes = {}
+        for name, path in self._empty_dirs(pod).items() if disk else ():
+            volumes[name] = await self._disk.of(path, max_age_s=max_age_s)
         total = own if own is not None else sum((c.usage for c in containers), Usage())
         return PodUse(pod, containers, total, interfaces, volumes)
 
-    async def _container(self, status: ContainerStatus, used: Usage, *, disk: bool) -> ContainerUse:
+    async def _container(self, status: ContainerStatus, used: Usage, *, disk: bool, max_age_s: float) -> ContainerUse:
         if not disk:
             return ContainerUse(status, used)
         layer = log = DiskUsage()
         if path := writable_layer(status.pid):
-            layer = await self._disk.of(path)
+            layer = await self._disk.of(path, max_age_s=max_age_s)
         for path in _log_files(status):
-            log += await self._disk.of(path)
+            log += await self._disk.of(path, max_age_s=max_age_s)
         return ContainerUse(status, used, layer, log)
 
     def _empty_dirs(self, pod: Object) -> dict[str, str]:
@@ -123,7 +130,8 @@ class Stats:
         node = self._node(now, pods)
         if not only_cpu_and_memory:
             node |= await self._node_disks(now)
-        answer = {"node": node, "pods": [self._pod(use, now, all_=not only_cpu_and_memory) for use in pods]}
+        disk = None if only_cpu_and_memory else file_system(self._root)
+        answer = {"node": node, "pods": [self._pod(use, now, disk) for use in pods]}
         alive = {container.status.id for use in pods for container in use.containers} | {uid_of(p.pod) for p in pods}
         self._rates = {key: rate for key, rate in self._rates.items() if key in alive or not key}
         return answer
@@ -163,33 +171,32 @@ class Stats:
         except OSError:
             return own
 
-    def _pod(self, use: PodUse, now: float, *, all_: bool) -> Object:
+    def _pod(self, use: PodUse, now: float, disk: FileSystem | None) -> Object:
+        """With `disk`, the file system of the pods' local storage, everything; without it CPU and memory."""
         pod = use.pod
         answer: Object = {
             "podRef": {"name": name_of(pod), "namespace": namespace_of(pod), "uid": uid_of(pod)},
             "startTime": dig(pod, "status", "startTime") or format_time(now),
-            "containers": [self._container_stats(container, now, all_=all_) for container in use.containers],
+            "containers": [self._container_stats(container, now, disk) for container in use.containers],
             **self._use(uid_of(pod), use.usage, now),
         }
-        if all_:
-            own = file_system(self._root)
+        if disk is not None:
             if use.interfaces:
                 answer["network"] = _network(use.interfaces, now)
-            answer["volume"] = [{**_taken(taken, own, now), "name": name} for name, taken in use.volumes.items()]
-            answer["ephemeral-storage"] = _taken(use.ephemeral_storage, own, now)
+            answer["volume"] = [{**_taken(taken, disk, now), "name": name} for name, taken in use.volumes.items()]
+            answer["ephemeral-storage"] = _taken(use.ephemeral_storage, disk, now)
             answer["process_stats"] = {"process_count": use.usage.processes}
         return answer
 
-    def _container_stats(self, use: ContainerUse, now: float, *, all_: bool) -> Object:
+    def _container_stats(self, use: ContainerUse, now: float, disk: FileSystem | None) -> Object:
         answer: Object = {
             "name": use.status.name,
             "startTime": format_time(use.status.started_at),
             **self._use(use.status.id, use.usage, now),
         }
-        if all_:
-            own = file_system(self._root)
-            answer["rootfs"] = _taken(use.layer, own, now)
-            answer["logs"] = _taken(use.log, own, now)
+        if disk is not None:
+            answer["rootfs"] = _taken(use.layer, disk, now)
+            answer["logs"] = _taken(use.log, disk, now)
         return answer
 
     def _use(self, key: str, used: Usage, now: float, *, available: int | None = None) -> Object:
@@ -269,7 +276,8 @@ def _taken(taken: DiskUsage, of: FileSystem, now: float) -> Object:
 
 
 def _network(interfaces: Sequence[Interface], now: float) -> Object:
-    """The first interface is the one that is reported by itself."""
+    """eth0 is the one that is reported by itself, or the first where there is none of that name."""
+    interfaces = sorted(interfaces, key=lambda one: one.name != "eth0")
     found = [
         {
             "name": one.name,

@@ -13,11 +13,14 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Literal
 
 from kone.runtime import mounts
-from kone.runtime.parts import VolumeError
+from kone.runtime.parts import SubPathFailed, VolumeError
 
 FOLDER = "volume-subpaths"
+
+Step = Literal["create subPath directory", "prepare subPath"]
 
 
 def check(sub_path: str) -> None:
@@ -31,17 +34,22 @@ def check(sub_path: str) -> None:
 def bind(pod_folder: Path, volume_path: str, sub_path: str) -> str:
     """Where on the host `sub_path` of a volume is bound; it is made as a directory where nothing is there.
 
-    Raises VolumeError (it leads out of the volume) and OSError.
+    Raises SubPathFailed: it leads out of the volume, or the kernel says no.
     """
     top = os.path.realpath(volume_path)
     found = os.path.realpath(os.path.join(top, sub_path))
+    create = not os.path.exists(found)
+    step: Step = "create subPath directory" if create else "prepare subPath"
     if found != top and not found.startswith(top.rstrip("/") + "/"):
-        raise VolumeError(f'subpath "{found}" not within volume path "{volume_path}"')
-    opened = _open(top, os.path.relpath(found, top), create=not os.path.exists(found))
+        raise SubPathFailed(step, f'subpath "{found}" not within volume path "{volume_path}"')
     try:
-        return _bind(pod_folder / FOLDER / _name(volume_path, sub_path), opened)
-    finally:
-        os.close(opened)
+        opened = _open(top, os.path.relpath(found, top), create=create)
+        try:
+            return _bind(pod_folder / FOLDER / _name(volume_path, sub_path), opened)
+        finally:
+            os.close(opened)
+    except OSError as error:
+        raise SubPathFailed(step, str(error)) from error
 
 
 def remove(pod_folder: Path) -> None:
@@ -71,7 +79,7 @@ def _open(top: str, path: str, *, create: bool) -> int:
             os.close(here)
             here = step
             if stat.S_ISLNK(os.fstat(here).st_mode):
-                raise VolumeError(f'"{part}" of subpath "{path}" has become a link')
+                raise SubPathFailed("prepare subPath", f'"{part}" of subpath "{path}" has become a link')
     except BaseException:
         os.close(here)
         raise

@@ -94,10 +94,7 @@ class Volumes:
     async def subpath(self, pod: Object, volume: MountedVolume, sub_path: str) -> str:
         subpath.check(sub_path)
         async with self._locks[uid_of(pod)]:
-            try:
-                return subpath.bind(self._root / uid_of(pod), volume.host_path, sub_path)
-            except OSError as error:
-                raise VolumeError(_text(error)) from None
+            return subpath.bind(self._root / uid_of(pod), volume.host_path, sub_path)
 
     async def unmount(self, pod_uid: str) -> None:
         async with self._locks[pod_uid]:

@@ -11,6 +11,8 @@ from kone.apimachinery.kinds import EVENTS, PODS
 from kone.apimachinery.objects import Object, deep_copy, dig, replace_in, uid_of
 from kone.apimachinery.timestamps import format_time
 from kone.client.events import EventRecorder
+from kone.runtime.eviction import Host
+from kone.runtime.eviction_signals import Observation, Observations
 from kone.runtime.kubelet import Kubelet
 from kone.runtime.kubelet_config import KubeletConfig
 from kone.runtime.parts import MountedVolume, VolumeError
@@ -26,12 +28,14 @@ class FakeVolumes:
     def __init__(self) -> None:
         self.missing: dict[str, str] = {}
         self.mounts: set[str] = set()
+        self.asked = 0
 
     async def start(self) -> None: ...
 
     async def stop(self) -> None: ...
 
     async def mount(self, pod: Object) -> Mapping[str, MountedVolume]:
+        self.asked += 1
         names = [volume["name"] for volume in dig(pod, "spec", "volumes", default=())]
         for name in names:
             if name in self.missing:
@@ -47,6 +51,21 @@ class FakeVolumes:
 
     def mounted(self) -> set[str]:
         return set(self.mounts)
+
+
+class RoomyHost(Host):
+    """A host that is short of nothing, until a test says so: signal -> (available, capacity)."""
+
+    def __init__(self, root: Path, image_root: Path) -> None:
+        super().__init__(root, image_root)
+        self.shown: dict[str, Observation] = {}
+
+    @property
+    def own_image_fs(self) -> bool:
+        return False
+
+    def observe(self) -> Observations:
+        return dict(self.shown)
 
 
 class World:
@@ -73,7 +92,12 @@ class World:
             self.clock,
             KubeletConfig("n1", ("192.0.2.1",), self.path),
             volumes=self.volumes,
+            host=self.make_host,
         )
+
+    def make_host(self, root: Path, image_root: Path) -> RoomyHost:
+        self.host = RoomyHost(root, image_root)
+        return self.host
 
     async def start(self) -> None:
         await self.kubelet.start()

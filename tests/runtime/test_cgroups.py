@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+import uuid
 from pathlib import Path
 
 import pytest
 
-from kone.runtime.cgroups import Cgroups, quota_of, settings_v1, settings_v2, shares_of, weight_of
+from kone.runtime.cgroups import (
+    ROOT,
+    Cgroups,
+    limits_of,
+    quota_of,
+    remove_hierarchy,
+    settings_v1,
+    settings_v2,
+    shares_of,
+    weight_of,
+)
+from kone.runtime.usage import group_of
 
 
 @pytest.mark.parametrize(("milli", "shares"), [(0, 2), (1, 2), (100, 102), (1000, 1024), (10**9, 262144)])
@@ -19,7 +33,7 @@ def test_quota(milli: int, quota: int) -> None:
     assert quota_of(milli) == quota
 
 
-@pytest.mark.parametrize(("shares", "weight"), [(2, 1), (1024, 39), (262_144, 10_000)])
+@pytest.mark.parametrize(("shares", "weight"), [(2, 1), (102, 17), (1024, 100), (2048, 174), (262_144, 10_000)])
 def test_weight(shares: int, weight: int) -> None:
     assert weight_of(shares) == weight
 
@@ -57,3 +71,70 @@ async def test_under_systemd_the_group_is_a_slice_and_dashes_do_not_nest() -> No
     groups = Cgroups(version=2, driver="systemd")
     await groups.start()
     assert await groups.ensure(pod()) == "kubepods-besteffort-poda_b.slice"
+
+
+def test_huge_pages_are_limited_to_what_was_asked_for() -> None:
+    requests = {"cpu": 0, "hugepages-2Mi": 4 << 20, "hugepages-1Gi": 1 << 30, "hugepages-64Ki": 1 << 16}
+    assert settings_v1(requests, {})["hugetlb", "hugetlb.2MB.limit_in_bytes"] == str(4 << 20)
+    found = settings_v2(requests, {})
+    assert (found["hugetlb.1GB.max"], found["hugetlb.64KB.max"]) == (str(1 << 30), str(1 << 16))
+
+
+LIMITED = {"resources": {"limits": {"cpu": "1", "memory": "1Mi"}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "limits"),
+    [
+        ({"containers": [LIMITED, LIMITED]}, {"cpu": 2000, "memory": 2 << 20}),
+        ({"containers": [LIMITED, {}]}, {}),
+        ({"containers": [LIMITED], "initContainers": [{}]}, {}),
+        ({"containers": [LIMITED], "initContainers": [LIMITED]}, {"cpu": 1000, "memory": 1 << 20}),
+        ({"containers": [{}], **LIMITED}, {"cpu": 1000, "memory": 1 << 20}),
+    ],
+    ids=["all limited", "one is not", "an init container is not", "init containers too", "the pod is"],
+)
+def test_a_group_is_limited_where_all_in_it_are(spec: dict[str, object], limits: dict[str, int]) -> None:
+    assert limits_of({"spec": spec}) == limits
+
+
+async def test_burstable_pods_weigh_what_they_ask_for_together(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    groups = Cgroups(version=1, driver="cgroupfs", root=tmp_path)
+    await groups.start()
+    top = tmp_path / "cpu" / "kubepods"
+    assert (top / "besteffort" / "cpu.shares").read_text() == "2"
+    for uid, cpu in (("a", "1"), ("b", "500m")):
+        await groups.ensure({**pod(requests={"cpu": cpu}), "metadata": {"uid": uid}})
+    assert (top / "burstable" / "cpu.shares").read_text() == str(1024 + 512)
+    for file in (top / "burstable" / "poda").iterdir():
+        file.unlink()  # a real group's files go with it
+    await groups.remove("a")
+    assert (top / "burstable" / "cpu.shares").read_text() == "512"
+
+
+@pytest.mark.ring3
+@pytest.mark.skipif(not (ROOT / "memory").is_dir(), reason="this host has no control groups of version 1")
+async def test_real_groups_hold_their_processes_to_the_limit_and_go_with_the_pod() -> None:
+    instance = f"t{uuid.uuid4().hex[:6]}"
+    groups = Cgroups(version=1, driver="cgroupfs", instance=instance)
+    try:
+        await groups.start()
+        path = await groups.ensure(pod(limits={"cpu": "500m", "memory": "64Mi"}))
+        assert path == f"/kubepods-{instance}/poda-b"
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", "import sys; sys.stdin.read(1)", stdin=asyncio.subprocess.PIPE
+        )
+        for controller in ("cpu", "memory", "cpuacct", "pids", "cpuset"):
+            (ROOT / controller / path.lstrip("/") / "cgroup.procs").write_text(str(child.pid))
+        assert (ROOT / "cpu" / path.lstrip("/") / "cpu.cfs_quota_us").read_text() == "50000\n"
+        group = group_of(child.pid)
+        assert group.path.name == "poda-b"
+        assert group.read().processes == 1
+        child.kill()
+        await child.wait()
+        await groups.remove("a-b")
+        assert not (ROOT / "memory" / path.lstrip("/")).exists()
+    finally:
+        await remove_hierarchy(instance)
+    assert list(ROOT.glob(f"*/kubepods-{instance}")) == []

@@ -335,11 +335,24 @@ async def test_a_volume_that_is_missing(world: World) -> None:
     assert world.runtime.running() == ["c"]
 
 
+async def test_a_volume_that_went_missing_is_waited_for_without_haste(world: World) -> None:
+    await world.create("p", volumes=[{"name": "v", "emptyDir": {}}])
+    world.volumes.missing["v"] = "gone"
+    world.volumes.asked = 0
+    world.runtime.end("c", 1)
+    await world.settle()
+    assert world.volumes.asked == 1
+    world.volumes.missing.clear()
+    await world.advance(1.0)
+    assert world.runtime.running() == ["c"]
+
+
 async def test_a_network_that_fails_is_tried_again(world: World) -> None:
     world.network.fail = "no address is free"
     await world.create("p")
     assert world.events("p", "FailedCreatePodSandBox") == ["Failed to create pod sandbox: no address is free"]
     assert world.runtime.running() == []
+    assert [s.attempt for s in await world.runtime.sandboxes()] == [0]  # not before a second has passed
     world.network.fail = ""
     await world.advance(2.0)
     assert world.runtime.running() == ["c"]
@@ -384,8 +397,6 @@ async def test_a_finalizer_lets_the_end_be_seen(world: World) -> None:
     assert world.container("p", "c")["state"]["terminated"]["exitCode"] == 8
     assert world.pod("p")["metadata"]["deletionTimestamp"]
     await world.change("p", "metadata", "finalizers", to=[])
-    await world.client.patch(PODS, "p", {"metadata": {"labels": {"a": "b"}}}, namespace="default")
-    await world.settle()
     assert not world.exists("p")
     assert await world.runtime.containers() == []
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kone.runtime import mounts, subpath
-from kone.runtime.parts import VolumeError
+from kone.runtime.parts import SubPathFailed, VolumeError
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,10 @@ def test_links_inside_are_followed_and_links_outside_are_not(pod: Path, volume: 
     (bind(pod, volume, "inside") / "x").write_text("")
     assert (volume / "real" / "x").exists()
     for name in ("outside", "outside/passwd", "dangling", "dangling/x"):
-        with pytest.raises(VolumeError, match="not within volume path"):
+        with pytest.raises(SubPathFailed, match="not within volume path") as caught:
             bind(pod, volume, name)
+        exists = name.startswith("outside")
+        assert caught.value.step == ("prepare subPath" if exists else "create subPath directory")
     assert not (pod.parent / "elsewhere").exists()
 
 
@@ -114,6 +116,6 @@ def test_a_link_that_appears_after_the_check_is_not_followed(
         return found
 
     monkeypatch.setattr(os.path, "realpath", swap)
-    with pytest.raises(VolumeError, match="has become a link"):
+    with pytest.raises(SubPathFailed, match="has become a link"):
         bind(pod, volume, "d")
     assert mounts.mounts_below(str(pod)) == []
