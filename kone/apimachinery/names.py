@@ -370,6 +370,17 @@ def is_cidr(value: str) -> Names:
     return [] if value == canonical else [f'must be in canonical form ("{canonical}")']
 
 
+def is_interface_address(value: str) -> Names:
+    """An address with the length of its network, in canonical notation: 10.9.8.7/24."""
+    address_text, slash, bits_text = value.partition("/")
+    address = parse_ip(address_text)
+    size = 32 if isinstance(address, ipaddress.IPv4Address) else 128
+    if address is None or not slash or not re.match(r"[0-9]+\Z", bits_text) or int(bits_text) > size:
+        return ["must be a valid address in CIDR form, (e.g. 10.9.8.7/24 or 2001:db8::1/64)"]
+    canonical = f"{address}/{int(bits_text)}"
+    return [] if value == canonical else [f'must be in canonical form ("{canonical}")']
+
+
 ALPHANUMERICS = "bcdfghjklmnpqrstvwxz2456789"
 """The letters of generated suffixes: no vowels, so no words; no digits that look like letters (util/rand)."""
 MAX_GENERATED_PREFIX = 58

@@ -1,4 +1,4 @@
-"""admissionregistration.k8s.io: webhooks and policies that admission asks.
+"""admissionregistration.k8s.io: webhooks that admission asks, and what policies share with them.
 
 What CEL expressions say is judged where they are compiled; here is everything else about them.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from kone.apimachinery.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
+from kone.apimachinery.errors import FieldError, duplicate, invalid_value, not_supported, required
 from kone.apimachinery.kinds import GVR
 from kone.apimachinery.names import (
     is_dns1035_label,
@@ -21,19 +21,16 @@ from kone.apimachinery.names import (
 from kone.apimachinery.objects import Object, dig
 from kone.registry.resource import AGE, NAME, Column, Resource
 from kone.registry.rules import Errors, check, label_selector
-from kone.registry.strategy import SpecStrategy, StatusStrategy, Strategy
+from kone.registry.strategy import Strategy
 
 GROUP = "admissionregistration.k8s.io"
-MUTATINGADMISSIONPOLICIES = GVR(GROUP, "v1", "mutatingadmissionpolicies")
-MUTATINGADMISSIONPOLICYBINDINGS = GVR(GROUP, "v1", "mutatingadmissionpolicybindings")
+CATEGORIES = ("api-extensions",)
 MUTATINGWEBHOOKCONFIGURATIONS = GVR(GROUP, "v1", "mutatingwebhookconfigurations")
-VALIDATINGADMISSIONPOLICIES = GVR(GROUP, "v1", "validatingadmissionpolicies")
-VALIDATINGADMISSIONPOLICYBINDINGS = GVR(GROUP, "v1", "validatingadmissionpolicybindings")
 VALIDATINGWEBHOOKCONFIGURATIONS = GVR(GROUP, "v1", "validatingwebhookconfigurations")
 
-_FAILURE_POLICIES = ("Fail", "Ignore")
-_MATCH_POLICIES = ("Equivalent", "Exact")
-_REINVOCATIONS = ("IfNeeded", "Never")
+FAILURE_POLICIES = ("Fail", "Ignore")
+MATCH_POLICIES = ("Equivalent", "Exact")
+REINVOCATIONS = ("IfNeeded", "Never")
 _SIDE_EFFECTS = ("None", "NoneOnDryRun")
 REVIEW_VERSIONS = ("v1", "v1beta1")
 _SCOPES = ("*", "Cluster", "Namespaced")
@@ -43,7 +40,7 @@ _MAX_MATCH_CONDITIONS = 64
 # -- rules that webhooks and policies share ---------------------------------------------------------------------------
 
 
-def _rule_with_operations(errors: Errors, path: str, rule: Mapping[str, Any]) -> None:
+def rule_with_operations(errors: Errors, path: str, rule: Mapping[str, Any]) -> None:
     operations = rule.get("operations") or ()
     if not operations:
         errors.append(required(f"{path}.operations"))
@@ -99,7 +96,7 @@ def _resources(errors: Errors, path: str, resources: Sequence[str]) -> None:
         errors.append(invalid_value(path, resources, text))
 
 
-def _match_conditions(errors: Errors, path: str, found: Sequence[Mapping[str, Any]]) -> None:
+def match_conditions(errors: Errors, path: str, found: Sequence[Mapping[str, Any]]) -> None:
     if len(found) > _MAX_MATCH_CONDITIONS:
         errors.append(FieldError("FieldValueTooMany", path, f"{len(found)}: must have at most 64 items"))
         return
@@ -117,12 +114,12 @@ def _match_conditions(errors: Errors, path: str, found: Sequence[Mapping[str, An
         seen.add(name)
 
 
-def _choice(errors: Errors, path: str, value: str | None, supported: Sequence[str]) -> None:
+def choice(errors: Errors, path: str, value: str | None, supported: Sequence[str]) -> None:
     if value is not None and value not in supported:
         errors.append(not_supported(path, value, supported))
 
 
-def _default_match(part: Object) -> None:
+def default_match(part: Object) -> None:
     if part.get("matchPolicy") is None:
         part["matchPolicy"] = "Equivalent"
     for field in ("namespaceSelector", "objectSelector"):
@@ -130,7 +127,7 @@ def _default_match(part: Object) -> None:
             part[field] = {}
 
 
-def _default_scopes(rules: Iterable[Object]) -> None:
+def default_scopes(rules: Iterable[Object]) -> None:
     for rule in rules:
         if rule.get("scope") is None:
             rule["scope"] = "*"
@@ -149,12 +146,12 @@ class _Webhooks(Strategy):
         for hook in obj.get("webhooks") or ():
             if hook.get("failurePolicy") is None:
                 hook["failurePolicy"] = "Fail"
-            _default_match(hook)
+            default_match(hook)
             if hook.get("timeoutSeconds") is None:
                 hook["timeoutSeconds"] = 10
             if self.mutating and hook.get("reinvocationPolicy") is None:
                 hook["reinvocationPolicy"] = "Never"
-            _default_scopes(hook.get("rules") or ())
+            default_scopes(hook.get("rules") or ())
             service = dig(hook, "clientConfig", "service")
             if service is not None and service.get("port") is None:
                 service["port"] = 443
@@ -189,12 +186,12 @@ class _Webhooks(Strategy):
         else:
             errors.append(required(f"{path}.name"))
         for i, rule in enumerate(hook.get("rules") or ()):
-            _rule_with_operations(errors, f"{path}.rules[{i}]", rule)
-        _choice(errors, f"{path}.failurePolicy", hook.get("failurePolicy"), _FAILURE_POLICIES)
-        _choice(errors, f"{path}.matchPolicy", hook.get("matchPolicy"), _MATCH_POLICIES)
+            rule_with_operations(errors, f"{path}.rules[{i}]", rule)
+        choice(errors, f"{path}.failurePolicy", hook.get("failurePolicy"), FAILURE_POLICIES)
+        choice(errors, f"{path}.matchPolicy", hook.get("matchPolicy"), MATCH_POLICIES)
         if hook.get("sideEffects") is None:
             errors.append(required(f"{path}.sideEffects", f"must specify one of {', '.join(_SIDE_EFFECTS)}"))
-        _choice(errors, f"{path}.sideEffects", hook.get("sideEffects"), _SIDE_EFFECTS)
+        choice(errors, f"{path}.sideEffects", hook.get("sideEffects"), _SIDE_EFFECTS)
         seconds = hook.get("timeoutSeconds")
         if seconds is not None and not 1 <= seconds <= 30:
             text = "the timeout value must be between 1 and 30 seconds"
@@ -202,9 +199,9 @@ class _Webhooks(Strategy):
         for field in ("namespaceSelector", "objectSelector"):
             label_selector(errors, f"{path}.{field}", hook.get(field))
         if self.mutating:
-            _choice(errors, f"{path}.reinvocationPolicy", hook.get("reinvocationPolicy"), _REINVOCATIONS)
+            choice(errors, f"{path}.reinvocationPolicy", hook.get("reinvocationPolicy"), REINVOCATIONS)
         _client_config(errors, f"{path}.clientConfig", hook.get("clientConfig") or {})
-        _match_conditions(errors, f"{path}.matchConditions", hook.get("matchConditions") or ())
+        match_conditions(errors, f"{path}.matchConditions", hook.get("matchConditions") or ())
 
 
 def review_versions(errors: Errors, path: str, versions: Sequence[str], *, recognized: bool = True) -> None:
@@ -272,191 +269,17 @@ def webhook_service(errors: Errors, path: str, service: Mapping[str, Any]) -> No
         check(errors, f"{path}.path", url, texts if step else [f"segment[{i}] may not be empty"])
 
 
-# -- policies ---------------------------------------------------------------------------------------------------------
-
-
-class _Policy(SpecStrategy):
-    constraints = "matchConstraints"
-
-    def __init__(self, *, mutating: bool) -> None:
-        self.mutating = mutating
-        self.has_status = not mutating
-
-    def default(self, obj: Object) -> None:
-        spec = obj["spec"]
-        if spec.get("failurePolicy") is None:
-            spec["failurePolicy"] = "Fail"
-        _default_constraints(spec.get(self.constraints))
-
-    def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
-        errors: Errors = []
-        spec = obj["spec"]
-        _choice(errors, "spec.failurePolicy", spec.get("failurePolicy"), _FAILURE_POLICIES)
-        if spec.get("paramKind") is not None:
-            _param_kind(errors, "spec.paramKind", spec["paramKind"])
-        if spec.get(self.constraints) is None:
-            errors.append(required(f"spec.{self.constraints}"))
-        else:
-            _constraints(errors, f"spec.{self.constraints}", spec[self.constraints], need_rules=True)
-        _match_conditions(errors, "spec.matchConditions", spec.get("matchConditions") or ())
-        if self.mutating:
-            _mutations(errors, "spec", spec)
-        elif not spec.get("validations") and not spec.get("auditAnnotations"):
-            text = "validations or auditAnnotations must be non-empty"
-            errors.append(required("spec.validations", f"{text}; at least one must be specified"))
-            errors.append(required("spec.auditAnnotations", f"{text}; at least one must be specified"))
-        return errors
-
-
-def _default_constraints(match: Object | None) -> None:
-    if match is not None:
-        _default_match(match)
-        for field in ("resourceRules", "excludeResourceRules"):
-            _default_scopes(match.get(field) or ())
-
-
-def _param_kind(errors: Errors, path: str, kind: Mapping[str, Any]) -> None:
-    version, name = kind.get("apiVersion", ""), kind.get("kind", "")
-    if not version:
-        errors.append(required(f"{path}.apiVersion"))
-    if not name:
-        errors.append(required(f"{path}.kind"))
-
-
-def _constraints(errors: Errors, path: str, match: Mapping[str, Any], *, need_rules: bool) -> None:
-    _choice(errors, f"{path}.matchPolicy", match.get("matchPolicy"), _MATCH_POLICIES)
-    for field in ("namespaceSelector", "objectSelector"):
-        label_selector(errors, f"{path}.{field}", match.get(field))
-    for field in ("resourceRules", "excludeResourceRules"):
-        for i, rule in enumerate(match.get(field) or ()):
-            _rule_with_operations(errors, f"{path}.{field}[{i}]", rule)
-    if need_rules and not match.get("resourceRules"):
-        errors.append(required(f"{path}.resourceRules"))
-
-
-def _mutations(errors: Errors, path: str, spec: Mapping[str, Any]) -> None:
-    if not spec.get("mutations"):
-        errors.append(required(f"{path}.mutations"))
-    _choice(errors, f"{path}.reinvocationPolicy", spec.get("reinvocationPolicy") or None, _REINVOCATIONS)
-
-
-class _Binding(Strategy):
-    def __init__(self, *, mutating: bool) -> None:
-        self.mutating = mutating
-
-    def default(self, obj: Object) -> None:
-        _default_constraints(obj["spec"].get("matchResources"))
-
-    def prepare(self, obj: Object, old: Object | None, *, user: Any) -> None:
-        if old is None:
-            obj["metadata"]["generation"] = 1
-        elif obj["spec"] != old["spec"]:
-            obj["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
-
-    def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
-        errors: Errors = []
-        spec = obj["spec"]
-        name = spec.get("policyName", "")
-        if name:
-            check(errors, "spec.policyName", name, is_dns1123_subdomain(name))
-        else:
-            errors.append(required("spec.policyName"))
-        if spec.get("paramRef") is not None:
-            _param_ref(errors, "spec.paramRef", spec["paramRef"])
-        if spec.get("matchResources") is not None:
-            _constraints(errors, "spec.matchResources", spec["matchResources"], need_rules=False)
-        if not self.mutating:
-            _actions(errors, "spec.validationActions", spec.get("validationActions") or ())
-        return errors
-
-
-_ACTIONS = ("Audit", "Deny", "Warn")
-
-
-def _actions(errors: Errors, path: str, actions: Sequence[str]) -> None:
-    for i, action in enumerate(actions):
-        if action not in _ACTIONS:
-            errors.append(not_supported(f"{path}[{i}]", action, _ACTIONS))
-        if action in actions[:i]:
-            errors.append(duplicate(f"{path}[{i}]", action))
-    if {"Deny", "Warn"} <= set(actions):
-        text = "must not contain both Deny and Warn (repeating the same validation failure information in the API "
-        errors.append(invalid_value(path, actions, f"{text}response and headers serves no purpose)"))
-    if not actions:
-        errors.append(required(path, "at least one validation action is required"))
-
-
-def _param_ref(errors: Errors, path: str, ref: Mapping[str, Any]) -> None:
-    name, selector = ref.get("name", ""), ref.get("selector")
-    if name:
-        check(errors, f"{path}.name", name, is_dns1123_subdomain(name))
-        if selector is not None:
-            errors.append(forbidden_field(f"{path}.name", "name and selector are mutually exclusive"))
-    if selector is not None:
-        label_selector(errors, f"{path}.selector", selector)
-        if name:
-            errors.append(forbidden_field(f"{path}.selector", "name and selector are mutually exclusive"))
-    if not name and selector is None:
-        errors.append(required(path, "one of name or selector must be specified"))
-    action = ref.get("parameterNotFoundAction")
-    if action is None:
-        errors.append(required(f"{path}.parameterNotFoundAction"))
-    else:
-        _choice(errors, f"{path}.parameterNotFoundAction", action, ("Deny", "Allow"))
-
-
-def _kind_cell(obj: Object, now: float) -> str:
-    kind = dig(obj, "spec", "paramKind")
-    return "<unset>" if kind is None else f"{kind.get('apiVersion', '')}/{kind.get('kind', '')}"
-
-
-def _ref_cell(obj: Object, now: float) -> str:
-    ref = dig(obj, "spec", "paramRef")
-    if ref is None:
-        return "<unset>"
-    return f"{ref['namespace']}/{ref.get('name', '')}" if ref.get("namespace") else str(ref.get("name") or "*")
-
-
-def _count(name: str, *path: str) -> Column:
+def count(name: str, *path: str) -> Column:
+    """How many items a list has."""
     return Column(name, lambda obj, now: len(dig(obj, *path, default=())), type="integer")
 
 
-def _policy(gvr: GVR, kind: str, counted: Column, strategy: Strategy, status: StatusStrategy | None) -> Resource:
-    columns = (NAME, counted, Column("ParamKind", _kind_cell), AGE)
-    return Resource(gvr, kind, strategy, namespaced=False, categories=_CATEGORIES, columns=columns, status=status)
-
-
-def _binding(gvr: GVR, kind: str, *, mutating: bool) -> Resource:
-    name = Column("PolicyName", lambda obj, now: dig(obj, "spec", "policyName", default=""))
-    columns = (NAME, name, Column("ParamRef", _ref_cell), AGE)
-    return Resource(gvr, kind, _Binding(mutating=mutating), namespaced=False, categories=_CATEGORIES, columns=columns)
-
-
 def _webhooks(gvr: GVR, kind: str, *, mutating: bool) -> Resource:
-    columns = (NAME, _count("Webhooks", "webhooks"), AGE)
-    return Resource(gvr, kind, _Webhooks(mutating=mutating), namespaced=False, categories=_CATEGORIES, columns=columns)
+    columns = (NAME, count("Webhooks", "webhooks"), AGE)
+    return Resource(gvr, kind, _Webhooks(mutating=mutating), namespaced=False, categories=CATEGORIES, columns=columns)
 
-
-_CATEGORIES = ("api-extensions",)
-_validating = _Policy(mutating=False)
 
 RESOURCES: Sequence[Resource] = (
-    _policy(
-        MUTATINGADMISSIONPOLICIES,
-        "MutatingAdmissionPolicy",
-        _count("Mutations", "spec", "mutations"),
-        _Policy(mutating=True),
-        None,
-    ),
-    _binding(MUTATINGADMISSIONPOLICYBINDINGS, "MutatingAdmissionPolicyBinding", mutating=True),
     _webhooks(MUTATINGWEBHOOKCONFIGURATIONS, "MutatingWebhookConfiguration", mutating=True),
-    _policy(
-        VALIDATINGADMISSIONPOLICIES,
-        "ValidatingAdmissionPolicy",
-        _count("Validations", "spec", "validations"),
-        _validating,
-        StatusStrategy(_validating),
-    ),
-    _binding(VALIDATINGADMISSIONPOLICYBINDINGS, "ValidatingAdmissionPolicyBinding", mutating=False),
     _webhooks(VALIDATINGWEBHOOKCONFIGURATIONS, "ValidatingWebhookConfiguration", mutating=False),
 )

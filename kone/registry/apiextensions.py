@@ -33,6 +33,7 @@ _PER_VERSION = ("schema", "subresources", "additionalPrinterColumns", "selectabl
 
 class _CustomResourceDefinition(SpecStrategy):
     unconditional_update = False
+    kube_finalizers = False
 
     def default(self, obj: Object) -> None:
         spec = obj.get("spec") or {}
@@ -128,6 +129,9 @@ def _spec(errors: Errors, spec: Mapping[str, Any], before: Mapping[str, Any] | N
     for i, version in enumerate(versions):
         _version(errors, f"spec.versions[{i}]", version, shared)
     _versions_together(errors, versions, shared)
+    first = versions[0].get("name", "") if versions else ""
+    if first and (texts := is_dns1035_label(first)):  # upstream has it in a field of old as well
+        errors.append(invalid_value("spec.version", first, ",".join(texts)))
     for field in ("plural", "singular", "kind", "listKind"):
         if not names.get(field):
             errors.append(required(f"spec.names.{field}"))
@@ -136,6 +140,10 @@ def _spec(errors: Errors, spec: Mapping[str, Any], before: Mapping[str, Any] | N
         # What all versions have in common is one thing to upstream, which finds fault with it once.
         _subresources(errors, "spec.subresources", _part(versions[0], "subresources", shared))
         _columns(errors, "spec.additionalPrinterColumns", _part(versions[0], "additionalPrinterColumns", shared))
+    strategy = dig(spec, "conversion", "strategy", default="None")
+    if strategy != "None" and spec.get("preserveUnknownFields"):
+        why = "must be None if spec.preserveUnknownFields is true"
+        errors.append(invalid_value("spec.conversion.strategy", strategy, why))
     _conversion(errors, "spec.conversion", spec.get("conversion") or {}, before)
 
 
@@ -282,7 +290,7 @@ def _conversion(errors: Errors, path: str, conversion: Mapping[str, Any], before
 
 def _stored_versions(errors: Errors, path: str, stored: list[str], versions: Sequence[Mapping[str, Any]]) -> None:
     if not stored:
-        errors.append(invalid_value(path, stored, "must have at least one stored version"))
+        errors.append(invalid_value(path, None, "must have at least one stored version"))
         return
     names = [version.get("name", "") for version in versions]
     for version in versions:

@@ -28,6 +28,7 @@ def _any_name(name: str, prefix: bool) -> Sequence[str]:
 class _APIService(Strategy):
     name_rule = staticmethod(_any_name)  # the name follows from the spec: see validate
     unconditional_update = False
+    kube_finalizers = False
 
     def default(self, obj: Object) -> None:
         service = dig(obj, "spec", "service")
@@ -51,12 +52,12 @@ class _APIService(Strategy):
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
-        name, spec = obj["metadata"].get("name", ""), obj.get("spec") or {}
+        spec = obj.get("spec") or {}
         group, version = spec.get("group", ""), spec.get("version", "")
-        texts = is_path_segment_name(name)
-        if not texts and name != f"{version}.{group}":
-            texts = [f'must be `spec.version+"."+spec.group`: "{version}.{group}"']
-        check(errors, "metadata.name", name, texts)
+        for field in ("generateName", "name"):
+            name = obj["metadata"].get(field)
+            if name:
+                check(errors, f"metadata.{field}", name, _name(name, f"{version}.{group}"))
         if not group and version != "v1":
             errors.append(required("spec.group", "only v1 may have an empty group and it better be legacy kube"))
         if group:
@@ -71,6 +72,11 @@ class _APIService(Strategy):
                 errors.append(invalid_value(f"spec.{field}", spec.get(field, 0), text))
         _backend(errors, spec)
         return errors
+
+
+def _name(name: str, wanted: str) -> Sequence[str]:
+    texts = is_path_segment_name(name)
+    return texts if texts or name == wanted else [f'must be `spec.version+"."+spec.group`: "{wanted}"']
 
 
 def _backend(errors: Errors, spec: Object) -> None:

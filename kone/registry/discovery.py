@@ -122,6 +122,9 @@ def _endpoints(
 
 def _address(errors: Errors, path: str, i: int, address: str, address_type: str) -> None:
     at = f"{path}[{i}]"
+    if address_type == "FQDN" and not address:
+        errors.append(required(at))
+        return
     if address_type == "FQDN":
         check(errors, at, address, is_fully_qualified_domain_name(address))
         return

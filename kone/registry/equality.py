@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from kone.apimachinery.quantity import parse_quantity
@@ -30,12 +29,16 @@ def same(value: Any, other: Any) -> bool:
     return False
 
 
-def _same_amounts(value: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+def _same_amounts(value: Any, other: Any) -> bool:
+    if isinstance(value, list) or isinstance(other, list):  # a ResourceClaim's requests are no amounts
+        return same(value, other)
     value, other = value or {}, other or {}
     return value.keys() == other.keys() and all(_same_amount(value[key], other[key]) for key in value)
 
 
 def _same_amount(value: Any, other: Any) -> bool:
+    if isinstance(value, dict):  # a device's capacity is more than an amount
+        return same(value, other)
     try:
         return parse_quantity(value) == parse_quantity(other)
     except (ValueError, AttributeError):

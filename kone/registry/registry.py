@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kone.registry import (
+    admission_policies,
     admissionregistration,
     apiextensions,
     apiregistration,
@@ -14,6 +15,7 @@ from kone.registry import (
     certificates,
     coordination,
     discovery,
+    dynamicresources,
     events,
     flowcontrol,
     networking,
@@ -29,6 +31,7 @@ from kone.registry.core import resources as core
 from kone.registry.resource import Registry, Resource
 
 _MODULES: Sequence[Sequence[Resource]] = (
+    admission_policies.RESOURCES,
     admissionregistration.RESOURCES,
     apiextensions.RESOURCES,
     apiregistration.RESOURCES,
@@ -39,6 +42,7 @@ _MODULES: Sequence[Sequence[Resource]] = (
     coordination.RESOURCES,
     core.RESOURCES,
     discovery.RESOURCES,
+    dynamicresources.RESOURCES,
     events.RESOURCES,
     flowcontrol.RESOURCES,
     networking.RESOURCES,
