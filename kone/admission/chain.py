@@ -157,6 +157,7 @@ def default_chain(caches: Caches, clock: Clock, authorizer: Authorizer) -> Chain
     from kone.admission.namespace_lifecycle import NamespaceLifecycle
     from kone.admission.node_restriction import NodeRestriction
     from kone.admission.persistent_volume_claim_resize import PersistentVolumeClaimResize
+    from kone.admission.pod_resize_validator import PodResizeValidator
     from kone.admission.pod_security import PodSecurity
     from kone.admission.pod_topology_labels import PodTopologyLabels
     from kone.admission.priority import Priority
@@ -187,6 +188,7 @@ def default_chain(caches: Caches, clock: Clock, authorizer: Authorizer) -> Chain
             CertificateSubjectRestriction(),
             DefaultIngressClass(caches),
             PodTopologyLabels(caches),
+            PodResizeValidator(caches),
             RoleEscalation(authorizer.escalation),
             ResourceQuota(caches, clock),
         ]

@@ -26,7 +26,6 @@ from kone.apimachinery.errors import (
     internal_error,
     invalid,
     invalid_value,
-    not_supported,
 )
 from kone.apimachinery.objects import Object, name_of, namespace_of
 from kone.apimachinery.timestamps import parse_time
@@ -40,7 +39,6 @@ from kone.auth.authentication import WEBSOCKET_TOKEN_PROTOCOL
 log = logging.getLogger(__name__)
 
 LOG_PROTOCOLS: Final = ("binary.k8s.io", "base64.binary.k8s.io")
-LOG_STREAMS: Final = ("All", "Stderr", "Stdout")
 # The API's names of the streams and the kubelet's.
 _STREAM_FLAGS: Final = {"stdin": "input", "stdout": "output", "stderr": "error", "tty": "tty"}
 
@@ -210,7 +208,8 @@ def log_options(query: Parameters) -> Object:
         except ValueError as error:
             raise bad_request(str(error)) from error
         found["sinceTime"] = query["sinceTime"][0]
-    found["stream"] = first(query, "stream", "All")
+    if "stream" in query:
+        found["stream"] = query["stream"][0]
     return found
 
 
@@ -226,12 +225,8 @@ def log_option_errors(options: Mapping[str, object]) -> list[FieldError]:
         found.append(forbidden_field("[]", why))
     elif isinstance(since, int) and since < 1:
         found.append(invalid_value("sinceSeconds", since, "must be greater than 0"))
-    stream = str(options.get("stream"))
-    if stream not in LOG_STREAMS:
-        found.append(not_supported("stream", stream, LOG_STREAMS))
-    if stream != "All" and tail is not None:
-        why = "`tailLines` and specific `stream` are mutually exclusive for now"
-        found.append(forbidden_field("[]", why))
+    if "stream" in options:  # PodLogsQuerySplitStreams is an alpha feature of 1.37, and off
+        found.append(forbidden_field("stream", "may not be specified"))
     return found
 
 

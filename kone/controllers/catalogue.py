@@ -27,6 +27,7 @@ from kone.controllers.node_ttl import NODE_TTL_CONTROLLER
 from kone.controllers.persistent_volumes import PERSISTENT_VOLUME_BINDER
 from kone.controllers.pod_gc import POD_GC_CONTROLLER
 from kone.controllers.replicaset import REPLICASET_CONTROLLER, REPLICATION_CONTROLLER_CONTROLLER
+from kone.controllers.resource_claims import RESOURCE_CLAIM_CONTROLLER, RESOURCE_CLAIM_RELEASE_CONTROLLER
 from kone.controllers.resource_quota import RESOURCE_QUOTA_CONTROLLER
 from kone.controllers.root_ca import ROOT_CA_PUBLISHER
 from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
@@ -79,6 +80,8 @@ def all_controllers() -> list[Controller]:
         ATTRIBUTES_CLASS_PROTECTION_CONTROLLER,
         VOLUME_EXPANSION_CONTROLLER,
         EPHEMERAL_VOLUME_CONTROLLER,
+        RESOURCE_CLAIM_CONTROLLER,
+        RESOURCE_CLAIM_RELEASE_CONTROLLER,
         NODE_LIFECYCLE_CONTROLLER,
         NODE_TTL_CONTROLLER,
         TAINT_EVICTION_CONTROLLER,

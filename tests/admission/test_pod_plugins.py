@@ -9,11 +9,12 @@ import pytest
 
 from kone.admission.default_toleration_seconds import DefaultTolerationSeconds
 from kone.admission.namespace_lifecycle import NamespaceLifecycle
+from kone.admission.pod_resize_validator import PodResizeValidator
 from kone.admission.priority import Priority
 from kone.admission.runtime_class import RuntimeClass
 from kone.admission.service_account import ServiceAccount
 from kone.aio.clock import FakeClock
-from kone.apimachinery.kinds import CONFIGMAPS, GVR, NAMESPACES, PODS, PRIORITYCLASSES, SERVICEACCOUNTS
+from kone.apimachinery.kinds import CONFIGMAPS, GVR, NAMESPACES, NODES, PODS, PRIORITYCLASSES, SERVICEACCOUNTS
 from kone.apimachinery.objects import Object
 from tests.admission.support import admit, pod, refusal, write
 from tests.memory_caches import MemoryCaches
@@ -349,3 +350,46 @@ async def test_a_runtime_class_brings_overhead_and_scheduling(runtime_class: Run
 )
 async def test_runtime_classes_that_do_not_fit(runtime_class: RuntimeClass, spec: Object, why: str) -> None:
     assert (await refusal(runtime_class, write("CREATE", pod(**spec), PODS))).message == f'pods "p" is forbidden: {why}'
+
+
+# -- PodResizeValidator -----------------------------------------------------------------------------------------------
+
+
+def resized(cpu: str, memory: str = "1Gi", *, generation: int = 2) -> Object:
+    made = pod(nodeName="n1", containers=[{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": memory}}}])
+    made["metadata"]["generation"] = generation
+    return made
+
+
+@pytest.mark.parametrize(
+    ("labels", "new", "why", "cause"),
+    [
+        ({}, resized("2"), "", ""),
+        (
+            {},
+            resized("3", "5Gi"),
+            "node didn't have enough allocatable resources: cpu, requested: 3000, allocatable: 2000; "
+            f"memory, requested: {5 << 30}, allocatable: {4 << 30}",
+            "NodeCapacity",
+        ),
+        ({}, resized("3", generation=1), "", ""),
+        (
+            {"kubernetes.io/os": "windows"},
+            resized("1"),
+            'pod resize is only supported on linux nodes, node "n1" is "windows"',
+            "UnsupportedPlatform",
+        ),
+    ],
+    ids=["what the node has", "more than that", "no change of the spec", "another system"],
+)
+async def test_a_pod_never_grows_beyond_its_node(labels: dict[str, str], new: Object, why: str, cause: str) -> None:
+    caches = MemoryCaches()
+    node = {"metadata": {"name": "n1", "labels": labels}, "status": {"allocatable": {"cpu": "2", "memory": "4Gi"}}}
+    caches.put(NODES, node)
+    request = write("UPDATE", new, old=resized("1", generation=1), subresource="resize")
+    if not why:
+        await admit(PodResizeValidator(caches), request)
+        return
+    error = await refusal(PodResizeValidator(caches), request)
+    assert (error.code, error.message) == (403, f'pods "p" is forbidden: {why}')
+    assert error.details["causes"] == [{"reason": cause}]

@@ -152,7 +152,7 @@ async def test_a_certificate_of_no_ca_is_nobody(client: Client, pki: Pki) -> Non
 
 async def test_logs_pass_their_options(client: Client, kubelet: Kubelet) -> None:
     assert await client.text("GET", f"{POD}/log?container=c&tailLines=2&timestamps=true") == (200, "one\ntwo\n")
-    assert kubelet.asked == ["/containerLogs/ns/a/c?timestamps=true&tailLines=2&stream=All"]
+    assert kubelet.asked == ["/containerLogs/ns/a/c?timestamps=true&tailLines=2"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,7 @@ async def test_logs_pass_their_options(client: Client, kubelet: Kubelet) -> None
         ("container=x", 400, "container x is not valid for pod a"),
         ("container=c&tailLines=-1", 422, "tailLines: Invalid value: -1: must be greater than or equal to 0"),
         ("container=c&sinceTime=2026-01-01T00:00:00Z&sinceSeconds=1", 422, "at most one of `sinceTime`"),
+        ("container=c&stream=Stdout", 422, "stream: Forbidden: may not be specified"),
     ],
 )
 async def test_logs_that_are_refused(client: Client, query: str, code: int, text: str) -> None:
