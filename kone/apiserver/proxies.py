@@ -73,9 +73,9 @@ class Proxies:
             self._session = None
 
     async def serve(
-        self, request: web.BaseRequest, resource: Resource, namespace: str, name: str, rest: str
+        self, request: web.BaseRequest, resource: Resource, namespace: str, name: str
     ) -> web.StreamResponse:
-        """Pass the request on; `rest` is the path below …/proxy/."""
+        """Pass the request on, its path below …/proxy as it was written."""
         kind = resource.gvr.resource
         if kind == "nodes":
             base, session = self._node(name), self._kubelets.session
@@ -83,11 +83,13 @@ class Proxies:
             base = self._pod(namespace, name) if kind == "pods" else self._service(namespace, name)
             session = self.session
         raw_path, _, raw_query = request.raw_path.partition("?")
-        _, _, below = raw_path.partition("/proxy")
+        prefix, below = split_path(raw_path)
         url = URL(f"{base}{below or '/'}{'?' + raw_query if raw_query else ''}", encoded=True)
         if "Upgrade" in request.headers:
             return await self._tunnel(request, url, self._kubelets.tls if kind == "nodes" else _UNVERIFIED)
-        prefix = raw_path[: len(raw_path) - len(below)] if below else raw_path
+        if not below and request.method in ("GET", "HEAD"):
+            # Relative links of a page at the root need the slash (kubernetes issue 4958).
+            return web.Response(status=301, headers={"Location": f"{prefix}/{'?' + raw_query if raw_query else ''}"})
         return await self._http(request, session, url, base, prefix)
 
     async def _http(
@@ -179,6 +181,17 @@ class Proxies:
             for endpoint in slice_.get("endpoints") or ():
                 if dig(endpoint, "conditions", "ready", default=True):
                     yield from ((address, number) for address in endpoint["addresses"] for number in numbers)
+
+
+def split_path(raw_path: str) -> tuple[str, str]:
+    """What leads to the proxy, and what is below it: ("/api/v1/nodes/n/proxy", "/a/proxy") of the two joined.
+
+    Namespaces and names may hold "proxy" too, so it is found by its place.
+    """
+    parts = raw_path.split("/")  # "", "api", "v1", ...
+    place = 7 if parts[3] == "namespaces" else 5
+    prefix = "/".join(parts[: place + 1])
+    return prefix, raw_path[len(prefix) :]
 
 
 def split_name(text: str, what: str) -> tuple[str, str, str]:

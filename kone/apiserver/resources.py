@@ -185,8 +185,7 @@ class _Call:
         await self.verbs.admission.mutate(attributes)
         await self.verbs.admission.validate(attributes)
         if subresource == "proxy":
-            rest = "/".join(self.info.parts[3:])
-            return await self.server._proxies.serve(self.request, self.resource, self.namespace, self.name, rest)
+            return await self.server._proxies.serve(self.request, self.resource, self.namespace, self.name)
         pod = self.verbs.get(self.resource, self.name, self.namespace).obj
         if subresource == "log":
             return await streams.logs(self.request, pod, self.query)

@@ -16,6 +16,7 @@ from kone.aio.clock import SystemClock
 from kone.apimachinery.kinds import NODES, PODS
 from kone.apiserver.app import ApiServer, TlsFiles
 from kone.apiserver.kubelet_client import ClientTls
+from kone.apiserver.proxies import split_path
 from kone.auth.authentication import Authenticator
 from kone.auth.authorizer import Authorizer
 from kone.auth.pki import CA, Names, Pki
@@ -249,6 +250,24 @@ async def test_a_node_is_proxied_without_our_credentials(client: Client, kubelet
         assert (answer.status, await answer.text()) == (200, "ok")
         assert answer.headers["Location"] == "/api/v1/nodes/n1/proxy/elsewhere"
     assert kubelet.asked == ["POST /health?a=b body None"]
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix", "below"),
+    [
+        ("/api/v1/nodes/n/proxy", "/api/v1/nodes/n/proxy", ""),
+        ("/api/v1/nodes/proxy/proxy/proxy/a%2Fb", "/api/v1/nodes/proxy/proxy", "/proxy/a%2Fb"),
+        ("/api/v1/namespaces/proxy-1/pods/a:80/proxy/", "/api/v1/namespaces/proxy-1/pods/a:80/proxy", "/"),
+    ],
+)
+def test_the_proxy_is_found_by_its_place(path: str, prefix: str, below: str) -> None:
+    assert split_path(path) == (prefix, below)
+
+
+async def test_the_root_of_a_proxy_ends_with_a_slash(client: Client) -> None:
+    path = f"{client.base}/api/v1/nodes/n1/proxy"
+    async with client.session.get(f"{path}?a=b", allow_redirects=False) as answer:
+        assert (answer.status, answer.headers["Location"]) == (301, "/api/v1/nodes/n1/proxy/?a=b")
 
 
 @pytest.mark.parametrize(
