@@ -1,17 +1,19 @@
 """The proxy subresources: HTTP through the API server to a pod, to a service's endpoint, or to a node's kubelet.
 
 The name may carry a scheme and a port, "https:web:8443". Bodies stream both ways; WebSockets pass; what a backend
-says of its own address (Location) is turned back into the proxy's path.
+says of its own address (Location, links of a page) is turned back into the proxy's path.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import random
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Final
 
 import aiohttp
@@ -22,9 +24,12 @@ from yarl import URL
 from kone.apimachinery.errors import bad_request, go_quote, not_found, service_unavailable
 from kone.apimachinery.objects import Object, dig, labels_of
 from kone.apiserver.kubelet_client import KubeletClient
+from kone.apiserver.proxied_html import rewritten, through_proxy
 from kone.apiserver.reads import Reads
 from kone.apiserver.tunnels import dial, splice
 from kone.registry.resource import Resource
+
+log = logging.getLogger(__name__)
 
 _HOP_BY_HOP: Final = frozenset(
     (
@@ -90,10 +95,10 @@ class Proxies:
         if not below and request.method in ("GET", "HEAD"):
             # Relative links of a page at the root need the slash (kubernetes issue 4958).
             return web.Response(status=301, headers={"Location": f"{prefix}/{'?' + raw_query if raw_query else ''}"})
-        return await self._http(request, session, url, base, prefix)
+        return await self._http(request, session, url, prefix)
 
     async def _http(
-        self, request: web.BaseRequest, session: aiohttp.ClientSession, url: URL, base: str, prefix: str
+        self, request: web.BaseRequest, session: aiohttp.ClientSession, url: URL, prefix: str
     ) -> web.StreamResponse:
         try:
             answer = await session.request(
@@ -108,8 +113,14 @@ class Proxies:
             raise service_unavailable(f"error trying to reach service: {error}") from error
         async with answer:
             headers = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP)
+
+            def turn(address: str) -> str:
+                return through_proxy(address, prefix=prefix, backend=url.authority, asked_of=request.host)
+
             if "Location" in headers:
-                headers["Location"] = _relocated(headers["Location"], base, prefix)
+                headers["Location"] = turn(headers["Location"])
+            elif answer.content_type == "text/html" and request.method != "HEAD":
+                return await _page(answer, headers, turn)
             response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
             if (length := answer.headers.get("Content-Length")) is not None:
                 response.content_length = int(length)
@@ -245,7 +256,18 @@ async def _chunks(request: web.BaseRequest) -> AsyncIterator[bytes]:
         yield data
 
 
-def _relocated(location: str, base: str, prefix: str) -> str:
-    if location.startswith(base):
-        return prefix + location.removeprefix(base)
-    return prefix + location if location.startswith("/") else location
+async def _page(
+    answer: aiohttp.ClientResponse, headers: CIMultiDict[str], turn: Callable[[str], str]
+) -> web.StreamResponse:
+    """A page with its links turned. One whose encoding or letters are not understood passes as it is."""
+    body = await answer.read()
+    encoding = headers.get("Content-Encoding", "")
+    try:
+        plain = zlib.decompress(body, wbits=zlib.MAX_WBITS | 32) if encoding in ("gzip", "deflate") else body
+        if encoding in ("gzip", "deflate", ""):
+            body = rewritten(plain.decode(), turn).encode()
+            headers.popall("Content-Encoding", None)
+    except (zlib.error, UnicodeDecodeError):
+        log.debug("a proxied page of %s is not understood", answer.url)
+    headers.popall("Content-Length", None)
+    return web.Response(status=answer.status, reason=answer.reason, headers=headers, body=body)

@@ -14,6 +14,10 @@ from kone.apimachinery.quota import Costs, Evaluator, Usage
 from kone.client.client import EventType, Informer
 from kone.controllers.controller import DEFINITIONS, Context, Controller, KeysOf, Reconciler, Result, Watch
 
+RESYNC_S = 300.0
+"""How often a quota is counted although nothing happened (kube-controller-manager's --resource-quota-sync-period): what
+somebody else wrote into its status is put right then."""
+
 # Decide
 
 
@@ -95,10 +99,9 @@ class ResourceQuotas(Reconciler):
         if quota is None:
             return None
         status = make_status(quota, self._count(quota))
-        if is_same(status, quota.get("status")) and dig(quota, "status", "hard") is not None:
-            return None
-        await self._ctx.client.update(RESOURCEQUOTAS, replace_in(quota, ("status",), status), subresource="status")
-        return None
+        if not is_same(status, quota.get("status")) or dig(quota, "status", "hard") is None:
+            await self._ctx.client.update(RESOURCEQUOTAS, replace_in(quota, ("status",), status), subresource="status")
+        return Result(after_s=RESYNC_S)
 
     def _count(self, quota: Object) -> Usage:
         counted: Usage = {}

@@ -274,7 +274,7 @@ class Retention:
 
     max_events: int = 50_000
     max_bytes: int = 32 * 2**20  # of encoded objects
-    max_age_s: float = 600.0  # upstream compacts every 5 min, so that 5 to 10 min are kept
+    max_age_s: float = 300.0  # upstream compacts every 5 min, so that clients are used to no more than that
 
 
 async def open_store(

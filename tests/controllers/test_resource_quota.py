@@ -9,7 +9,7 @@ from kone.apimachinery.kinds import (
     RESOURCEQUOTAS,
     SERVICES,
 )
-from kone.apimachinery.objects import Object
+from kone.apimachinery.objects import Object, replace_in
 from kone.controllers.controller import DEFINITIONS, Settings
 from kone.controllers.resource_quota import RESOURCE_QUOTA_CONTROLLER
 from tests.controllers.world import World
@@ -123,3 +123,14 @@ async def test_a_definition_makes_its_objects_count(world: World) -> None:
         await world.client.delete(games, "go", namespace="shop")
         await world.settle()
         assert used(world, made) == {"count/games.example.com": "1"}
+
+
+async def test_what_somebody_else_wrote_into_the_status_is_put_right_within_5_minutes(world: World) -> None:
+    async with world.running(RESOURCE_QUOTA_CONTROLLER, settings=SETTINGS):
+        made = await world.put(RESOURCEQUOTAS, quota(configmaps="5"))
+        wrong = replace_in(world.client.look(RESOURCEQUOTAS, made), ("status", "hard"), {"configmaps": "7"})
+        await world.client.update(RESOURCEQUOTAS, wrong, subresource="status")
+        await world.settle()
+        assert world.client.look(RESOURCEQUOTAS, made)["status"]["hard"] == {"configmaps": "7"}
+        await world.advance(301)
+        assert world.client.look(RESOURCEQUOTAS, made)["status"]["hard"] == {"configmaps": "5"}
