@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-PARTS = ("controllers", "scheduler", "kubelet", "proxy", "dns")
+PARTS = ("controllers", "scheduler", "kubelet", "proxy", "dns", "ingress")
 PROXY_MODES = ("auto", "ipvs", "nftables", "iptables", "userspace")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _INSTANCE = re.compile(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?")
@@ -51,6 +51,10 @@ class Settings:
         "", "sqlite:///PATH, memory:// or postgresql://… (default: in the data directory)", metavar="URL"
     )
     proxy_mode: str = _setting("auto", "how Services reach the kernel", choices=PROXY_MODES)
+    ingress_http_port: int = _setting(80, "port that Ingresses are served on; 0 leaves it out", metavar="PORT")
+    ingress_https_port: int = _setting(
+        443, "port that Ingresses are served on with TLS; 0 leaves it out", metavar="PORT"
+    )
     disable: str = _setting("", f"parts to leave out, of {','.join(PARTS)}", metavar="LIST")
     instance: str = _setting("", "name that keeps a second node on this host apart", metavar="NAME")
     docker_host: str = _setting("", "Docker's socket (default unix:///var/run/docker.sock)", metavar="URL")
@@ -114,9 +118,16 @@ def resolve(settings: Settings) -> Settings:
     _address("--bind-address", filled.bind_address)
     if filled.node_ip:
         _address("--node-ip", filled.node_ip)
-    for flag, port in (("--secure-port", filled.secure_port), ("--kubelet-port", filled.kubelet_port)):
+    for flag, port in (
+        ("--secure-port", filled.secure_port),
+        ("--kubelet-port", filled.kubelet_port),
+        ("--ingress-http-port", filled.ingress_http_port),
+        ("--ingress-https-port", filled.ingress_https_port),
+    ):
         if not 0 <= port <= 65535:
             raise ConfigError(f"{flag} {port}: give a port from 0 to 65535")
+    if filled.ingress_http_port == filled.ingress_https_port != 0:
+        raise ConfigError(f"--ingress-https-port {filled.ingress_https_port} is --ingress-http-port too: give another")
     if unknown := filled.disabled - set(PARTS):
         raise ConfigError(f"--disable {','.join(sorted(unknown))}: choose from {','.join(PARTS)}")
     if filled.proxy_mode not in ("auto", "iptables"):

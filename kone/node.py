@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from kone.net.bridge import BridgeNetwork
     from kone.net.dns import DnsServer
     from kone.net.firewall import Firewall
+    from kone.net.ingress import IngressController
+    from kone.net.ingress_rules import Certificate
     from kone.net.iptables import IptablesProxier
     from kone.net.proxier import ServiceProxy
     from kone.runtime.docker import DockerRuntime
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 
 PROXY = User("system:kube-proxy", groups=("system:node-proxier", AUTHENTICATED))
 DNS = User("system:serviceaccount:kube-system:coredns", groups=("system:serviceaccounts", AUTHENTICATED))
+INGRESS = User("system:serviceaccount:kube-system:kone-ingress", groups=("system:serviceaccounts", AUTHENTICATED))
 NODE_PREFIX = 24  # how much of the cluster range one node's pods have, as upstream's node-cidr-mask-size
 
 
@@ -57,6 +60,8 @@ class Node:
         self._kubelet_events: EventRecorder | None = None
         self._proxy: ServiceProxy | None = None
         self._dns: DnsServer | None = None
+        self._ingress: IngressController | None = None
+        self._ingress_events: EventRecorder | None = None
 
     @property
     def url(self) -> str:
@@ -84,6 +89,10 @@ class Node:
             stages.append(Stage("dns", self._without_dns, self._stop_dns, 2.0))
         if settings.runs("kubelet"):
             stages.append(Stage("kubelet", self._start_kubelet, self._stop_kubelet, 15.0))
+        if settings.runs("ingress") and settings.runs("kubelet"):
+            stages.append(Stage("ingress", self._start_ingress, self._stop_ingress, 3.0))
+        else:
+            stages.append(Stage("ingress", self._without_ingress, self._stop_ingress, 3.0))
         for stage in stages:
             await self._stages.start(stage)
         took = " ".join(f"{name}={seconds * 1000:.0f}ms" for name, seconds in self._stages.took_s.items())
@@ -210,6 +219,42 @@ class Node:
     async def _stop_dns(self) -> None:
         if self._dns is not None:
             await self._dns.stop()
+
+    # ---- ingress
+
+    async def _start_ingress(self) -> None:
+        from kone.net.ingress import COMPONENT, IngressConfig, IngressController
+
+        settings = self.settings
+        client = self._control_plane.client_for(INGRESS)
+        self._ingress_events = EventRecorder(client, COMPONENT, host=settings.node_name, clock=self.clock)
+        self._ingress = IngressController(
+            client,
+            self._ingress_events,
+            self.clock,
+            IngressConfig(settings.data, (self.node_ip,), settings.ingress_http_port, settings.ingress_https_port),
+            default_certificate=self._ingress_certificate,
+        )
+        await self._ingress.start()
+        self._control_plane.on_new_certificates.append(self._ingress.reload_certificates)
+
+    def _ingress_certificate(self) -> Certificate:
+        """What clients get who ask for a host without a certificate of its own."""
+        from kone.net.ingress_rules import Certificate
+
+        pki, name = self._control_plane.pki, "ingress-default"
+        return Certificate(pki.certificate(name).read_text(), pki.key(name).read_text())
+
+    async def _without_ingress(self) -> None:
+        from kone.net.ingress import withdraw_ingress
+
+        await withdraw_ingress(self.client, self.settings.data)
+
+    async def _stop_ingress(self) -> None:
+        if self._ingress is not None:
+            await self._ingress.stop()
+        if self._ingress_events is not None:
+            await self._ingress_events.stop()
 
     # ---- the kubelet
 

@@ -90,6 +90,7 @@ def leaves(names: Names) -> tuple[Leaf, ...]:
         Leaf("scheduler", "system:kube-scheduler"),
         Leaf("kubelet", f"system:node:{names.node_name}", ("system:nodes",)),
         Leaf("kube-proxy", "system:kube-proxy", ("system:node-proxier",)),
+        Leaf("ingress-default", "kone ingress default", usage="server", names=("ingress.invalid",)),
         Leaf("front-proxy-client", "front-proxy-client", issuer=FRONT_PROXY_CA),
     )
 

@@ -198,6 +198,17 @@ def _ready_else_draining(candidates: Sequence[_Candidate]) -> list[_Candidate]:
     return [c for c in candidates if c.ready] or [c for c in candidates if c.draining]
 
 
+def ready_endpoints(slices: Iterable[Object], name: ServicePortName) -> list[Endpoint]:
+    """Where a port of a Service is served, in one family, for who goes there himself: IPv4 where there is any."""
+    by_family: dict[str, list[Object]] = {}
+    for endpoint_slice in slices:
+        by_family.setdefault(endpoint_slice.get("addressType", ""), []).append(endpoint_slice)
+    for family in ("IPv4", "IPv6"):
+        if usable := _ready_else_draining(_candidates(by_family.get(family, ()), name, Place(""))):
+            return [candidate.endpoint for candidate in usable]
+    return []
+
+
 def _hinted(candidates: Sequence[_Candidate], place: Place) -> Callable[[_Candidate], bool]:
     """Which ready endpoints the hints leave to this node.
 

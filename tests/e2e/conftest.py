@@ -16,6 +16,7 @@ from tests.e2e.node_process import BIN, NodeProcess, eventually, run
 
 IMAGE = "kone-test/busybox:3"
 INSTANCE = "e2e"
+INGRESS_PORT, INGRESS_TLS_PORT = 18476, 18477
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,10 @@ def cleaned_up(process: NodeProcess, *flags: str) -> None:
 def whole_node(image: str) -> Iterator[NodeProcess]:
     """One whole node, Ready, as instance "e2e": its bridge, chains and containers are apart from any other's."""
     folder = Path(tempfile.mkdtemp(prefix="kone-e2e-"))
-    process = NodeProcess(folder / "data", "--secure-port", "0", "--instance", INSTANCE, "--log-level", "info")
+    ingress = ("--ingress-http-port", str(INGRESS_PORT), "--ingress-https-port", str(INGRESS_TLS_PORT))
+    process = NodeProcess(
+        folder / "data", "--secure-port", "0", "--instance", INSTANCE, "--log-level", "info", *ingress
+    )
     try:
         process.start()
         eventually(

@@ -59,3 +59,36 @@ def endpoint_slice(
 
 def namespace(name: str) -> Object:
     return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+
+
+def ingress(
+    name: str,
+    rules: Any = (),
+    *,
+    namespace: str = "default",
+    default: str = "",
+    tls: Any = (),
+    ingress_class: str = "kone",
+    created: str = "2026-01-01T00:00:00Z",
+) -> Object:
+    """An Ingress; `rules` as (host, path, type, Service's name or a whole backend), `tls` as (hosts, Secret's name)."""
+
+    def backend(of: str | Object) -> Object:
+        return {"service": {"name": of, "port": {"number": 80}}} if isinstance(of, str) else of
+
+    by_host: dict[str, list[Object]] = {}
+    for host, path, kind, to in rules:
+        by_host.setdefault(host, []).append({"path": path, "pathType": kind, "backend": backend(to)})
+    spec: Object = {"ingressClassName": ingress_class} if ingress_class else {}
+    if by_host:
+        spec["rules"] = [({"host": host} if host else {}) | {"http": {"paths": p}} for host, p in by_host.items()]
+    if default:
+        spec["defaultBackend"] = backend(default)
+    if tls:
+        spec["tls"] = [({"hosts": hosts} if hosts else {}) | {"secretName": secret} for hosts, secret in tls]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": {"name": name, "namespace": namespace, "creationTimestamp": created},
+        "spec": spec,
+    }
