@@ -84,8 +84,17 @@ async def _remove_network(settings: Settings) -> AsyncIterator[str]:
     from kone.net.bridge import remove_links
     from kone.net.firewall import Firewall, FirewallError
     from kone.net.names import Names
+    from kone.net.nft_table import NftError, NftTable
 
     names = Names(settings.instance)
+    table = NftTable(names.policy_table)
+    try:
+        if await table.remove():
+            yield f"removed table {names.policy_table}"
+    except NftError:
+        pass  # what could not be run made no table either
+    finally:
+        await table.stop()
     firewall = Firewall(names)
     try:
         await firewall.start()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from kone.aio.clock import Clock, SystemClock
 from kone.aio.stages import Stage, Stages
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.users import AUTHENTICATED, User
+from kone.apimachinery.users import AUTHENTICATED, User, service_account_user
 from kone.client.client import Client
 from kone.client.events import EventRecorder
 from kone.config import Settings
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kone.net.ingress import IngressController
     from kone.net.ingress_rules import Certificate
     from kone.net.iptables import IptablesProxier
+    from kone.net.policy_enforcer import PolicyEnforcer
     from kone.net.proxier import ServiceProxy
     from kone.runtime.docker import DockerRuntime
     from kone.runtime.kubelet import Kubelet
@@ -40,6 +41,7 @@ log = logging.getLogger(__name__)
 PROXY = User("system:kube-proxy", groups=("system:node-proxier", AUTHENTICATED))
 DNS = User("system:serviceaccount:kube-system:coredns", groups=("system:serviceaccounts", AUTHENTICATED))
 INGRESS = User("system:serviceaccount:kube-system:kone-ingress", groups=("system:serviceaccounts", AUTHENTICATED))
+POLICIES = service_account_user("kube-system", "network-policy")
 NODE_PREFIX = 24  # how much of the cluster range one node's pods have, as upstream's node-cidr-mask-size
 
 
@@ -58,6 +60,7 @@ class Node:
         self._runtime: DockerRuntime | None = None
         self._kubelet: Kubelet | None = None
         self._kubelet_events: EventRecorder | None = None
+        self._policies: PolicyEnforcer | None = None
         self._proxy: ServiceProxy | None = None
         self._dns: DnsServer | None = None
         self._ingress: IngressController | None = None
@@ -79,6 +82,8 @@ class Node:
         stages = [Stage("data", self._take_data, self._leave_data, 1.0), *self._control_plane.stages]
         if settings.runs("kubelet") or settings.runs("proxy"):
             stages.append(Stage("network", self._start_network, self._stop_network, 5.0))
+        if settings.runs("kubelet"):
+            stages.append(Stage("networkpolicy", self._start_policies, self._stop_policies, 2.0))
         if settings.runs("proxy"):
             stages.append(Stage("proxy", self._start_proxy, self._stop_proxy, 5.0))
         elif settings.runs("kubelet"):
@@ -160,6 +165,30 @@ class Node:
             await self._network.stop()
         if self._firewall is not None:
             await self._firewall.stop()
+
+    async def _start_policies(self) -> None:
+        """NetworkPolicies are enforced from here on; where that is disabled, those of an earlier run no more."""
+        from kone.net.names import Names
+        from kone.net.nft_table import NftError, NftTable
+        from kone.net.policy_enforcer import PolicyEnforcer
+
+        table = NftTable(Names(self.settings.instance).policy_table)
+        if self.settings.runs("networkpolicy"):
+            client = self._control_plane.client_for(POLICIES)
+            self._policies = PolicyEnforcer(client, table, self.settings.node_name, self.clock)
+            await self._policies.start()
+            assert self._network is not None
+            self._network.isolation = self._policies
+            return
+        try:
+            await table.remove()
+        except NftError as error:
+            log.info("whether an earlier run left NetworkPolicies in force is not known: %s", error)
+        await table.stop()
+
+    async def _stop_policies(self) -> None:
+        if self._policies is not None:
+            await self._policies.stop()
 
     async def _start_proxy(self) -> None:
         from kone.net.proxier import ServiceProxy

@@ -16,6 +16,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from kone.aio.tasks import TaskGroup
 from kone.net.conntrack import Address, forget_stale_udp
@@ -44,6 +45,14 @@ class NetworkConfig:
     mtu: int = 0  # 0: as the link of the default route
 
 
+class Isolation(Protocol):
+    """Who judges pods' traffic: told of addresses before a pod's first process, and when they are free again."""
+
+    async def wired(self, pod_uid: str, ips: Sequence[str]) -> None: ...
+
+    def unwired(self, pod_uid: str) -> None: ...
+
+
 class BridgeNetwork:
     """PodNetwork on a Linux bridge. Raises LinkError, FirewallError, AddressesExhausted, OSError."""
 
@@ -59,6 +68,7 @@ class BridgeNetwork:
         self._lost = asyncio.Event()
         self._tasks = TaskGroup("pod-network")
         self._busy: dict[str, tuple[asyncio.Lock, int]] = {}
+        self.isolation: Isolation | None = None
 
     @property
     def gateways(self) -> list[str]:
@@ -136,7 +146,8 @@ class BridgeNetwork:
             ips = self._ipam.allocate(pod_uid)
             name = self._names.veth(pod_uid)
             try:
-                await self._links.ensure_veth(self._names.bridge, name, netns, ips, self._ipam.gateways, self._mtu)
+                wire = self._links.ensure_veth(self._names.bridge, name, netns, ips, self._ipam.gateways, self._mtu)
+                await asyncio.gather(wire, *([self.isolation.wired(pod_uid, ips)] if self.isolation else []))
                 ports = host_ports_of(host_ports)
                 await self._lead(pod_uid, (ips[0], ports) if ports else None)
             except BaseException:
@@ -154,6 +165,8 @@ class BridgeNetwork:
     async def _free(self, pod_uid: str) -> None:
         await self._lead(pod_uid, None)
         await self._links.delete(self._names.veth(pod_uid))
+        if self.isolation is not None:
+            self.isolation.unwired(pod_uid)
         self._ipam.release(pod_uid)
 
     async def _lead(self, pod_uid: str, ports: PodPorts | None) -> None:

@@ -42,6 +42,11 @@ class Names:
         return self.chain(f"{role}-{digest(identity, 8).upper()}")
 
     @property
+    def policy_table(self) -> str:
+        """The nftables table of NetworkPolicies, with its family."""
+        return f"inet kone-{self.instance}-policy" if self.instance else "inet kone-policy"
+
+    @property
     def veth_prefix(self) -> str:
         """How the host's ends of all pods' links begin."""
         return f"kv{digest(self.instance, 3)}"

@@ -15,6 +15,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Sequence
+from typing import ClassVar
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Changes:
-    """A flag that somebody else's change raises. Processes that were named as `own` raise nothing."""
+    """A flag that somebody else's change raises. Processes that any part of kone named as `own` raise nothing."""
+
+    _own: ClassVar[deque[int]] = deque(maxlen=256)
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
-        self._own: deque[int] = deque(maxlen=64)
 
     def own(self, pid: int) -> None:
         """The rules that this process changes are kone's."""

@@ -92,3 +92,31 @@ def ingress(
         "metadata": {"name": name, "namespace": namespace, "creationTimestamp": created},
         "spec": spec,
     }
+
+
+def policy(name: str, namespace: str = "default", *, pods: Any = None, **spec: Any) -> Object:
+    """A NetworkPolicy on the pods with the labels `pods` (all of them by default), its directions by what is given."""
+    types = [direction.capitalize() for direction in ("ingress", "egress") if direction in spec]
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"podSelector": {"matchLabels": pods} if pods else {}, "policyTypes": types} | spec,
+    }
+
+
+def pod(name: str, *ips: str, namespace: str = "default", node: str = "n1", **spec: Any) -> Object:
+    """A running pod with the label pod=NAME and those of `labels`; `ports` as (name, number) or with a protocol."""
+    ports = [
+        {"name": p[0], "containerPort": p[1], "protocol": p[2] if len(p) > 2 else "TCP"} for p in spec.pop("ports", ())
+    ]
+    labels = {"pod": name} | spec.pop("labels", {})
+    phase = spec.pop("phase", "Running")
+    containers = [{"name": "c", "image": "i", "ports": ports}]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": namespace, "uid": f"uid-{namespace}-{name}", "labels": labels},
+        "spec": {"nodeName": node, "containers": containers} | spec,
+        "status": {"phase": phase, "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]} if ips else {"phase": phase},
+    }

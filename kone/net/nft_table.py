@@ -1,0 +1,165 @@
+"""One nftables table of kone's own: written by `nft -f -` as it changes, and made right when someone else changed it.
+
+The kernel tells of each transaction with the process that made it (rules_watch.py); one that is not kone's has the
+table listed and compared. So an idle node asks nothing, and a flush by someone else is mended within a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from kone.aio.tasks import TaskGroup
+from kone.net.nft_ruleset import Ruleset, listed_shape, script_anew, script_changed, script_removed, shape_of
+from kone.net.rules_watch import Changes, watch_nft
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+TIMEOUT_S = 60.0
+SETTLE_S = 0.1
+MEND_INTERVAL_S = 1.0
+MEND_INTERVAL_MAX_S = 30.0
+
+
+class NftError(Exception):
+    """nft or the kernel refused; the text says what."""
+
+
+class NftTable:
+    """A table by family and name, e.g. "inet kone-policy". It is there while it shall hold anything."""
+
+    def __init__(self, table: str) -> None:
+        self._table = table
+        self._wanted: Ruleset | None = None
+        self._held: Ruleset | None = None  # what the kernel was last given; None: not known
+        self._is_gone = False  # there was no table when last looked, and none was made since
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kone-nft")
+        self._changes = Changes()
+        self._tasks = TaskGroup("nft-table")
+        self.mended = 0
+
+    async def start(self) -> None:
+        """Begin to watch; the table stays as an earlier run left it until the first `hold`."""
+        self._tasks.guard(lambda: watch_nft(self._changes), name="nft-watch")
+        self._tasks.guard(self._mend, name="nft-mend")
+
+    async def stop(self) -> None:
+        """Let go; the table stays."""
+        await self._tasks.cancel()
+        self._thread.shutdown(wait=False)
+
+    async def hold(self, wanted: Ruleset | None) -> None:
+        """Have the table hold this; None for no table. One transaction of what changed. Raises NftError."""
+        async with self._lock:
+            self._wanted = wanted
+            await self._bring()
+
+    async def verify(self) -> bool:
+        """Compare the kernel with what it shall be and mend it; whether it was right. Raises NftError."""
+        async with self._lock:
+            if self._wanted is None:
+                return True
+            if self._held is self._wanted and await self._call(self._shape) == shape_of(self._wanted):
+                return True
+            self._held = None
+            await self._bring()
+            self.mended += 1
+            log.warning("mended table %s, which someone else changed", self._table)
+            return False
+
+    async def remove(self) -> bool:
+        """Take the table away, started or not; whether there was one. Raises NftError."""
+        async with self._lock:
+            self._wanted = self._held = None
+            there = await self._call(self._remove)
+            self._is_gone = True
+            return there
+
+    async def _bring(self) -> None:
+        wanted = self._wanted
+        before, self._held = self._held, None
+        if wanted is None:
+            if not self._is_gone:
+                await self._call(self._remove)
+                self._is_gone = True
+            return
+        self._is_gone = False
+        if before is not None:
+            script = script_changed(self._table, before, wanted)
+            try:
+                if script:
+                    await self._call(lambda: self._run(["nft", "-f", "-"], script))
+                self._held = wanted
+                return
+            except NftError as error:  # the kernel is not what it was thought to be
+                log.info("a change of table %s was refused, it is written anew: %s", self._table, error)
+        whole = script_anew(self._table, wanted)
+        await self._call(lambda: self._run(["nft", "-f", "-"], whole))
+        self._held = wanted
+
+    async def _mend(self) -> None:
+        interval_s = MEND_INTERVAL_S
+        while True:
+            await self._changes.wait()
+            await asyncio.sleep(SETTLE_S)
+            self._changes.clear()
+            try:
+                await self.verify()
+                interval_s = MEND_INTERVAL_S
+            except NftError as error:
+                log.error("table %s could not be mended, trying again: %s", self._table, error)
+                self._changes.set()
+                interval_s = min(interval_s * 2, MEND_INTERVAL_MAX_S)
+            await asyncio.sleep(interval_s)
+
+    # In the thread
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        """In the thread, to its end: who is cancelled goes when what was begun is done."""
+        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            await asyncio.wait([done])
+            raise
+
+    def _remove(self) -> bool:
+        there = self._is_there()
+        if there:
+            self._run(["nft", "-f", "-"], script_removed(self._table))
+        return there
+
+    def _is_there(self) -> bool:
+        family, name = self._table.split()
+        tables = json.loads(self._run(["nft", "-j", "list", "tables", family]))
+        return any(item.get("table", {}).get("name") == name for item in tables["nftables"])
+
+    def _shape(self) -> dict[str, int] | None:
+        if not self._is_there():
+            return None
+        return listed_shape(json.loads(self._run(["nft", "-j", "list", "table", *self._table.split()])))
+
+    def _run(self, command: Sequence[str], text: str | None = None) -> str:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        except OSError as error:
+            raise NftError(f"{command[0]} cannot be run ({error.strerror}): install nftables") from error
+        self._changes.own(process.pid)
+        try:
+            out, err = process.communicate(text, timeout=TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise NftError(f"{command[0]} did not end within {TIMEOUT_S:.0f} s") from None
+        if process.returncode != 0:
+            raise NftError(f"{' '.join(command)}: {' '.join(err.split())[:500]}")
+        return out
