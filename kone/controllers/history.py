@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import CONTROLLERREVISIONS, GVR
@@ -27,8 +28,20 @@ _PREFIX_MAX = 223  # so that name, dash and hash are a valid name
 
 
 def snapshot(owner: Object) -> Object:
-    """What a revision keeps: a patch that gives its owner the template of today."""
-    return {"spec": {"template": {**owner["spec"]["template"], "$patch": "replace"}}}
+    """What a revision keeps: a patch that gives its owner the template of today.
+
+    Its keys are in the order of their letters, at every depth: kubectl's rollback and upstream's tests compare the
+    bytes with what Go's encoder makes of a map.
+    """
+    return {"spec": {"template": _in_order_of_keys({**owner["spec"]["template"], "$patch": "replace"})}}
+
+
+def _in_order_of_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _in_order_of_keys(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_in_order_of_keys(item) for item in value]
+    return value
 
 
 def template_of(revision: Object) -> Object:
