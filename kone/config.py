@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-PARTS = ("controllers", "scheduler", "kubelet", "proxy", "dns", "ingress", "networkpolicy")
+PARTS = ("controllers", "scheduler", "kubelet", "proxy", "dns", "ingress", "networkpolicy", "local-storage")
 PROXY_MODES = ("auto", "ipvs", "nftables", "iptables", "userspace")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _INSTANCE = re.compile(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?")

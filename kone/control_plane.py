@@ -263,6 +263,8 @@ class ControlPlane:
             resource_of_kind=self._resource_of_kind,
             sign_request=self._sign_request,
             sign_account_token=self._account_tokens.of_secret,
+            local_storage=self._local_storage,
+            node_name=self.settings.node_name if self.settings.runs("kubelet") else "",
         )
         self._manager = Manager(
             lambda name: self.client_for(service_account_user("kube-system", name)),
@@ -271,6 +273,12 @@ class ControlPlane:
             all_controllers(),
         )
         await self._manager.start()
+
+    @property
+    def _local_storage(self) -> str:
+        """Where volumes of the class local-path lie; "" where no pod of this process could use them."""
+        wanted = self.settings.runs("kubelet") and self.settings.runs("local-storage")
+        return str(self.settings.data.absolute() / "storage") if wanted else ""
 
     async def _sign_request(
         self, request_pem: bytes, usages: Sequence[str], not_before: float, not_after: float

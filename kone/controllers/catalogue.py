@@ -21,6 +21,7 @@ from kone.controllers.ephemeral_volumes import EPHEMERAL_VOLUME_CONTROLLER
 from kone.controllers.garbage_collector import GARBAGE_COLLECTOR
 from kone.controllers.hpa import HPA_CONTROLLER
 from kone.controllers.job import JOB_CONTROLLER, JOB_LEFTOVERS_CONTROLLER
+from kone.controllers.local_path import LOCAL_PATH_PROVISIONER
 from kone.controllers.namespace import NAMESPACE_CONTROLLER
 from kone.controllers.node_lifecycle import NODE_LIFECYCLE_CONTROLLER
 from kone.controllers.node_ttl import NODE_TTL_CONTROLLER
@@ -75,6 +76,7 @@ def all_controllers() -> list[Controller]:
         POD_REQUEST_CLEANER_CONTROLLER,
         SERVING_BUNDLE_PUBLISHER,
         PERSISTENT_VOLUME_BINDER,
+        LOCAL_PATH_PROVISIONER,
         CLAIM_PROTECTION_CONTROLLER,
         VOLUME_PROTECTION_CONTROLLER,
         ATTRIBUTES_CLASS_PROTECTION_CONTROLLER,

@@ -99,6 +99,10 @@ class Settings:
     """GET of a path and query below the API, aggregated APIs included. Raises StatusError."""
     sign_request: Callable[[bytes, Sequence[str], float, float], Awaitable[str]] = _no_signer
     """The certificate for a PEM request, its usages, not before and not after. Raises ValueError, OSError."""
+    local_storage: str = ""
+    """The directory in which volumes of the class local-path are made; "" where this process has no node."""
+    node_name: str = ""
+    """The node of this process; "" where it has none."""
     sign_account_token: Callable[[Object, Object], str] = lambda account, secret: ""
     """The lasting token of a service account for a secret."""
 

@@ -81,6 +81,13 @@ def own(top: Path, group: int, *, read_only: bool) -> None:
                 os.chmod(path, mode)
 
 
+def is_owned(top: Path, group: int) -> bool:
+    """Whether the top of a tree is the group's already: what fsGroupChangePolicy OnRootMismatch looks at."""
+    state = top.stat()
+    wanted = READ_WRITE_BITS | DIRECTORY_BITS
+    return state.st_gid == group and state.st_mode & wanted == wanted
+
+
 def _checked(path: str) -> str:
     """A payload's path without detours. Raises ValueError in the kubelet's words."""
     if not path:

@@ -2,7 +2,7 @@
 
 Everything lies under <root>/pods/<uid>/volumes/<plugin>/<name>, as upstream's kubelet has it. Files from the API are
 written atomically and follow their objects by informer, so a changed configMap is in its pods at once. Secrets and
-tokens lie on tmpfs, never on disk.
+tokens lie on tmpfs, never on disk. What a claim leads to is used where it lies.
 """
 
 from __future__ import annotations
@@ -19,10 +19,19 @@ from pathlib import Path
 
 from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
-from kone.apimachinery.kinds import CLUSTERTRUSTBUNDLES, CONFIGMAPS, GVR, PODS, SECRETS
+from kone.apimachinery.kinds import (
+    CLUSTERTRUSTBUNDLES,
+    CONFIGMAPS,
+    GVR,
+    NODES,
+    PERSISTENTVOLUMECLAIMS,
+    PERSISTENTVOLUMES,
+    PODS,
+    SECRETS,
+)
 from kone.apimachinery.objects import Object, annotations_of, dig, labels_of, name_of, namespace_of, uid_of
 from kone.client.client import Client, EventType, Unsubscribe
-from kone.runtime import atomic_writer, empty_dir, host_path, mounts, subpath, volume_payloads
+from kone.runtime import atomic_writer, claimed_volumes, empty_dir, host_path, mounts, subpath, volume_payloads
 from kone.runtime.atomic_writer import File
 from kone.runtime.parts import MountedVolume, SyncPod, VolumeError
 from kone.runtime.tokens import Tokens
@@ -38,6 +47,7 @@ DownwardValue = Callable[[Object, Object], str]
 
 _PLUGINS = {"configMap": "configmap", "secret": "secret", "downwardAPI": "downward-api", "projected": "projected"}
 _FOLLOWED: Mapping[str, GVR] = {"configMap": CONFIGMAPS, "secret": SECRETS}
+_CLAIM = "persistentVolumeClaim"
 
 
 class Volumes:
@@ -66,6 +76,7 @@ class Volumes:
         self._tokens = Tokens(client, clock)
         self._pods: dict[str, Object] = {}  # mounted here and now, by UID: those that follow their objects
         self._users: dict[tuple[str, str, str], set[str]] = defaultdict(set)  # (kind, namespace, name) -> pod UIDs
+        self._claimed: dict[tuple[str, str], MountedVolume] = {}  # (pod UID, volume): claims found good once
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by pod UID: one change at a time
         self._tasks = TaskGroup("volumes")
         self._subscriptions: list[Unsubscribe] = []
@@ -76,6 +87,11 @@ class Volumes:
             informer = self._client.informer(resource)
             await informer.wait_synced()
             self._subscriptions.append(informer.subscribe(self._on_change(kind)))
+        for resource in (PERSISTENTVOLUMES, NODES):
+            await self._client.informer(resource).wait_synced()
+        claims = self._client.informer(PERSISTENTVOLUMECLAIMS)
+        await claims.wait_synced()
+        self._subscriptions.append(claims.subscribe(self._on_claim))
         self._tasks.guard(self._renew_tokens, name="volumes.renew-tokens")
 
     async def stop(self) -> None:
@@ -114,6 +130,9 @@ class Volumes:
     async def _mount_all(self, pod: Object) -> Mapping[str, MountedVolume]:
         mounted = {}
         for volume in pod["spec"].get("volumes") or ():
+            if claimed_volumes.claim_name(pod, volume):
+                mounted[volume["name"]] = await self._mount_claimed(pod, volume)
+                continue
             try:
                 mounted[volume["name"]] = await self._mount_one(pod, volume)
             except (VolumeError, OSError, ValueError) as error:
@@ -145,6 +164,28 @@ class Volumes:
         stamp = datetime.fromtimestamp(self._clock.now(), UTC).strftime("%Y_%m_%d_%H_%M_%S")
         atomic_writer.write(path, files, stamp, dig(pod, "spec", "securityContext", "fsGroup"))
         return MountedVolume(str(path), read_only=True)
+
+    async def _mount_claimed(self, pod: Object, volume: Object) -> MountedVolume:
+        """Raises VolumeError with the whole text of the event."""
+        key = (uid_of(pod), volume["name"])
+        if (known := self._claimed.get(key)) is not None:
+            return known
+        name = claimed_volumes.claim_name(pod, volume)
+        claim = self._client.informer(PERSISTENTVOLUMECLAIMS).get(namespace_of(pod), name)
+        bound_to = claimed_volumes.judge_claim(pod, volume, claim)
+        assert claim is not None, "a claim that is not there was refused"
+        found = self._client.informer(PERSISTENTVOLUMES).get("", bound_to)
+        node = self._client.informer(NODES).get("", dig(pod, "spec", "nodeName", default=""))
+        claimed = claimed_volumes.judge_volume(pod, volume, claim, found, node)
+        mounted = claimed_volumes.place(claimed)
+        group = dig(pod, "spec", "securityContext", "fsGroup")
+        if group is not None and claimed_volumes.takes_group(claimed):
+            policy = dig(pod, "spec", "securityContext", "fsGroupChangePolicy", default="Always")
+            top = Path(mounted.host_path)
+            if policy == "Always" or not atomic_writer.is_owned(top, group):
+                await asyncio.to_thread(atomic_writer.own, top, group, read_only=False)
+        self._claimed[key] = mounted
+        return mounted
 
     def _place(self, pod: Object, plugin: str, volume: Object) -> Path:
         return self._root / uid_of(pod) / FOLDER / f"kubernetes.io~{plugin}" / str(volume["name"])
@@ -205,6 +246,8 @@ class Volumes:
 
     def _forget(self, uid: str) -> None:
         self._pods.pop(uid, None)
+        for known in [known for known in self._claimed if known[0] == uid]:
+            del self._claimed[known]
         for key in [key for key, users in self._users.items() if uid in users]:
             self._users[key].discard(uid)
             if not self._users[key]:
@@ -218,6 +261,11 @@ class Volumes:
                 self._tasks.spawn(self._refresh(uid), name=f"volumes.refresh/{uid}")
 
         return changed
+
+    def _on_claim(self, event: EventType, claim: Object, previous: Object | None) -> None:
+        """A pod may wait for it to be bound."""
+        for uid in tuple(self._users.get((_CLAIM, namespace_of(claim), name_of(claim)), ())):
+            self._sync_pod(uid)
 
     def _on_pod(self, event: EventType, pod: Object, previous: Object | None) -> None:
         """Labels, annotations and resources of a pod are what its own downwardAPI files say."""
@@ -253,6 +301,9 @@ class Volumes:
 
 def _keys(pod: Object) -> Iterator[tuple[str, str, str]]:
     """What a pod's volumes name: (kind, namespace, name)."""
+    for volume in pod["spec"].get("volumes") or ():
+        if name := claimed_volumes.claim_name(pod, volume):
+            yield _CLAIM, namespace_of(pod), name
     for source in _sources(pod):
         if source.kind in _FOLLOWED:
             yield source.kind, namespace_of(pod), source.name
