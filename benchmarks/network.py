@@ -19,8 +19,8 @@ from kone.net.bridge import BridgeNetwork, NetworkConfig
 from kone.net.dns import DnsServer
 from kone.net.firewall import Backend, Firewall
 from kone.net.iptables import IptablesProxier
-from kone.net.iptables_rules import RuleConfig
 from kone.net.names import Names
+from kone.net.rule_config import RuleConfig
 from kone.net.service_map import Endpoint, ServicePort, ServicePortName
 from tests.fakes import FakeClient
 from tests.net.objects import namespace, service

@@ -203,8 +203,8 @@ class Node:
 
     def _proxier(self) -> IptablesProxier:
         from kone.net.iptables import IptablesProxier
-        from kone.net.iptables_rules import RuleConfig
         from kone.net.names import Names
+        from kone.net.rule_config import RuleConfig
 
         assert self._firewall is not None
         settings = self.settings

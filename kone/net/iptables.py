@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kone.net.conntrack import Address, forget_stale_udp
 from kone.net.firewall import ChainId, Firewall, FirewallError
-from kone.net.iptables_rules import Chains, RuleConfig, Rules, loopback_network, loopback_rules, rules_of
+from kone.net.iptables_rules import Chains, Rules, loopback_network, loopback_rules, rules_of
 from kone.net.proxier import Desired, ProxySyncError
+from kone.net.rule_config import RuleConfig
 from kone.net.service_map import ServicePort, ServicePortName
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,8 @@ class IptablesProxier:
         if not frontends:
             return
         try:
-            gone = await asyncio.get_running_loop().run_in_executor(None, forget_stale_udp, frontends)
+            loop = asyncio.get_running_loop()
+            gone = await loop.run_in_executor(None, forget_stale_udp, frontends, self._config.family)
         except OSError as error:
             log.warning("stale UDP flows could not be looked for: %s", error)
             return

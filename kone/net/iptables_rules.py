@@ -24,24 +24,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kone.net.firewall import ChainId, Jump
-from kone.net.names import Names, digest
+from kone.net.names import digest
+from kone.net.rule_config import MASQUERADE_BIT, RuleConfig, whole
 from kone.net.service_map import Endpoint, ServicePort, ServicePortName
 
 NODE_PORTS_A_CHAIN = 64
-MASQUERADE_MARK = "0x4000/0x4000"  # the bit that kube-proxy uses; it is cleared again in POSTROUTING
+MASQUERADE_MARK = f"{MASQUERADE_BIT:#x}/{MASQUERADE_BIT:#x}"  # cleared again in POSTROUTING
 MARK_MASQUERADE = f"-j MARK --set-xmark {MASQUERADE_MARK}"
 MASQUERADE = "-j MASQUERADE --random-fully"
-
-
-@dataclass(frozen=True, slots=True)
-class RuleConfig:
-    """What the rules of one family depend on beside the Services."""
-
-    names: Names
-    cluster_cidrs: Sequence[str]  # pods: their traffic keeps its source address
-    service_cidrs: Sequence[str]  # what is sent here and is no Service's is refused
-    node_ips: Sequence[str] = ()
-    pod_cidrs: Sequence[str] = ()  # the pods of this node: they can reach themselves; () is all pods
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +97,10 @@ class Chains:
         )
         own = " ".join(f"! -s {cidr}" for cidr in self._config.cluster_cidrs[:1])
         rules = [f"-d {cidr} {own} {MARK_MASQUERADE}".replace("  ", " ") for cidr in self._config.service_cidrs]
-        mask = "::ff" if self._v6 else "0.0.0.255"
+        v6 = self._config.family == 6
+        mask = "::ff" if v6 else "0.0.0.255"
         rules += [
-            f"-d {ipaddress.IPv6Address(n) if self._v6 else ipaddress.IPv4Address(n)}/{mask} -j {self._by_address}{n}"
+            f"-d {ipaddress.IPv6Address(n) if v6 else ipaddress.IPv4Address(n)}/{mask} -j {self._by_address}{n}"
             for n in numbers
         ]
         if any(b.chain.startswith(self._by_port) for b in buckets):
@@ -142,12 +133,12 @@ class Chains:
 
     def reject_rules(self, refused: Iterable[str]) -> list[str]:
         """KONE-REJECT around the Services' own lines."""
-        unknown = [f"-d {c} -m addrtype ! --dst-type LOCAL -j REJECT" for c in self._config.service_cidrs]
+        unknown = [
+            f"-d {c} {tcp}-m addrtype ! --dst-type LOCAL -j {reject(protocol)}"
+            for c in self._config.service_cidrs
+            for protocol, tcp in (("TCP", "-p tcp "), ("", ""))
+        ]
         return ["-m conntrack ! --ctstate NEW -j RETURN", *refused, *unknown]
-
-    @property
-    def _v6(self) -> bool:
-        return any(":" in cidr for cidr in (*self._config.service_cidrs, *self._config.cluster_cidrs))
 
 
 def rules_of(
@@ -243,9 +234,9 @@ def _allowed(port: ServicePort, config: RuleConfig) -> list[str]:
 def _refused(port: ServicePort, at: Callable[[str], str], comment: str) -> Iterator[str]:
     """Lines of KONE-REJECT: refused where nobody serves, dropped where somebody does, but not on this node."""
     if not port.internal_endpoints:
-        yield f"{at(port.cluster_ip)} -j {'DROP' if port.has_endpoints else 'REJECT'}"
+        yield f"{at(port.cluster_ip)} -j {'DROP' if port.has_endpoints else reject(port.protocol)}"
     if not port.external_endpoints:
-        target = "DROP" if port.has_endpoints else "REJECT"
+        target = "DROP" if port.has_endpoints else reject(port.protocol)
         for ip in (*port.external_ips, *port.load_balancer_ips):
             yield f"{at(ip)} -j {target}"
         if port.node_port:
@@ -255,6 +246,11 @@ def _refused(port: ServicePort, at: Callable[[str], str], comment: str) -> Itera
     elif port.source_ranges:
         for ip in port.load_balancer_ips:
             yield f"{at(ip)} -j DROP"
+
+
+def reject(protocol: str) -> str:
+    """The target that refuses: by a reset where there is one, since the kernel sends few ICMP messages a second."""
+    return "REJECT --reject-with tcp-reset" if protocol == "TCP" else "REJECT"
 
 
 def balanced(
@@ -286,8 +282,3 @@ def loopback_rules(ips: Iterable[str]) -> list[str]:
 
 def _to(endpoint: Endpoint) -> str:
     return f"-j DNAT --to-destination {endpoint}"
-
-
-def whole(ip: str) -> str:
-    """The address as a range of one."""
-    return f"{ip}/{128 if ':' in ip else 32}"

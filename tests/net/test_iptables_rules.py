@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from kone.net.firewall import ChainId, Jump, jump_lines, parse_save, restore_text
-from kone.net.iptables_rules import Chains, RuleConfig, Rules, loopback_network, rules_of
+from kone.net.iptables_rules import Chains, Rules, loopback_network, rules_of
 from kone.net.names import CHAIN_MAX, LINK_MAX, Names, chain_prefix_of
+from kone.net.rule_config import RuleConfig
 from kone.net.service_map import Endpoint, ServicePort, ServicePortName
 
 CONFIG = RuleConfig(Names(), ["10.244.0.0/16"], ["10.96.0.0/16"], ["192.0.2.2"], ["10.244.0.0/24"])
@@ -63,7 +64,7 @@ def test_external_policy_local_lets_pods_and_the_node_go_anywhere() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "target"),
-    [({}, "REJECT"), ({"has_endpoints": True, "internal_local": True}, "DROP")],
+    [({}, "REJECT --reject-with tcp-reset"), ({"has_endpoints": True, "internal_local": True}, "DROP")],
     ids=["nobody serves", "somebody does elsewhere"],
 )
 def test_what_nobody_serves_here(fields: dict[str, Any], target: str) -> None:
@@ -118,6 +119,7 @@ def test_the_way_through_the_chains() -> None:
     assert CHAINS.reject_rules(["x"]) == [
         "-m conntrack ! --ctstate NEW -j RETURN",
         "x",
+        "-d 10.96.0.0/16 -p tcp -m addrtype ! --dst-type LOCAL -j REJECT --reject-with tcp-reset",
         "-d 10.96.0.0/16 -m addrtype ! --dst-type LOCAL -j REJECT",
     ]
     assert CHAINS.hairpin_rules([loopback_network("10.244.0.5")])[0].startswith("-s 10.244.0.0/24 -d 10.244.0.0/24 -j")

@@ -13,6 +13,7 @@ import secrets
 import socket
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 CLONE_NEWNET = 0x40000000
@@ -20,6 +21,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 HOST_IP = "192.0.2.2"
 OUTSIDE_IP = "192.0.2.1"
+HOST_IP6 = "2001:db8::2"
+OUTSIDE_IP6 = "2001:db8::1"
 
 
 def _check(result: int, what: str) -> None:
@@ -40,6 +43,7 @@ class World:
         self._namespaces: list[str] = []
         self.host = -1
         self.outside = ""
+        self._dad = True  # whether new namespaces ask around before they use an IPv6 address
 
     @classmethod
     @contextlib.contextmanager
@@ -66,6 +70,17 @@ class World:
         run("ip", "-n", name, "link", "set", "lo", "up")
         run("ip", "route", "add", "default", "via", OUTSIDE_IP)
 
+    def add_ipv6(self) -> None:
+        """The same by IPv6: addresses that need no waiting for, a default route, forwarding."""
+        name = self.outside.rpartition("/")[2]
+        run("ip", "addr", "add", f"{HOST_IP6}/64", "dev", "up0", "nodad")
+        run("ip", "-n", name, "addr", "add", f"{OUTSIDE_IP6}/64", "dev", "up1", "nodad")
+        run("ip", "route", "add", "default", "via", OUTSIDE_IP6)
+        self._dad = False
+        for setting in ("conf/all/forwarding=1", "conf/default/accept_dad=0"):
+            path, _, value = setting.partition("=")
+            Path(f"/proc/sys/net/ipv6/{path}").write_text(value)
+
     def leave(self) -> None:
         _check(_libc.setns(self._original, CLONE_NEWNET), "setns")
         for path in self._namespaces:
@@ -78,8 +93,12 @@ class World:
         """A new, empty namespace; its path."""
         name = f"kone-test-{secrets.token_hex(4)}"
         run("ip", "netns", "add", name)
-        self._namespaces.append(f"/run/netns/{name}")
-        return f"/run/netns/{name}"
+        path = f"/run/netns/{name}"
+        self._namespaces.append(path)
+        if not self._dad:
+            with self.inside(path):
+                Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
+        return path
 
     def forget(self, path: str) -> None:
         """The namespace goes, as when a pod's last process ends."""
@@ -100,23 +119,46 @@ class World:
             _check(_libc.setns(self.host, CLONE_NEWNET), "setns")
             os.close(namespace)
 
-    async def serve(self, path: str, port: int, name: str, *, address: str = "0.0.0.0") -> asyncio.Server:
-        """A TCP server that answers each connection with "NAME PEER"."""
+    @staticmethod
+    def has_sctp() -> bool:
+        """Whether this kernel knows the protocol."""
+        try:
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+        except OSError:
+            return False
+        return True
+
+    async def serve(
+        self, path: str, port: int, name: str, *, address: str = "0.0.0.0", protocol: int = socket.IPPROTO_TCP
+    ) -> asyncio.Server:
+        """A TCP or SCTP server that answers each connection with "NAME PEER"."""
 
         async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(f"{name} {writer.get_extra_info('peername')[0]}".encode())
             writer.close()
 
         with self.inside(path):
-            listening = socket.create_server((address, port), backlog=100)
+            listening = socket.socket(_family(address), socket.SOCK_STREAM, protocol)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if ":" in address:
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listening.bind((address, port))
+            listening.listen(100)
         return await asyncio.start_server(answer, sock=listening)
 
     async def ask(
-        self, path: str, address: str, port: int, *, timeout_s: float = 2.0, source: str = ""
+        self,
+        path: str,
+        address: str,
+        port: int,
+        *,
+        timeout_s: float = 2.0,
+        source: str = "",
+        protocol: int = socket.IPPROTO_TCP,
     ) -> tuple[str, str]:
         """What the server there answers: (its name, our address as it sees it). Raises OSError, TimeoutError."""
         with self.inside(path):
-            client = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            client = socket.socket(_family(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK, protocol)
         with client:
             if source:
                 client.bind((source, 0))
@@ -126,7 +168,9 @@ class World:
         name, _, peer = text.partition(" ")
         return name, peer
 
-    async def serve_udp(self, path: str, port: int, name: str) -> asyncio.DatagramTransport:
+    async def serve_udp(
+        self, path: str, port: int, name: str, *, address: str = "0.0.0.0"
+    ) -> asyncio.DatagramTransport:
         """A UDP server that answers each datagram with "NAME PEER"."""
 
         class Answer(asyncio.DatagramProtocol):
@@ -137,15 +181,15 @@ class World:
                 self.transport.sendto(f"{name} {peer[0]}".encode(), peer)
 
         with self.inside(path):
-            listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-            listening.bind(("0.0.0.0", port))
+            listening = socket.socket(_family(address), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            listening.bind((address, port))
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Answer, sock=listening)
         return transport
 
-    def udp_client(self, path: str, *, source_port: int = 0) -> socket.socket:
+    def udp_client(self, path: str, *, source_port: int = 0, address: str = "0.0.0.0") -> socket.socket:
         with self.inside(path):
-            client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        client.bind(("0.0.0.0", source_port))
+            client = socket.socket(_family(address), socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        client.bind((address, source_port))
         return client
 
     async def ask_udp(self, client: socket.socket, address: str, port: int, *, timeout_s: float = 1.0) -> str:
@@ -154,6 +198,10 @@ class World:
         async with asyncio.timeout(timeout_s):
             await loop.sock_sendto(client, b"?", (address, port))
             return (await loop.sock_recv(client, 1000)).decode().partition(" ")[0]
+
+
+def _family(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def kernel_state() -> dict[str, str]:

@@ -1,0 +1,32 @@
+"""What the rules of one address family depend on beside the Services: the same for every proxier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kone.net.names import Names
+
+MASQUERADE_BIT = 0x4000  # of the packet's mark; the bit that kube-proxy uses
+
+
+@dataclass(frozen=True, slots=True)
+class RuleConfig:
+    """One family's ranges and addresses."""
+
+    names: Names
+    cluster_cidrs: Sequence[str]  # pods: their traffic keeps its source address
+    service_cidrs: Sequence[str]  # what is sent here and is no Service's is refused
+    node_ips: Sequence[str] = ()
+    pod_cidrs: Sequence[str] = ()  # the pods of this node: they can reach themselves; () is all pods
+    ipvs_scheduler: str = "rr"
+
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return 6 if any(":" in cidr for cidr in (*self.service_cidrs, *self.cluster_cidrs)) else 4
+
+
+def whole(ip: str) -> str:
+    """The address as a range of one."""
+    return f"{ip}/{128 if ':' in ip else 32}"
