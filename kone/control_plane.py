@@ -24,6 +24,7 @@ from kone.apimachinery.objects import Object
 from kone.apimachinery.users import AUTHENTICATED, SYSTEM_MASTERS, User, service_account_user
 from kone.apiserver import kubernetes_endpoints
 from kone.apiserver.app import ApiServer, TlsFiles
+from kone.apiserver.custom_resources import CustomResources
 from kone.apiserver.kubelet_client import ClientTls
 from kone.apiserver.local_client import LocalClient
 from kone.apiserver.reviews import Reviews
@@ -79,6 +80,7 @@ class ControlPlane:
         self._allocators: Allocators | None = None
         self._manager: Manager | None = None
         self._scheduler: Scheduler | None = None
+        self._custom: CustomResources | None = None
         self._tasks = TaskGroup("control-plane")
         self.on_new_certificates: list[Callable[[], None]] = []
 
@@ -184,6 +186,8 @@ class ControlPlane:
             clock=self.clock,
         )
         await self._bootstrap(caches)
+        self._custom = CustomResources(self._verbs, self.clock, API_SERVER)
+        self._custom.start()
         tls = TlsFiles(self.pki.certificate("apiserver"), self.pki.key("apiserver"), self._client_ca)
         try:
             await self.api.start(
@@ -231,6 +235,9 @@ class ControlPlane:
 
     async def _stop_serving(self) -> None:
         await self._tasks.cancel()
+        if self._custom is not None:
+            await self._custom.stop()
+            self._custom = None
         if self.api is not None:
             await self.api.stop()
 

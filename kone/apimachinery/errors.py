@@ -221,11 +221,14 @@ def forbidden_field(field: str, detail: str) -> FieldError:
 
 
 def too_long(field: str, max_bytes: int) -> FieldError:
-    return FieldError("FieldValueTooLong", field, f"may not be more than {max_bytes} bytes")
+    return FieldError(
+        "FieldValueTooLong", field, f"may not be more than {max_bytes} {'byte' if max_bytes == 1 else 'bytes'}"
+    )
 
 
 def too_many(field: str, actual: int, max_items: int) -> FieldError:
-    return FieldError("FieldValueTooMany", field, f"{actual}: must have at most {max_items} items")
+    noun = "item" if max_items == 1 else "items"
+    return FieldError("FieldValueTooMany", field, f"{actual}: must have at most {max_items} {noun}")
 
 
 def type_invalid(field: str, value: Any, detail: str) -> FieldError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -83,3 +84,19 @@ ROLEBINDINGS = GVR("rbac.authorization.k8s.io", "v1", "rolebindings")
 ROLES = GVR("rbac.authorization.k8s.io", "v1", "roles")
 PRIORITYCLASSES = GVR("scheduling.k8s.io", "v1", "priorityclasses")
 STORAGECLASSES = GVR("storage.k8s.io", "v1", "storageclasses")
+
+
+_VERSION = re.compile(r"v(?P<major>[1-9]\d*)(?:(?P<stage>alpha|beta)(?P<minor>[1-9]\d*))?")
+
+
+def version_rank(name: str) -> tuple[int, int, int, tuple[int, ...]]:
+    """The order of versions, least first: what is no version, then alpha, beta, and stable ones by their numbers; of
+    others those that come later in the alphabet are less (apimachinery/pkg/version, CompareKubeAwareVersionStrings).
+
+    Example: foo, v1alpha1, v1beta1, v1beta2, v1, v2.
+    """
+    match = _VERSION.fullmatch(name)
+    if match is None:
+        return 0, 0, 0, tuple(-ord(letter) for letter in name)
+    stage = {"beta": 2, "alpha": 1}.get(match["stage"] or "", 3)
+    return stage, int(match["major"]), int(match["minor"] or 0), ()

@@ -9,7 +9,7 @@ indexes may be negative, and a missing member of an object may be replaced, copi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -22,6 +22,9 @@ from kone.apimachinery.strategic_merge import strategic_merge_patch
 __all__ = ["Patch", "PatchKind", "Patched", "apply", "json_patch", "merge_patch", "strategic_merge_patch"]
 
 PatchKind = Literal["json", "merge", "strategic"]
+
+Read = Callable[[Object], tuple[Object, list[str]]]
+"""(an object as a client sent it) -> (as its kind has it, the paths of unknown fields)."""
 
 MAX_OPERATIONS: Final = 10_000
 MAX_COPIED_BYTES: Final = 3 * 1024 * 1024
@@ -51,8 +54,11 @@ class Patched:
         return _invalid_patch(self.shown, f"strict decoding error: {', '.join(self.findings)}")
 
 
-def apply(patch: Patch, obj: Object, gvk: GVK) -> Patched:
-    """`obj` with the patch applied, decoded by its kind's schema. Raises StatusError as upstream's handler does."""
+def apply(patch: Patch, obj: Object, gvk: GVK, read: Read | None = None) -> Patched:
+    """`obj` with the patch applied, decoded by its kind's schema, or by `read` for kinds that are not built in.
+
+    Raises StatusError as upstream's handler does.
+    """
     kind, content = patch.kind, patch.content
     findings = [f"duplicate field {go_quote(path)}" for path in patch.twice]
     if kind == "json":
@@ -69,7 +75,7 @@ def apply(patch: Patch, obj: Object, gvk: GVK) -> Patched:
     if not isinstance(patched, dict):
         raise _invalid_patch(shown(), f"json: cannot unmarshal array into Go value of type {gvk.version}.{gvk.kind}")
     try:
-        decoded, unknown = schema.decode(patched, gvk)
+        decoded, unknown = schema.decode(patched, gvk) if read is None else read(patched)
     except schema.DecodeError as error:
         raise _invalid_patch(shown(), error.converter_text if kind == "strategic" else str(error)) from None
     findings += [f"unknown field {go_quote(path)}" for path in unknown]

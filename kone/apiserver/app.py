@@ -37,7 +37,7 @@ from kone.apiserver.openapi import OpenApi
 from kone.apiserver.proxies import Proxies
 from kone.apiserver.requests import Parameters, RequestInfo, parse_query, parse_request, selected_fields
 from kone.apiserver.resources import Resources
-from kone.apiserver.responses import no_such_method, no_such_route, render, reply, status_reply
+from kone.apiserver.responses import NoSuchPage, no_such_method, no_such_route, render, reply, status_reply
 from kone.apiserver.streams import Streams
 from kone.apiserver.verbs import Verbs
 from kone.auth.authentication import Authenticator, Headers
@@ -187,6 +187,8 @@ class ApiServer:
         metrics.inflight += 1
         try:
             response = await self._serve(request, info, query)
+        except NoSuchPage:
+            response = _page_not_found()
         except StatusError as error:
             response = status_reply(error, _error_output(request), error.warnings)
         except (asyncio.CancelledError, ConnectionError):
@@ -273,7 +275,7 @@ class ApiServer:
                 return _page_not_found()
         else:
             document = self._discovery.resources(parts[1], parts[2]) if len(parts) == 3 else None
-            if document is None and not self._discovery.has_group(parts[1]):
+            if document is None and not self.verbs.registry.is_built_in(parts[1]):
                 return _page_not_found()
         if document is None:
             raise no_such_route()

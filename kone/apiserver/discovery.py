@@ -12,6 +12,7 @@ from typing import Final
 
 import orjson
 
+from kone.apimachinery.kinds import version_rank
 from kone.apimachinery.objects import Object
 from kone.registry.resource import Registry, Resource, Subresource
 
@@ -61,10 +62,6 @@ class Discovery:
         self._groups = {name: _newest_first(groups[name]) for name in ordered}
         self._aggregated = {}
         self._version = self._registry.version
-
-    def has_group(self, group: str) -> bool:
-        self._refresh()
-        return group in self._groups
 
     def api_versions(self) -> Object:
         """/api."""
@@ -119,7 +116,7 @@ class Discovery:
 
 
 def _newest_first(versions: dict[str, list[Resource]]) -> dict[str, list[Resource]]:
-    return {name: versions[name] for name in sorted(versions, reverse=True)}
+    return {name: versions[name] for name in sorted(versions, key=version_rank, reverse=True)}
 
 
 def _group(name: str, versions: Iterable[str]) -> Object:

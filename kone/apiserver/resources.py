@@ -13,7 +13,7 @@ from typing import Final
 from aiohttp import web
 
 from kone.aio.clock import Clock
-from kone.apimachinery.errors import StatusError, bad_request
+from kone.apimachinery.errors import StatusError, bad_request, not_found
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object
 from kone.apimachinery.patch import Patch, PatchKind
@@ -27,6 +27,7 @@ from kone.apiserver.reads import ListPage
 from kone.apiserver.requests import Parameters, RequestInfo
 from kone.apiserver.responses import (
     Frames,
+    NoSuchPage,
     WatchWriter,
     list_body,
     no_such_method,
@@ -73,7 +74,7 @@ class Resources:
         """Answer a request for a resource. Raises StatusError."""
         resource = self._verbs.registry.find(info.group, info.version, info.resource)
         if resource is None:
-            raise no_such_route()
+            raise no_such_route() if self._verbs.registry.is_built_in(info.group) else NoSuchPage()
         call = _Call(self, request, info, query, user, resource)
         return await call.serve()
 
@@ -101,6 +102,8 @@ class _Call:
         self.ctx = RequestContext(user)
         if (deprecated := DEPRECATED.get((info.group, info.resource))) is not None:
             self.ctx.warn(deprecated)
+        if resource.deprecation:
+            self.ctx.warn(resource.deprecation)
 
     async def serve(self) -> web.StreamResponse:
         try:
@@ -126,6 +129,8 @@ class _Call:
 
     def _check_scope(self, method: str) -> None:
         """Of a namespaced resource without a namespace one can only list; others have no namespace at all."""
+        if self.resource.custom is not None and (not self.resource.namespaced or self.name or method != "GET"):
+            raise NoSuchPage
         if not self.resource.namespaced or self.name:
             raise no_such_route()
         if method != "GET":
@@ -159,6 +164,8 @@ class _Call:
 
     async def _subresource(self, method: str) -> web.StreamResponse:
         part = self.resource.all_subresources().get(self.info.subresource)
+        if part is None and self.resource.custom is not None:
+            raise not_found(self.resource.gvr.group_resource, self.name)
         if part is None or (len(self.info.parts) > 3 and self.info.subresource != "proxy"):
             raise no_such_route()
         verbs = part.verbs
@@ -325,7 +332,7 @@ class _Call:
     async def _patch(self) -> web.Response:
         output = self._output()
         kind = PATCH_KINDS.get(self.request.headers.get("Content-Type", "").partition(";")[0].strip())
-        if kind is None:
+        if kind is None or (kind == "strategic" and self.resource.custom is not None):
             raise StatusError(415, "UnsupportedMediaType", "415: Unsupported Media Type", details={})
         content, twice = codec.parse_patch(await self._body())
         self._take_options("PatchOptions")

@@ -58,6 +58,13 @@ def status_reply(error: StatusError, output: Output = PLAIN, warnings: Sequence[
     return made
 
 
+class NoSuchPage(StatusError):
+    """A path that nothing answers, said in plain text: what upstream's groups that are not built in say."""
+
+    def __init__(self) -> None:
+        super().__init__(404, "NotFound", "404 page not found\n")
+
+
 def no_such_route() -> StatusError:
     return StatusError(404, "NotFound", "the server could not find the requested resource", details={})
 
@@ -90,14 +97,16 @@ def object_body(resource: Resource, answer: Answer, output: Output, include: tab
 def list_body(resource: Resource, page: ListPage, output: Output, include: tables.Include, now: float) -> bytes:
     """A page of a list. Raises 406 where a single object was asked for."""
     list_metadata: Object = {"resourceVersion": str(page.revision)}
-    if page.continue_:
+    if page.continue_ or (resource.custom is not None and not output.transform):
         list_metadata["continue"] = page.continue_
     if page.remaining is not None:
         list_metadata["remainingItemCount"] = page.remaining
     if not output.transform:
         if output.media == "json" and not output.pretty and resource.from_storage is None:
             return _joined(resource, page.entries, list_metadata)
-        items = [_without_type(served(resource, entry.obj)) for entry in page.entries]
+        items = [served(resource, entry.obj) for entry in page.entries]
+        if resource.custom is None:
+            items = [_without_type(item) for item in items]
         return render(list_object(resource, list_metadata, items), output)
     if output.transform == "PartialObjectMetadata":
         kind = internal_type(resource.gvk)
@@ -141,7 +150,9 @@ def _joined(resource: Resource, entries: Sequence[Entry], list_metadata: Object)
     for entry in entries:
         encoded = entry.encoded
         parts.append(separator)
-        if encoded.startswith(own):
+        if resource.custom is not None:  # upstream's lists of custom resources say what each item is
+            parts.append(memoryview(encoded)[1:])
+        elif encoded.startswith(own):
             parts.append(memoryview(encoded)[skip:])
         else:
             parts.append(memoryview(orjson.dumps(_without_type(entry.obj)))[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.apimachinery.errors import FieldError, invalid, invalid_value
+from kone.apimachinery.errors import FieldError, go_quote, internal_error, invalid, invalid_value
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object, dig, metadata, replace_in
 from kone.apimachinery.selectors import from_label_selector
@@ -35,13 +35,22 @@ def scaled(spec: ScaleSpec, obj: Object, scale: Object) -> Object:
     """The object with the replicas of the Scale, and with its resourceVersion, which is the lock. Raises 422."""
     replicas = dig(scale, "spec", "replicas", default=0)
     errors: list[FieldError] = []
-    if replicas < 0:
+    if replicas < 0 and not spec.custom:
         errors.append(invalid_value("spec.replicas", replicas, "must be greater than or equal to 0"))
     if errors:
         raise invalid(SCALE.group_kind, metadata(scale).get("name", ""), errors)
     version = metadata(scale).get("resourceVersion", "")
+    if spec.custom and not version:  # whoever leaves it out overwrites, though the kind itself is not written so
+        version = metadata(obj).get("resourceVersion", "")
     changed = replace_in(obj, spec.spec_replicas, replicas)
     return replace_in(changed, ("metadata", "resourceVersion"), version)
+
+
+def check_replicas(spec: ScaleSpec, obj: Object) -> None:
+    """Raises 500 where a custom resource says nothing of the replicas it is asked for."""
+    if spec.custom and dig(obj, *spec.spec_replicas) is None:
+        path = "." + ".".join(spec.spec_replicas)
+        raise internal_error(f"the spec replicas field {go_quote(path)} does not exist")
 
 
 def scale_spec(resource: Resource) -> ScaleSpec:

@@ -16,7 +16,7 @@ from kone.apimachinery.patch import Patch
 from kone.apiserver import pod_actions
 from kone.apiserver.context import Answer, RequestContext
 from kone.apiserver.reviews import Reviews
-from kone.apiserver.scale import SCALE, scale_of, scale_spec, scaled
+from kone.apiserver.scale import SCALE, check_replicas, scale_of, scale_spec, scaled
 from kone.registry.resource import Resource
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ def read(verbs: Verbs, resource: Resource, subresource: str, name: str, namespac
     """GET of an object or of what lies under it."""
     answer = verbs.get(resource, name, namespace, version)
     if subresource == "scale":
-        return Answer(scale_of(scale_spec(resource), answer.obj))
+        spec = scale_spec(resource)
+        check_replicas(spec, answer.obj)
+        return Answer(scale_of(spec, answer.obj))
     return answer
 
 

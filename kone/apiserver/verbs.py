@@ -23,11 +23,12 @@ from kone.apimachinery.errors import (
     StatusError,
     already_exists,
     conflict,
+    go_quote,
     invalid,
     invalid_value,
     not_found,
 )
-from kone.apimachinery.kinds import GVK
+from kone.apimachinery.kinds import GVK, parse_api_version
 from kone.apimachinery.names import generate_name
 from kone.apimachinery.objects import Object, deep_copy, metadata
 from kone.apimachinery.patch import Patch
@@ -52,7 +53,7 @@ from kone.apiserver.subresources import Actions
 from kone.cache.watch_cache import Caches
 from kone.registry import generic
 from kone.registry.allocators import Allocators
-from kone.registry.resource import Registry, Resource
+from kone.registry.resource import Decode, Registry, Resource
 from kone.registry.strategy import Strategy
 from kone.store.store import Entry, Event, KeyExists, KeyMissing, RevisionConflict, Store, Write
 
@@ -105,7 +106,7 @@ class Verbs(Reads):
 
     async def create(self, ctx: RequestContext, resource: Resource, obj: Object, *, namespace: str = "") -> Answer:
         """Store a new object; 409 AlreadyExists, 422 Invalid. A generated name that is taken is made anew, 8 times."""
-        obj = self.decoded_as(ctx, resource.gvk, obj)
+        obj = self.decoded(ctx, resource, obj)
         meta = obj["metadata"]
         wipe(meta)
         match_namespace(resource, meta, namespace)
@@ -190,7 +191,7 @@ class Verbs(Reads):
     ) -> Answer:
         """Replace the object; 409 Conflict when its resourceVersion is set and not the newest. 201 where the kind may
         be created by an update and was."""
-        obj = self.decoded_as(ctx, resource.gvk, obj)
+        obj = self.decoded(ctx, resource, obj)
         self.check_names(resource, obj, name, namespace)
         uid = obj["metadata"].get("uid", "")
         return await self.write(
@@ -212,19 +213,22 @@ class Verbs(Reads):
         def make(live: Object | None) -> Object:
             if live is None:
                 raise not_found(resource.gvr.group_resource, name)
-            wanted = self.patched(ctx, resource.gvk, live, patch)
+            wanted = self.patched(ctx, resource.gvk, live, patch, resource.custom)
             self.check_names(resource, wanted, name, namespace)
             return wanted
 
         return await self.write(ctx, resource, name, make, namespace=namespace, subresource=subresource)
 
-    def patched(self, ctx: RequestContext, gvk: GVK, live: Object, patch: Patch) -> Object:
-        """A private copy of `live` with the patch applied, decoded by the kind's schema. Raises StatusError."""
-        found = patching.apply(patch, live, gvk)
+    def patched(self, ctx: RequestContext, gvk: GVK, live: Object, patch: Patch, read: Decode | None = None) -> Object:
+        """A private copy of `live` with the patch applied, decoded by the kind's schema, or by `read` for custom
+        resources. Raises StatusError."""
+        found = patching.apply(patch, live, gvk, read)
         if found.findings and ctx.field_validation == "Strict":
             raise found.strict_error()
         self._judge(ctx, gvk, found.findings)
         given = found.obj.get("apiVersion"), found.obj.get("kind")
+        if given != (gvk.api_version, gvk.kind) and read is not None:
+            raise _of_another_kind(found.obj, gvk)
         if given != (gvk.api_version, gvk.kind):
             why = f"the patch makes it {given[0]}, Kind={given[1]}"
             raise invalid("", "", [invalid_value("patch", found.shown, why)])
@@ -455,6 +459,14 @@ class Verbs(Reads):
     def _stored(self, resource: Resource, obj: Object) -> Object:
         return obj if resource.to_storage is None else resource.to_storage(obj)
 
+    def decoded(self, ctx: RequestContext, resource: Resource, obj: Object) -> Object:
+        """As `decoded_as`, of a resource's own kind, custom ones included."""
+        if resource.custom is None:
+            return self.decoded_as(ctx, resource.gvk, obj)
+        known, unknown = resource.custom(obj)
+        self._judge(ctx, resource.gvk, [*ctx.strict_errors, *(f"unknown field {go_quote(path)}" for path in unknown)])
+        return ordered(resource.gvk, known)
+
     def decoded_as(self, ctx: RequestContext, gvk: GVK, obj: Object) -> Object:
         """The object as its kind's schema reads it; nothing is shared with `obj`. Unknown fields are dropped, with a
         warning or an error as the request asked. Raises 400 for values of a wrong type."""
@@ -532,6 +544,18 @@ class Verbs(Reads):
         )
         (event,) = await self.store.commit(write)
         return self.answer(resource, event.entry, code)
+
+
+def _of_another_kind(obj: Object, gvk: GVK) -> StatusError:
+    """422 for a patch that makes a custom resource another kind, named by what it would be."""
+    api_version, kind = str(obj.get("apiVersion", "")), str(obj.get("kind", ""))
+    errors = []
+    if kind != gvk.kind:
+        errors.append(invalid_value("kind", kind, f"must be {gvk.kind}"))
+    if api_version != gvk.api_version:
+        errors.append(invalid_value("apiVersion", api_version, f"must be {gvk.api_version}"))
+    group, _ = parse_api_version(api_version)
+    return invalid(GVK(group, "", kind).group_kind, obj["metadata"].get("name", ""), errors)
 
 
 def _warn_of_orphans(ctx: RequestContext, resource: Resource, options: DeleteOptions) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,8 +10,10 @@ from kone.apimachinery.errors import FieldError, forbidden_field, go_quote, inva
 from kone.apimachinery.kinds import GVR
 from kone.apimachinery.names import is_dns1035_label, is_dns1123_subdomain
 from kone.apimachinery.objects import Object, annotations_of, dig
+from kone.apimachinery.string_formats import KNOWN
 from kone.apimachinery.users import User
 from kone.registry.admissionregistration import REVIEW_VERSIONS, review_versions, webhook_service, webhook_url
+from kone.registry.definition_names import CLEANUP_FINALIZER, terminating
 from kone.registry.equality import same
 from kone.registry.generic import immutable
 from kone.registry.internal import internal
@@ -48,6 +50,9 @@ class _CustomResourceDefinition(SpecStrategy):
         conversion = dig(spec, "conversion", "webhook", "clientConfig", "service")
         if conversion is not None and conversion.get("port") is None:
             conversion["port"] = 443
+        status = obj.get("status")
+        if status is not None and not status.get("storedVersions"):
+            status["storedVersions"] = _storage_versions(obj)[:1]
 
     def initial_status(self, obj: Object) -> Object:
         names = {"plural": "", "kind": ""}
@@ -62,6 +67,33 @@ class _CustomResourceDefinition(SpecStrategy):
 
     def is_changed(self, obj: Object, old: Object) -> bool:
         return not same(obj.get("spec"), old.get("spec"))
+
+    def has_finalizers(self, obj: Object) -> bool:
+        """A deletion begins by waiting for the definition's objects to go."""
+        return not obj["metadata"].get("deletionTimestamp") or super().has_finalizers(obj)
+
+    def mark_deleting(self, obj: Object) -> None:
+        metadata = obj["metadata"]
+        metadata.pop("deletionGracePeriodSeconds", None)
+        finalizers = metadata.get("finalizers") or []
+        if CLEANUP_FINALIZER not in finalizers:
+            metadata["finalizers"] = [*finalizers, CLEANUP_FINALIZER]
+        status = obj.setdefault("status", {})
+        status["conditions"] = terminating(
+            status.get("conditions") or (),
+            "InstanceDeletionPending",
+            "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+            metadata["deletionTimestamp"],
+        )
+
+    def warnings(self, obj: Object, old: Object | None) -> Iterable[str]:
+        found = {
+            text
+            for version in dig(obj, "spec", "versions", default=())
+            for text in formats_of(dig(version, "schema", "openAPIV3Schema", default={}))
+            if text not in KNOWN
+        }
+        return [f"unrecognized format {go_quote(text)}" for text in sorted(found)]
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
@@ -78,6 +110,16 @@ class _CustomResourceDefinition(SpecStrategy):
         if spec.get("preserveUnknownFields") and not dig(old, "spec", "preserveUnknownFields"):
             errors.append(invalid_value("spec.preserveUnknownFields", True, _PRESERVE_IN_SCHEMAS))
         return errors
+
+
+def formats_of(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Every format that the schema names, of itself and of what lies below."""
+    if text := schema.get("format"):
+        yield text
+    values = schema.get("additionalProperties")
+    for below in (schema.get("items"), values, *(schema.get("properties") or {}).values()):
+        if isinstance(below, Mapping):
+            yield from formats_of(below)
 
 
 def _storage_versions(obj: Object) -> list[str]:

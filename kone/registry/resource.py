@@ -22,6 +22,10 @@ Cell = Callable[[Object, float], Any]
 """(object, now in Unix seconds) -> what its table cell shows: a string, an integer or a boolean."""
 
 
+Decode = Callable[[Object], tuple[Object, list[str]]]
+"""(what a client sent) -> (the object, sharing nothing with it; the paths of unknown fields). Raises StatusError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of `kubectl get`; priority 1 columns are for `-o wide`."""
@@ -73,6 +77,8 @@ class ScaleSpec:
     status_replicas: tuple[str, ...] = ("status", "replicas")
     selector: Callable[[Object], str] | None = None
     """The text of status.selector; None means spec.selector as a label selector."""
+    custom: bool = False
+    """Of a custom resource: replicas must be there to be read, and its own rules judge what is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,12 @@ class Resource:
     from_storage: Callable[[Object], Object] | None = None
     virtual: bool = False
     """Nothing is stored: reviews, bindings."""
+    custom: Decode | None = None
+    """How a custom resource is read by its own schema; None for built-in kinds."""
+    named_list_kind: str = ""
+    """Where it is not the kind with "List" behind it."""
+    deprecation: str = ""
+    """What every request for it is warned of."""
 
     @property
     def gvk(self) -> GVK:
@@ -107,7 +119,7 @@ class Resource:
 
     @property
     def list_kind(self) -> str:
-        return f"{self.kind}List"
+        return self.named_list_kind or f"{self.kind}List"
 
     @property
     def singular_name(self) -> str:
@@ -157,6 +169,10 @@ class Registry:
 
     def by_kind(self, gvk: GVK) -> Resource | None:
         return self._by_gvk.get(gvk)
+
+    def is_built_in(self, group: str) -> bool:
+        """Whether the group has resources of kone's own."""
+        return any(gvr.group == group and resource.custom is None for gvr, resource in self._by_gvr.items())
 
     def resources(self) -> list[Resource]:
         return list(self._by_gvr.values())

@@ -1,0 +1,357 @@
+"""Custom resources: what a CustomResourceDefinition makes of the API while it stands.
+
+`resources(definition)` gives one Resource for each served version. Where built-in kinds have a class of their own, a
+custom one has its schema: it decodes (prunes), defaults and validates by it. Order and texts:
+k8s.io/apiextensions-apiserver, pkg/apiserver and pkg/registry/customresource.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from kone.apimachinery import schema, structural_schema, value_validation
+from kone.apimachinery.errors import FieldError, go_quote, go_value, invalid_value, required
+from kone.apimachinery.json_path import compile_path, shown, simple_path
+from kone.apimachinery.kinds import GVK, GVR, version_rank
+from kone.apimachinery.objects import Object, deep_copy, dig
+from kone.apimachinery.selectors import parse_label_selector
+from kone.apimachinery.structural_schema import MetadataError, Structural
+from kone.apimachinery.timestamps import parse_time
+from kone.apimachinery.users import User
+from kone.registry.generic import validate_annotations, validate_labels
+from kone.registry.printing import age
+from kone.registry.resource import NAME, Cell, Column, Resource, ScaleSpec
+from kone.registry.strategy import StatusStrategy, Strategy
+
+VERBS: Final = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
+"""In the order in which upstream lists those of custom resources."""
+INT32_MAX: Final = 2**31 - 1
+_PRESERVES: Final = {"x-kubernetes-preserve-unknown-fields": True}
+_ANYTHING: Final = {"type": "object", **_PRESERVES}
+_AGE_COLUMN: Final = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
+_JSON_NAMES: Final[Mapping[type, str]] = {str: "string", bool: "bool", float: "float64", list: "[]interface {}"}
+
+
+class Codec:
+    """Reads what clients send of one version."""
+
+    def __init__(self, gvk: GVK, root: Structural) -> None:
+        self.gvk = gvk
+        self.root = root
+
+    def decode(self, obj: Object) -> tuple[Object, list[str]]:
+        """(the object as the schema reads it, sharing nothing with `obj`; the paths of unknown fields).
+
+        Raises StatusError 400 for metadata of a wrong type.
+        """
+        found: Object = deep_copy(obj)
+        try:
+            unknown = structural_schema.decode_metadata(found)
+            unknown += structural_schema.prune(found, self.root)
+            structural_schema.drop_nulls(found, self.root)
+            for embedded, path in structural_schema.embedded_objects(found, self.root):
+                unknown += structural_schema.decode_metadata(embedded, path)
+        except MetadataError as error:
+            raise schema.cannot_be_handled(self.gvk, str(error)) from None
+        found.setdefault("metadata", {})
+        return found, unknown
+
+
+class CustomStrategy(Strategy):
+    """The rules of one version of a custom resource."""
+
+    kube_finalizers = False
+    unconditional_update = False
+
+    def __init__(self, codec: Codec, version: Mapping[str, Any]) -> None:
+        self._codec = codec
+        subresources = version.get("subresources") or {}
+        self.has_status = subresources.get("status") is not None
+        self._scale: Mapping[str, Any] | None = subresources.get("scale")
+        self._selectable = [str(each.get("jsonPath", "")) for each in version.get("selectableFields") or ()]
+
+    @property
+    def root(self) -> Structural:
+        return self._codec.root
+
+    def default(self, obj: Object) -> None:
+        structural_schema.set_defaults(obj, self.root)
+
+    def prepare(self, obj: Object, old: Object | None, *, user: User) -> Sequence[str] | None:
+        if old is None:
+            if self.has_status:
+                obj.pop("status", None)
+            obj["metadata"]["generation"] = 1
+            return None
+        if self.has_status:
+            _keep(obj, old, "status")
+        generation = old["metadata"].get("generation", 0)
+        ignored = ("metadata", "status") if self.has_status else ("metadata",)
+        changed = _without(obj, ignored) != _without(old, ignored)
+        obj["metadata"]["generation"] = generation + 1 if changed else generation
+        return None
+
+    def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
+        findings = _of_type(self._codec.gvk, obj)
+        findings += value_validation.validate(obj, self.root.raw)
+        if self._scale is not None:
+            findings += scale_findings(self._scale, obj)
+        for embedded, path in structural_schema.embedded_objects(obj, self.root):
+            findings += _embedded_findings(embedded, path)
+        findings += structural_schema.list_findings(obj, self.root)
+        if old is not None and findings:
+            before = {(each.field, each.kind, each.detail) for each in self.validate(old, None)}
+            findings = [f for f in findings if (f.field, f.kind, f.detail) not in before or not _is_same(f, obj, old)]
+        return findings
+
+    def warnings(self, obj: Object, old: Object | None) -> Iterable[str]:
+        for finalizer in obj["metadata"].get("finalizers") or ():
+            if "/" not in finalizer and finalizer not in ("orphan", "foregroundDeletion"):
+                yield (
+                    f"metadata.finalizers: {go_quote(finalizer)}: prefer a domain-qualified finalizer name to avoid "
+                    "accidental conflicts with other finalizer writers"
+                )
+
+    def selectable_fields(self, obj: Object) -> dict[str, str]:
+        found = {}
+        for path in self._selectable:
+            values = compile_path(path).find(obj)
+            found[path.removeprefix(".")] = shown(values[:1])
+        return found
+
+    def unknown_field_label(self, label: str) -> str:
+        return f"field label not supported: {label}"
+
+
+class _CustomStatus(StatusStrategy):
+    """Everything stays but the status."""
+
+    def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
+        assert old is not None, "a status is only ever updated"
+        for name in {*obj, *old} - {"status", "metadata"}:
+            _keep(obj, old, name)
+        version = obj["metadata"].get("resourceVersion")
+        obj["metadata"] = {**old["metadata"], **({"resourceVersion": version} if version else {})}
+
+    def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
+        return self.main.validate(obj, old)
+
+
+def _keep(obj: Object, old: Object, name: str) -> None:
+    if name in old:
+        obj[name] = old[name]
+    else:
+        obj.pop(name, None)
+
+
+def _without(obj: Object, names: Sequence[str]) -> Object:
+    return {key: value for key, value in obj.items() if key not in names}
+
+
+def _of_type(gvk: GVK, obj: Object) -> list[FieldError]:
+    findings = []
+    if obj.get("kind") != gvk.kind:
+        findings.append(invalid_value("kind", obj.get("kind"), f"must be {gvk.kind}"))
+    if obj.get("apiVersion") != gvk.api_version:
+        findings.append(invalid_value("apiVersion", obj.get("apiVersion"), f"must be {gvk.api_version}"))
+    return findings
+
+
+def _embedded_findings(obj: Object, path: str) -> list[FieldError]:
+    """An embedded object names its kind and version, and has metadata as any object."""
+    findings = []
+    version = obj.get("apiVersion", "")
+    if not version:
+        findings.append(required(f"{path}.apiVersion"))
+    elif str(version).count("/") > 1:
+        text = f"unexpected GroupVersion string: {version}"
+        findings.append(invalid_value(f"{path}.apiVersion", version, text))
+    if not obj.get("kind"):
+        findings.append(required(f"{path}.kind"))
+    metadata = obj.get("metadata") or {}
+    findings += validate_labels(metadata.get("labels") or {}, f"{path}.metadata.labels")
+    findings += validate_annotations(metadata.get("annotations") or {}, f"{path}.metadata.annotations")
+    return findings
+
+
+def _is_same(finding: FieldError, obj: Object, old: Object) -> bool:
+    """Whether what the finding is about is as it was: then it is not this write's fault (KEP-4008)."""
+    path = "." + finding.field.partition("[")[0]
+    return compile_path(path).find(obj) == compile_path(path).find(old) if finding.field != "<nil>" else obj == old
+
+
+# -- scale ------------------------------------------------------------------------------------------------------------
+
+
+def scale_findings(scale: Mapping[str, Any], obj: Object) -> list[FieldError]:
+    """Replicas that are numbers from 0 to 2^31-1, and a selector that is a text."""
+    findings = []
+    for field in ("specReplicasPath", "statusReplicasPath"):
+        path = scale[field]
+        value = dig(obj, *simple_path(path))
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            kind = _JSON_NAMES.get(type(value), "map[string]interface {}")
+            text = f"{path} accessor error: {_plain(value)} is of the type {kind}, expected int64"
+            findings.append(invalid_value(path, 0, text))
+        elif value < 0:
+            findings.append(invalid_value(path, value, "should be a non-negative integer"))
+        elif value > INT32_MAX:
+            findings.append(invalid_value(path, value, f"should be less than or equal to {INT32_MAX}"))
+    if path := scale.get("labelSelectorPath"):
+        value = dig(obj, *simple_path(path))
+        if value is not None and not isinstance(value, str):
+            kind = _JSON_NAMES.get(type(value), "map[string]interface {}")
+            text = f"{path} accessor error: {_plain(value)} is of the type {kind}, expected string"
+            findings.append(invalid_value(path, "", text))
+        elif value:
+            try:
+                parse_label_selector(value)
+            except ValueError as error:
+                findings.append(invalid_value(path, value, str(error)))
+    return findings
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else go_value(value)
+
+
+def _scale_spec(scale: Mapping[str, Any] | None) -> ScaleSpec | None:
+    if scale is None:
+        return None
+    selector = simple_path(scale.get("labelSelectorPath") or "")
+    return ScaleSpec(
+        spec_replicas=simple_path(scale["specReplicasPath"]),
+        status_replicas=simple_path(scale["statusReplicasPath"]),
+        selector=lambda obj: str(dig(obj, *selector, default="") or "") if selector else "",
+        custom=True,
+    )
+
+
+# -- columns ----------------------------------------------------------------------------------------------------------
+
+
+def _columns(version: Mapping[str, Any]) -> tuple[Column, ...]:
+    asked = version.get("additionalPrinterColumns") or (_AGE_COLUMN,)
+    return (NAME, *(_column(each) for each in asked))
+
+
+def _column(asked: Mapping[str, Any]) -> Column:
+    return Column(
+        asked["name"],
+        _cell(str(asked.get("jsonPath", "")), asked["type"]),
+        type=asked["type"],
+        format=asked.get("format", ""),
+        priority=asked.get("priority", 0),
+    )
+
+
+def _cell(path: str, kind: str) -> Cell:
+    compiled = compile_path(path)
+
+    def cell(obj: Object, now: float) -> Any:
+        found = compiled.find(obj)
+        if not found:
+            return None
+        return shown(found[:1]) if kind == "string" else typed_cell(found[0], kind, now)
+
+    return cell
+
+
+def typed_cell(value: Any, kind: str, now: float) -> Any:
+    """The value as a cell of a column of that type; None where it is of another type."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "integer":
+        return int(value) if number else None
+    if kind == "number":
+        return value if number else None
+    if kind == "boolean":
+        return value if isinstance(value, bool) else None
+    if kind == "date" and isinstance(value, str):
+        try:
+            return age(parse_time(value), now)
+        except ValueError:
+            return "<invalid>"
+    return None
+
+
+# -- the resources ----------------------------------------------------------------------------------------------------
+
+
+def resources(definition: Object) -> list[Resource]:
+    """The Resource of each served version, by the names that were accepted."""
+    spec = definition["spec"]
+    names = dig(definition, "status", "acceptedNames", default={})
+    versions = spec.get("versions") or ()
+    stored = next(version for version in versions if version.get("storage"))
+    return [_resource(spec, names, version, stored) for version in versions if version.get("served")]
+
+
+def _schema_of(spec: Object, version: Object) -> Structural:
+    raw = dig(version, "schema", "openAPIV3Schema") or _ANYTHING
+    return structural_schema.parse({**raw, **_PRESERVES} if spec.get("preserveUnknownFields") else raw)
+
+
+def _resource(spec: Object, names: Object, version: Object, stored: Object) -> Resource:
+    group, plural = spec["group"], names["plural"]
+    gvk = GVK(group, version["name"], names["kind"])
+    codec = Codec(gvk, _schema_of(spec, version))
+    strategy = CustomStrategy(codec, version)
+    stored_as = stored["name"]
+    other = version["name"] != stored_as
+    made = Resource(
+        gvr=GVR(group, version["name"], plural),
+        kind=names["kind"],
+        strategy=strategy,
+        namespaced=spec["scope"] == "Namespaced",
+        singular=names.get("singular", ""),
+        short_names=tuple(names.get("shortNames") or ()),
+        categories=tuple(names.get("categories") or ()),
+        verbs=VERBS,
+        columns=_columns(version),
+        status=_CustomStatus(strategy) if strategy.has_status else None,
+        scale=_scale_spec((version.get("subresources") or {}).get("scale")),
+        storage=(group, plural),
+        to_storage=_stored_as(f"{group}/{stored_as}", _schema_of(spec, stored)) if other else None,
+        from_storage=_as_version(gvk.api_version) if other else None,
+        custom=codec.decode,
+        deprecation=_deprecation(spec, names, version),
+    )
+    list_kind = names.get("listKind") or f"{made.kind}List"
+    return made if list_kind == f"{made.kind}List" else replace(made, named_list_kind=list_kind)
+
+
+def _as_version(api_version: str) -> Callable[[Object], Object]:
+    return lambda obj: {**obj, "apiVersion": api_version}
+
+
+def _stored_as(api_version: str, root: Structural) -> Callable[[Object], Object]:
+    """What is written in another version, as it is stored: what the stored version does not name is lost."""
+
+    def convert(obj: Object) -> Object:
+        found: Object = deep_copy(obj)
+        structural_schema.prune(found, root)
+        return {**found, "apiVersion": api_version}
+
+    return convert
+
+
+def _deprecation(spec: Object, names: Object, version: Object) -> str:
+    """The warning that every request for a deprecated version gets."""
+    if not version.get("deprecated"):
+        return ""
+    if version.get("deprecationWarning") is not None:
+        return str(version["deprecationWarning"])
+    text = f"{spec['group']}/{version['name']} {names['kind']} is deprecated"
+    newer = next(
+        (
+            v["name"]
+            for v in sorted(spec["versions"], key=lambda v: version_rank(v["name"]), reverse=True)
+            if v.get("served") and not v.get("deprecated") and version_rank(v["name"]) > version_rank(version["name"])
+        ),
+        "",
+    )
+    return f"{text}; use {spec['group']}/{newer} {names['kind']}" if newer else text

@@ -1,0 +1,171 @@
+"""Custom resources over the write path: served while their definition stands, by its schema, and gone with it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from kone.apimachinery.errors import StatusError
+from kone.apimachinery.kinds import GVR
+from kone.apimachinery.objects import Object, dig
+from kone.client.client import Client
+from kone.testing import Cluster
+
+DEFINITIONS = GVR("apiextensions.k8s.io", "v1", "customresourcedefinitions")
+WIDGETS = GVR("example.com", "v1", "widgets")
+
+
+def definition(plural: str = "widgets", kind: str = "Widget", **version: Any) -> Object:
+    schema = {
+        "type": "object",
+        "properties": {
+            "spec": {
+                "type": "object",
+                "properties": {
+                    "replicas": {"type": "integer", "minimum": 0, "default": 1},
+                    "color": {"type": "string", "enum": ["red", "blue"]},
+                },
+            },
+            "status": {"type": "object", "properties": {"replicas": {"type": "integer"}}},
+        },
+    }
+    made = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}, **version}
+    names = {"plural": plural, "kind": kind}
+    spec = {"group": "example.com", "scope": "Namespaced", "names": names, "versions": [made]}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.example.com"},
+        "spec": spec,
+    }
+
+
+def widget(name: str = "w", **spec: Any) -> Object:
+    return {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": name}, "spec": spec}
+
+
+async def until(client: Client, look: Callable[[], bool]) -> None:
+    """Wait for a definition to change so that `look()` holds."""
+    happened = asyncio.Event()
+    unsubscribe = client.informer(DEFINITIONS).subscribe(lambda *_: happened.set() if look() else None)
+    async with asyncio.timeout(5):
+        await happened.wait()
+    unsubscribe()
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[Cluster]:
+    async with Cluster(controllers=False, scheduler=False) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(cluster: Cluster) -> Client:
+    return cluster.client
+
+
+async def define(client: Client, made: Object) -> Object:
+    """Create a definition, and wait until its names are judged."""
+    informer = client.informer(DEFINITIONS)
+    name = made["metadata"]["name"]
+    await client.create(DEFINITIONS, made)
+    await until(client, lambda: bool(dig(informer.get("", name), "status", "conditions", default=[])))
+    return await client.get(DEFINITIONS, name)
+
+
+def conditions(obj: Object) -> dict[str, tuple[str, str]]:
+    return {c["type"]: (c["status"], c["reason"]) for c in dig(obj, "status", "conditions", default=[])}
+
+
+async def test_an_established_definition_is_served(client: Client) -> None:
+    made = await define(client, definition())
+    assert conditions(made) == {
+        "NamesAccepted": ("True", "NoConflicts"),
+        "Established": ("True", "InitialNamesAccepted"),
+    }
+    created = await client.create(WIDGETS, {**widget(color="red"), "extra": 1}, namespace="default")
+    assert created["spec"] == {"color": "red", "replicas": 1}
+    assert "extra" not in created
+    assert created["metadata"]["generation"] == 1
+    assert [w["metadata"]["name"] for w in await client.list(WIDGETS, "default")] == ["w"]
+
+
+async def test_values_are_held_against_the_schema(client: Client) -> None:
+    await define(client, definition())
+    with pytest.raises(StatusError) as caught:
+        await client.create(WIDGETS, widget(color="green", replicas=-1), namespace="default")
+    assert caught.value.code == 422
+    assert [cause["field"] for cause in caught.value.details["causes"]] == ["spec.color", "spec.replicas"]
+
+
+async def test_what_was_wrong_before_is_no_fault_of_an_update(client: Client) -> None:
+    """KEP-4008: a schema that became stricter does not hold up changes elsewhere."""
+    loose = definition()
+    schema = loose["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    del schema["color"]["enum"]
+    made = await define(client, loose)
+    await client.create(WIDGETS, widget(color="green"), namespace="default")
+    await client.update(DEFINITIONS, {**made, "spec": definition()["spec"] | {"names": made["spec"]["names"]}})
+    changed = await client.patch(WIDGETS, "w", {"spec": {"replicas": 3}}, namespace="default")
+    assert changed["spec"] == {"color": "green", "replicas": 3}
+    with pytest.raises(StatusError, match="Unsupported value"):
+        await client.patch(WIDGETS, "w", {"spec": {"color": "grey"}}, namespace="default")
+
+
+async def test_status_is_a_subresource_where_the_definition_says_so(client: Client) -> None:
+    await define(client, definition(subresources={"status": {}}))
+    created = await client.create(WIDGETS, {**widget(), "status": {"replicas": 7}}, namespace="default")
+    assert "status" not in created
+    changed = await client.patch(
+        WIDGETS, "w", {"status": {"replicas": 2}, "spec": {"replicas": 9}}, namespace="default", subresource="status"
+    )
+    assert (changed["status"], changed["spec"]["replicas"]) == ({"replicas": 2}, 1)
+    assert changed["metadata"]["generation"] == 1
+    changed = await client.patch(WIDGETS, "w", {"spec": {"replicas": 4}}, namespace="default")
+    assert (changed["metadata"]["generation"], changed["status"]) == (2, {"replicas": 2})
+
+
+async def test_a_name_that_is_taken_is_refused_until_it_is_free(client: Client) -> None:
+    await define(client, definition())
+    made = await define(client, definition("gadgets"))
+    assert conditions(made) == {
+        "NamesAccepted": ("False", "ListKindConflict"),
+        "Established": ("False", "NotAccepted"),
+    }
+    with pytest.raises(StatusError) as caught:
+        await client.list(GVR("example.com", "v1", "gadgets"))
+    assert caught.value.code == 404
+    await client.delete(DEFINITIONS, "widgets.example.com")
+    informer = client.informer(DEFINITIONS)
+    await until(client, lambda: conditions(informer.get("", "gadgets.example.com") or {})["Established"][0] == "True")
+    assert await client.list(GVR("example.com", "v1", "gadgets")) == []
+
+
+async def test_objects_go_with_their_definition(client: Client) -> None:
+    await define(client, definition())
+    await client.create(WIDGETS, widget(), namespace="default")
+    await client.delete(DEFINITIONS, "widgets.example.com")
+    informer = client.informer(DEFINITIONS)
+    await until(client, lambda: informer.get("", "widgets.example.com") is None)
+    with pytest.raises(StatusError) as caught:
+        await client.list(WIDGETS)
+    assert caught.value.code == 404
+    await define(client, definition())
+    assert await client.list(WIDGETS) == [], "a new definition of the name begins empty"
+
+
+async def test_several_versions_read_what_one_of_them_stores(client: Client) -> None:
+    made = definition()
+    wider = {"type": "object", "properties": {"spec": {"type": "object", "properties": {"size": {"type": "integer"}}}}}
+    made["spec"]["versions"].append(
+        {"name": "v2beta1", "served": True, "storage": False, "schema": {"openAPIV3Schema": wider}}
+    )
+    await define(client, made)
+    beta = GVR("example.com", "v2beta1", "widgets")
+    created = await client.create(beta, {**widget(size=3), "apiVersion": "example.com/v2beta1"}, namespace="default")
+    assert created["apiVersion"] == "example.com/v2beta1"
+    assert created["spec"] == {}, "what the stored version does not name is lost"
+    assert (await client.get(WIDGETS, "w", "default"))["apiVersion"] == "example.com/v1"
