@@ -148,6 +148,7 @@ async def test_a_kind_is_made_read_listed_watched_changed_and_deleted(api: Api, 
             {"metadata": {"finalizers": None}, "spec": {"finalizers": None}},
             Content_Type=MERGE["Content-Type"],
         )
-        assert held[0] == 200 or resource.kind == "Namespace"
+        # A definition may have gone meanwhile: the API itself removes it once it has no objects.
+        assert held[0] in (200, 404) or resource.kind == "Namespace"
     seen = await api.events(path, revision, 3)
     assert [kind for kind, seen_name in seen if seen_name == name][:3] == ["ADDED", "MODIFIED", "MODIFIED"]
