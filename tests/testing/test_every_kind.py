@@ -114,7 +114,9 @@ async def test_a_kind_is_made_read_listed_watched_changed_and_deleted(api: Api, 
     assert (code, again["reason"]) == (409, "AlreadyExists")
 
     code, found = await api.ask("GET", one)
-    assert (code, found) == (200, made)
+    assert (code, found["metadata"]["uid"]) == (200, made["metadata"]["uid"])
+    if resource.kind != "CustomResourceDefinition":  # of which the API itself writes the status
+        assert found == made
     code, listed = await api.ask("GET", f"{path}?fieldSelector=metadata.name={name}")
     assert [item["metadata"]["uid"] for item in listed["items"]] == [made["metadata"]["uid"]]
     table = "application/json;as=Table;v=v1;g=meta.k8s.io"
