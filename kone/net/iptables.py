@@ -7,12 +7,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from kone.net.conntrack import Address, forget_stale_udp
 from kone.net.firewall import ChainId, Firewall, FirewallError
 from kone.net.iptables_rules import Chains, Rules, loopback_network, loopback_rules, rules_of
 from kone.net.proxier import Desired, ProxySyncError
 from kone.net.rule_config import RuleConfig
 from kone.net.service_map import ServicePort, ServicePortName
+from kone.net.stale_flows import forget
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class IptablesProxier:
         changed |= {name: None for name in self._served if name not in desired}
         if not changed and not self._first:
             return
-        stale = self._frontends({n: self._served[n] for n in changed if n in self._served})
+        before = {name: self._served[name] for name in changed if name in self._served}
         refused = await self._bring(changed)
         done = {name: port for name, port in changed.items() if name not in refused}
         for name, port in done.items():
@@ -52,10 +52,7 @@ class IptablesProxier:
                 self._served.pop(name, None)
             else:
                 self._served[name] = port
-        # Every address that led somewhere before or does so now is looked at, with the endpoints of now.
-        await self._forget(
-            {**dict.fromkeys(stale, frozenset()), **self._frontends({n: p for n, p in done.items() if p})}
-        )
+        await forget(before, done, self._config.node_ips, self._config.family)
         if refused:
             first, error = next(iter(refused.items()))
             raise ProxySyncError(f"{len(refused)} ports of Services, first {first}: {error}")
@@ -161,28 +158,3 @@ class IptablesProxier:
         )
         self._first = False
         self._leading = leading
-
-    async def _forget(self, frontends: Mapping[Address, frozenset[Address]]) -> None:
-        if not frontends:
-            return
-        try:
-            loop = asyncio.get_running_loop()
-            gone = await loop.run_in_executor(None, forget_stale_udp, frontends, self._config.family)
-        except OSError as error:
-            log.warning("stale UDP flows could not be looked for: %s", error)
-            return
-        if gone:
-            log.debug("forgot %d UDP flows to endpoints that are gone", gone)
-
-    def _frontends(self, ports: Mapping[ServicePortName, ServicePort]) -> dict[Address, frozenset[Address]]:
-        """The addresses of UDP ports, with the endpoints that a flow to them may have."""
-        found: dict[Address, frozenset[Address]] = {}
-        for port in ports.values():
-            if port.protocol == "UDP":
-                endpoints = frozenset(Address(e.ip, e.port) for e in (*port.cluster_endpoints, *port.local_endpoints))
-                for ip in port.addresses:
-                    found[Address(ip, port.port)] = endpoints
-                if port.node_port:
-                    for ip in ("", *self._config.node_ips):
-                        found[Address(ip, port.node_port)] = endpoints
-        return found

@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from kone.net import dummy_link, ipset, ipvs_table
 from kone.net.firewall import Firewall, FirewallError
 from kone.net.iptables import IptablesProxier
+from kone.net.ipvs import IpvsProxier
 from kone.net.proxier import Proxier, ProxySyncError
 from kone.net.rule_config import RuleConfig
 
@@ -64,7 +66,13 @@ def iptables_why_not() -> str:
     return "" if done.returncode == 0 else " ".join(done.stderr.split())
 
 
+def ipvs_why_not() -> str:
+    """What keeps IPVS, ipset, dummy links or the rules beside them from serving Services."""
+    return ipvs_table.why_not() or ipset.why_not() or dummy_link.why_not() or iptables_why_not()
+
+
 KINDS: Mapping[Mode, Kind] = {
+    "ipvs": Kind(IpvsProxier, ipvs_why_not),
     "iptables": Kind(IptablesProxier, iptables_why_not),
 }
 

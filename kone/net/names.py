@@ -26,6 +26,11 @@ class Names:
         return f"kone-{self.instance}"[:LINK_MAX] if self.instance else "kone0"
 
     @property
+    def dummy(self) -> str:
+        """The link that holds the Services' addresses where IPVS serves them."""
+        return f"kipv-{self.instance}"[:LINK_MAX] if self.instance else "kipvs0"
+
+    @property
     def chain_prefix(self) -> str:
         return f"KONE-{self.instance}-" if self.instance else "KONE-"
 

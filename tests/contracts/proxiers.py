@@ -12,7 +12,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ import pytest
 from kone.net import modes
 from kone.net.bridge import BridgeNetwork, NetworkConfig
 from kone.net.firewall import Backend, Firewall
+from kone.net.ipvs_table import IpvsTable
 from kone.net.names import Names
 from kone.net.proxier import Proxier
 from kone.net.rule_config import RuleConfig
@@ -39,8 +40,8 @@ class Contestant:
     """A mode in one variant and family.
 
     `lacks`: promises that it does not make, of "source address" (servers see the client), "drop" (rather than refuse),
-    "affinity across addresses" and "takeover" (serving goes on while no process runs). `harms`: what someone else may
-    do to its rules.
+    "affinity across addresses", "affinity ends on time" (rather than when the last connection is forgotten) and
+    "takeover" (serving goes on while no process runs). `harms`: what someone else may do to its rules.
     """
 
     mode: modes.Mode
@@ -69,7 +70,34 @@ def _iptables_harms(tool: str) -> tuple[Harm, ...]:
     )
 
 
+def _ipvs_harms(family: int) -> tuple[Harm, ...]:
+    def flush() -> None:
+        table = IpvsTable()
+        rows, _ = table.read(family)
+        table.change((server, entry, None) for server, entry in rows.items())
+        table.close()
+
+    def edit() -> None:
+        table = IpvsTable()
+        rows, _ = table.read(family)
+        table.change((server, entry, replace(entry, weights={})) for server, entry in rows.items())
+        table.close()
+
+    tool = "iptables-nft" if family == 4 else "ip6tables-nft"
+    return (
+        flush,
+        edit,
+        _commands(f"ip link del {NAMES.dummy}"),
+        _commands(f"ipset flush {NAMES.chain('SERVED')}{family}"),
+        _commands(f"{tool} -F", f"{tool} -t nat -F"),
+    )
+
+
+IPVS_LACKS = frozenset({"affinity across addresses", "affinity ends on time"})
+
 CONTESTANTS = [
+    Contestant("ipvs", 4, "nft", IPVS_LACKS, _ipvs_harms(4)),
+    Contestant("ipvs", 6, "nft", IPVS_LACKS, _ipvs_harms(6)),
     Contestant("iptables", 4, "nft", harms=_iptables_harms("iptables-nft")),
     Contestant("iptables", 6, "nft", harms=_iptables_harms("ip6tables-nft")),
     Contestant("iptables", 4, "legacy", harms=_iptables_harms("iptables-legacy")),

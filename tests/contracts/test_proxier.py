@@ -330,6 +330,7 @@ async def test_session_affinity_keeps_a_client_at_its_endpoint(stage: Stage) -> 
 
 
 async def test_session_affinity_ends_after_its_time(stage: Stage) -> None:
+    stage.needs("affinity ends on time")
     endpoints = tuple([await stage.backend_pod(name) for name in "abc"])
     await stage.proxier.sync({WEB: stage.web(*endpoints, affinity_s=1)})
     seen = set()
