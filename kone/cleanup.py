@@ -81,10 +81,12 @@ async def _remove_containers(settings: Settings) -> AsyncIterator[str]:
 
 
 async def _remove_network(settings: Settings) -> AsyncIterator[str]:
+    from kone.net import modes
     from kone.net.bridge import remove_links
     from kone.net.firewall import Firewall, FirewallError
     from kone.net.names import Names
     from kone.net.nft_table import NftError, NftTable
+    from kone.net.rule_config import RuleConfig
 
     names = Names(settings.instance)
     table = NftTable(names.policy_table)
@@ -98,6 +100,9 @@ async def _remove_network(settings: Settings) -> AsyncIterator[str]:
     firewall = Firewall(names)
     try:
         await firewall.start()
+        for family, every in ((4, "0.0.0.0/0"), (6, "::/0")):
+            beside = firewall if family == 4 else Firewall(names, family=family)
+            await modes.remove_others(None, beside, RuleConfig(names, [every], [every]))
         await firewall.cleanup()
     except FirewallError as error:
         raise CleanupError(f"the rules stay: {error}; run as root") from None

@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 PARTS = ("controllers", "scheduler", "kubelet", "proxy", "dns", "ingress", "networkpolicy", "local-storage")
 PROXY_MODES = ("auto", "ipvs", "nftables", "iptables", "userspace")
+PROXY_MODE = "kone.dev/proxy-mode"  # annotation of the node: which one it is
+IPVS_SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _INSTANCE = re.compile(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?")
 
@@ -51,6 +53,10 @@ class Settings:
         "", "sqlite:///PATH, memory:// or postgresql://… (default: in the data directory)", metavar="URL"
     )
     proxy_mode: str = _setting("auto", "how Services reach the kernel", choices=PROXY_MODES)
+    ipvs_scheduler: str = _setting("rr", "how IPVS chooses among endpoints", choices=IPVS_SCHEDULERS)
+    ipvs_strict_arp: str = _setting(
+        "off", "with IPVS, answer ARP for the asked link's own addresses only", choices=("off", "on")
+    )
     ingress_http_port: int = _setting(80, "port that Ingresses are served on; 0 leaves it out", metavar="PORT")
     ingress_https_port: int = _setting(
         443, "port that Ingresses are served on with TLS; 0 leaves it out", metavar="PORT"
@@ -130,8 +136,6 @@ def resolve(settings: Settings) -> Settings:
         raise ConfigError(f"--ingress-https-port {filled.ingress_https_port} is --ingress-http-port too: give another")
     if unknown := filled.disabled - set(PARTS):
         raise ConfigError(f"--disable {','.join(sorted(unknown))}: choose from {','.join(PARTS)}")
-    if filled.proxy_mode not in ("auto", "iptables"):
-        raise ConfigError(f"--proxy-mode {filled.proxy_mode}: this version of kone has iptables; use auto or iptables")
     node_ports(filled)
     if not filled.datastore:
         filled = dataclasses.replace(filled, datastore=f"sqlite:///{filled.data.absolute()}/kone.db")

@@ -19,7 +19,7 @@ from kone.apimachinery.errors import StatusError
 from kone.apimachinery.users import AUTHENTICATED, User, service_account_user
 from kone.client.client import Client
 from kone.client.events import EventRecorder
-from kone.config import Settings
+from kone.config import PROXY_MODE, Settings
 from kone.control_plane import ADMINISTRATOR, ControlPlane, StartError
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from kone.net.firewall import Firewall
     from kone.net.ingress import IngressController
     from kone.net.ingress_rules import Certificate
-    from kone.net.iptables import IptablesProxier
+    from kone.net.modes import Mode
     from kone.net.policy_enforcer import PolicyEnforcer
     from kone.net.proxier import ServiceProxy
+    from kone.net.rule_config import RuleConfig
     from kone.runtime.docker import DockerRuntime
     from kone.runtime.kubelet import Kubelet
 
@@ -62,6 +63,7 @@ class Node:
         self._kubelet_events: EventRecorder | None = None
         self._policies: PolicyEnforcer | None = None
         self._proxy: ServiceProxy | None = None
+        self._proxy_mode: Mode | None = None
         self._dns: DnsServer | None = None
         self._ingress: IngressController | None = None
         self._ingress_events: EventRecorder | None = None
@@ -191,31 +193,48 @@ class Node:
             await self._policies.stop()
 
     async def _start_proxy(self) -> None:
+        from kone.net import modes
         from kone.net.proxier import ServiceProxy
 
-        client = self._control_plane.client_for(PROXY)
-        self._proxy = ServiceProxy(client, {"IPv4": self._proxier()}, self.settings.node_name, self.clock)
+        try:
+            choice = await modes.choose(self.settings.proxy_mode)
+        except modes.NoMode as error:
+            raise StartError(str(error)) from None
+        log.info("Services by %s", choice)
+        self._proxy_mode = choice.mode
+        assert self._firewall is not None
+        client, config = self._control_plane.client_for(PROXY), self._rule_config()
+        proxier = modes.make(choice.mode, self._firewall, config)
+        self._proxy = ServiceProxy(
+            client, {"IPv4": proxier}, self.settings.node_name, self.clock, synced=self._only_this_mode
+        )
         await self._proxy.start()
+
+    async def _only_this_mode(self) -> None:
+        """What a run with another mode left goes, as soon as this one serves."""
+        from kone.net import modes
+
+        assert self._firewall is not None
+        await modes.remove_others(self._proxy_mode, self._firewall, self._rule_config())
 
     async def _without_proxy(self) -> None:
         """The rules of an earlier run would lead Services to where pods were then."""
-        await self._proxier().cleanup()
+        await self._only_this_mode()
 
-    def _proxier(self) -> IptablesProxier:
-        from kone.net.iptables import IptablesProxier
+    def _rule_config(self) -> RuleConfig:
         from kone.net.names import Names
         from kone.net.rule_config import RuleConfig
 
-        assert self._firewall is not None
         settings = self.settings
-        config = RuleConfig(
+        return RuleConfig(
             Names(settings.instance),
             [settings.cluster_cidr],
             [settings.service_cidr],
             node_ips=[self.node_ip],
             pod_cidrs=[self._pod_cidr],
+            ipvs_scheduler=settings.ipvs_scheduler,
+            strict_arp=settings.ipvs_strict_arp == "on",
         )
-        return IptablesProxier(self._firewall, config)
 
     async def _stop_proxy(self) -> None:
         if self._proxy is not None:
@@ -308,6 +327,7 @@ class Node:
             server_cert=pki.certificate("kubelet-serving"),
             server_key=pki.key("kubelet-serving"),
             client_ca=pki.certificate("ca"),
+            node_annotations={PROXY_MODE: self._proxy_mode or "none"},
         )
         assert self._network is not None
         self._kubelet_events = EventRecorder(client, "kubelet", host=settings.node_name, clock=self.clock)

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import Any
 
-from kone.config import Settings
+from kone.config import PROXY_MODE, Settings
 
 TIMEOUT_S = 5.0
 
@@ -25,6 +25,7 @@ class Report:
     nodes: dict[str, str] = field(default_factory=dict)
     pods: dict[str, int] = field(default_factory=dict)
     problem: str = ""
+    proxy_modes: dict[str, str] = field(default_factory=dict)  # by node
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -66,7 +67,17 @@ def collect(settings: Settings) -> Report:
         phases[phase] = phases.get(phase, 0) + 1
     reasons = {node["metadata"]["name"]: _readiness(node) for node in nodes}
     healthy = code == 200 and all(reason.startswith("Ready") for reason in reasons.values())
-    return Report(settings.data_dir, True, healthy, version.get("gitVersion", ""), failing, reasons, phases)
+    modes = {n["metadata"]["name"]: n["metadata"].get("annotations", {}).get(PROXY_MODE, "") for n in nodes}
+    return Report(
+        settings.data_dir,
+        True,
+        healthy,
+        version.get("gitVersion", ""),
+        failing,
+        reasons,
+        phases,
+        proxy_modes={name: mode for name, mode in modes.items() if mode},
+    )
 
 
 def _readiness(node: dict[str, Any]) -> str:
@@ -84,6 +95,9 @@ def render(report: Report) -> str:
         return f"kone is not running on {report.data_dir} ({report.problem})"
     lines = [f"kone is {'ready' if report.ready else 'not ready'} on {report.data_dir} (Kubernetes {report.version})"]
     lines += [f"failing check: {name}" for name in report.checks_failing]
-    lines += [f"node {name}: {reason}" for name, reason in report.nodes.items()]
+    lines += [
+        f"node {name}: {reason}" + (f", Services by {mode}" if (mode := report.proxy_modes.get(name)) else "")
+        for name, reason in report.nodes.items()
+    ]
     lines.append("pods: " + (", ".join(f"{n} {phase}" for phase, n in sorted(report.pods.items())) or "none"))
     return "\n".join(lines)

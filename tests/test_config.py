@@ -60,7 +60,6 @@ def test_a_named_instance_shares_nothing_with_the_default_one_or_another() -> No
         (["--instance", "No_Good"], "use up to 10 lower-case letters"),
         (["--service-node-port-range", "9-1"], "give FIRST-LAST"),
         (["--config", "/nothing/here.yaml"], "No such file"),
-        (["--proxy-mode", "ipvs"], "use auto or iptables"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line_that_says_what_to_do(argv: list[str], text: str) -> None:

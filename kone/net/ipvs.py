@@ -127,7 +127,8 @@ class IpvsProxier:
             self._first = True
 
     def _open(self) -> IpvsKernel:
-        return IpvsKernel(self._config.names, self._rules, self._config.family)
+        config = self._config
+        return IpvsKernel(config.names, self._rules, config.family, strict_arp=config.strict_arp)
 
     async def _prepare(self) -> None:
         try:

@@ -26,6 +26,10 @@ SETTINGS = Path("/proc/sys/net/ipv4/vs")
 # Tracked, so that the nat table can masquerade; what leads to a removed real server ends at once.
 NEEDED = {"conntrack": "1", "expire_nodest_conn": "1", "expire_quiescent_template": "1"}
 
+# A link answers for its own addresses only, and asks by its own: others may announce the Services' ones.
+ARP = Path("/proc/sys/net/ipv4/conf/all")
+STRICT_ARP = {"arp_ignore": "1", "arp_announce": "2"}
+
 
 @dataclass(slots=True)
 class Change:
@@ -39,9 +43,12 @@ class Change:
 class IpvsKernel:
     """Raises OSError where the kernel lacks what it takes."""
 
-    def __init__(self, names: Names, rules: IpvsRules, family: int) -> None:
+    def __init__(self, names: Names, rules: IpvsRules, family: int, *, strict_arp: bool = False) -> None:
         self._rules = rules
         self._family = family
+        self._settings = {SETTINGS / name: value for name, value in NEEDED.items()}
+        if strict_arp:
+            self._settings |= {ARP / name: value for name, value in STRICT_ARP.items()}
         self._link = DummyLink(names.dummy, family)
         self._sets = IpSets()
         self._table_door = IpvsTable()
@@ -70,8 +77,7 @@ class IpvsKernel:
 
     def prepare(self) -> None:
         """Settings, link and sets; then what an earlier run left is read."""
-        for setting, value in NEEDED.items():
-            path = SETTINGS / setting
+        for path, value in self._settings.items():
             try:
                 if path.read_text().strip() != value:
                     path.write_text(value)

@@ -101,7 +101,10 @@ async def remove_others(mode: Mode | None, firewall: Firewall, config: RuleConfi
     """Take away what every mode but this one left in the kernel; None is all of them. Logs what cannot be removed."""
     for other, kind in KINDS.items():
         if other != mode:
+            proxier = kind.make(firewall, config)
             try:
-                await kind.make(firewall, config).cleanup()
+                await proxier.cleanup()
             except (OSError, FirewallError, ProxySyncError) as error:
                 log.debug("nothing of proxy mode %s could be removed: %s", other, error)
+            finally:
+                await proxier.stop()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from kone.aio.clock import Clock, SystemClock
@@ -65,10 +65,18 @@ class Proxier(Protocol):
 
 
 class ServiceProxy:
-    """Keeps one Proxier for each family equal to what the API says. `node_name` is the node whose rules they are."""
+    """Keeps one Proxier for each family equal to what the API says. `node_name` is the node whose rules they are.
+
+    `synced` is called once, when the kernel serves for the first time.
+    """
 
     def __init__(
-        self, client: Reader, proxiers: Mapping[Family, Proxier], node_name: str, clock: Clock | None = None
+        self,
+        client: Reader,
+        proxiers: Mapping[Family, Proxier],
+        node_name: str,
+        clock: Clock | None = None,
+        synced: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._client = client
         self._proxiers = proxiers
@@ -81,6 +89,7 @@ class ServiceProxy:
         self._names: dict[Key, set[tuple[Family, ServicePortName]]] = {}
         self._dirty: set[Key] = set()
         self._zone = ""
+        self._when_synced = synced
         self._wake = asyncio.Event()
         self._synced = asyncio.Event()
         self._tasks = TaskGroup("service-proxy")
@@ -122,6 +131,9 @@ class ServiceProxy:
             began = self._clock.monotonic()
             if await self._sync():
                 retry_s = RETRY_FIRST_S
+                if self._when_synced is not None:
+                    await self._when_synced()
+                    self._when_synced = None
                 self._synced.set()
             else:
                 self._tasks.spawn(self._later(retry_s), name="service-proxy-retry")

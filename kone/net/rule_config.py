@@ -20,6 +20,7 @@ class RuleConfig:
     node_ips: Sequence[str] = ()
     pod_cidrs: Sequence[str] = ()  # the pods of this node: they can reach themselves; () is all pods
     ipvs_scheduler: str = "rr"
+    strict_arp: bool = False  # with IPVS: no link answers ARP for another link's addresses
 
     @property
     def family(self) -> int:

@@ -184,6 +184,7 @@ class Kubelet:
             pod_cidr=config.pod_cidr,
             max_pods=config.max_pods,
             labels=config.node_labels,
+            annotations=config.node_annotations,
         )
         self._node_status = NodeStatus(
             self._client,

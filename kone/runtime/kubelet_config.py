@@ -24,6 +24,7 @@ class KubeletConfig:
     server_key: Path | None = None
     client_ca: Path | None = None
     node_labels: dict[str, str] = field(default_factory=dict)
+    node_annotations: dict[str, str] = field(default_factory=dict)
     allowed_unsafe_sysctls: tuple[str, ...] = ()
 
     @property
