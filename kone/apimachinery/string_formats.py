@@ -163,6 +163,3 @@ FORMATS: Final[Mapping[str, Callable[[str], bool]]] = {
     "uuid5": _uuid("5", "[89ab]"),
 }
 """By name: whether a text is of the format."""
-
-KNOWN: Final = frozenset(FORMATS) | {"int32", "int64", "float", "double"}
-"""Every format that means something."""

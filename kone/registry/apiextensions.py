@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,7 +10,6 @@ from kone.apimachinery.errors import FieldError, forbidden_field, go_quote, inva
 from kone.apimachinery.kinds import GVR
 from kone.apimachinery.names import is_dns1035_label, is_dns1123_subdomain
 from kone.apimachinery.objects import Object, annotations_of, dig
-from kone.apimachinery.string_formats import KNOWN
 from kone.apimachinery.users import User
 from kone.registry.admissionregistration import REVIEW_VERSIONS, review_versions, webhook_service, webhook_url
 from kone.registry.definition_names import CLEANUP_FINALIZER, terminating
@@ -19,6 +18,7 @@ from kone.registry.generic import immutable
 from kone.registry.internal import internal
 from kone.registry.resource import CREATED_AT, NAME, Column, Resource
 from kone.registry.rules import Errors, one_of
+from kone.registry.schema_rules import schema_findings, schema_warnings, selectable_findings
 from kone.registry.strategy import SpecStrategy, StatusStrategy
 
 _SCOPES = ("Cluster", "Namespaced")
@@ -74,7 +74,9 @@ class _CustomResourceDefinition(SpecStrategy):
 
     def mark_deleting(self, obj: Object) -> None:
         metadata = obj["metadata"]
+        # Upstream marks definitions by a handler of its own, which knows no grace and counts no generation.
         metadata.pop("deletionGracePeriodSeconds", None)
+        metadata["generation"] -= 1
         finalizers = metadata.get("finalizers") or []
         if CLEANUP_FINALIZER not in finalizers:
             metadata["finalizers"] = [*finalizers, CLEANUP_FINALIZER]
@@ -87,13 +89,11 @@ class _CustomResourceDefinition(SpecStrategy):
         )
 
     def warnings(self, obj: Object, old: Object | None) -> Iterable[str]:
-        found = {
-            text
+        schemas = (
+            dig(version, "schema", "openAPIV3Schema", default={})
             for version in dig(obj, "spec", "versions", default=())
-            for text in formats_of(dig(version, "schema", "openAPIV3Schema", default={}))
-            if text not in KNOWN
-        }
-        return [f"unrecognized format {go_quote(text)}" for text in sorted(found)]
+        )
+        return list(dict.fromkeys(text for schema in schemas for text in schema_warnings(schema)))
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
@@ -110,16 +110,6 @@ class _CustomResourceDefinition(SpecStrategy):
         if spec.get("preserveUnknownFields") and not dig(old, "spec", "preserveUnknownFields"):
             errors.append(invalid_value("spec.preserveUnknownFields", True, _PRESERVE_IN_SCHEMAS))
         return errors
-
-
-def formats_of(schema: Mapping[str, Any]) -> Iterator[str]:
-    """Every format that the schema names, of itself and of what lies below."""
-    if text := schema.get("format"):
-        yield text
-    values = schema.get("additionalProperties")
-    for below in (schema.get("items"), values, *(schema.get("properties") or {}).values()):
-        if isinstance(below, Mapping):
-            yield from formats_of(below)
 
 
 def _storage_versions(obj: Object) -> list[str]:
@@ -182,6 +172,11 @@ def _spec(errors: Errors, spec: Mapping[str, Any], before: Mapping[str, Any] | N
         # What all versions have in common is one thing to upstream, which finds fault with it once.
         _subresources(errors, "spec.subresources", _part(versions[0], "subresources", shared))
         _columns(errors, "spec.additionalPrinterColumns", _part(versions[0], "additionalPrinterColumns", shared))
+        schema = dig(versions[0], "schema", "openAPIV3Schema", default={})
+        if "schema" in shared and _has_schema(versions[0]):
+            errors += schema_findings(schema, "spec.validation.openAPIV3Schema")
+        if "selectableFields" in shared:
+            errors += selectable_findings(versions[0].get("selectableFields") or (), schema, "spec.selectableFields")
     strategy = dig(spec, "conversion", "strategy", default="None")
     if strategy != "None" and spec.get("preserveUnknownFields"):
         why = "must be None if spec.preserveUnknownFields is true"
@@ -211,6 +206,11 @@ def _version(errors: Errors, path: str, version: Mapping[str, Any], shared: set[
     own = set(_PER_VERSION) - shared
     _subresources(errors, f"{path}.subresources", _part(version, "subresources", own))
     _columns(errors, f"{path}.additionalPrinterColumns", _part(version, "additionalPrinterColumns", own))
+    schema = dig(version, "schema", "openAPIV3Schema", default={})
+    if "schema" in own:
+        errors += schema_findings(schema, f"{path}.schema.openAPIV3Schema")
+    if "selectableFields" in own:
+        errors += selectable_findings(version.get("selectableFields") or (), schema, f"{path}.selectableFields")
 
 
 def _deprecation_warning(warning: str, *, deprecated: bool) -> Iterable[str]:
