@@ -30,6 +30,7 @@ from kone.apiserver.local_client import LocalClient
 from kone.apiserver.reviews import Reviews
 from kone.apiserver.subresources import actions
 from kone.apiserver.verbs import Verbs
+from kone.apiserver.webhook_client import WebhookClient
 from kone.auth import bootstrap, pki, x509_checks
 from kone.auth.authentication import Authenticator, admin_tokens
 from kone.auth.authorizer import Authorizer
@@ -78,6 +79,7 @@ class ControlPlane:
         self._store: Store | None = None
         self._verbs: Verbs | None = None
         self._allocators: Allocators | None = None
+        self._webhooks: WebhookClient | None = None
         self._manager: Manager | None = None
         self._scheduler: Scheduler | None = None
         self._custom: CustomResources | None = None
@@ -163,12 +165,13 @@ class ControlPlane:
         authorizer = Authorizer(caches, bootstrap.node_rules())
         tokens = ServiceAccountTokens(self.pki.service_account_key_pem, _getter(caches), self.clock)
         self._account_tokens = tokens
+        self._webhooks = WebhookClient(caches)
         authenticator = Authenticator((admin_tokens(self.pki.admin_token), tokens))
         self._verbs = Verbs(
             registry=self.registry,
             store=store,
             caches=caches,
-            admission=default_chain(caches, self.clock, authorizer),
+            admission=default_chain(caches, self.clock, authorizer, registry=self.registry, webhooks=self._webhooks),
             authorizer=authorizer,
             allocators=allocators,
             clock=self.clock,
@@ -240,6 +243,8 @@ class ControlPlane:
             self._custom = None
         if self.api is not None:
             await self.api.stop()
+        if self._webhooks is not None:
+            await self._webhooks.close()
 
     async def _renew_certificates(self) -> None:
         while True:

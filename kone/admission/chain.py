@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from kone.aio.clock import Clock
 from kone.apimachinery.access import AccessRequest
@@ -18,12 +18,16 @@ from kone.apimachinery.kinds import GVK, GVR
 from kone.apimachinery.objects import Object, metadata
 from kone.apimachinery.users import User
 
+if TYPE_CHECKING:
+    from kone.admission.webhooks import WebhookCaller
+    from kone.registry.resource import Registry
+
 Operation = Literal["CREATE", "UPDATE", "DELETE", "CONNECT"]
 
 
 @dataclass(slots=True)
 class Attributes:
-    """One write, as plugins see it. `obj` is None for DELETE and CONNECT, `old` for CREATE; `name` may be "" on CREATE.
+    """One write, as plugins see it. `obj` is None for DELETE, `old` for CREATE and CONNECT; `name` may be "" on CREATE.
 
     A mutating plugin changes `obj` in place or puts another in its stead; `warnings` go to the client.
     """
@@ -40,6 +44,13 @@ class Attributes:
     dry_run: bool = False
     options: Object = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    annotations: dict[str, str] = field(default_factory=dict)
+    """For the audit event."""
+    changed: bool = False
+    """A webhook or policy changed the object: plugins that went before look at it again, once."""
+    reinvoking: bool = False
+    reinvoke: set[str] = field(default_factory=set)
+    """Keys of the webhooks and policies that want to look again."""
 
     @property
     def group_resource(self) -> tuple[str, str]:
@@ -50,6 +61,13 @@ class Attributes:
         """The object of a CREATE or UPDATE."""
         assert self.obj is not None
         return self.obj
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def annotate(self, key: str, value: str) -> None:
+        self.annotations.setdefault(key, value)
 
     def refuse(self, why: str) -> StatusError:
         """403 in upstream's words (admission.NewForbidden); a name to be generated is named by its prefix."""
@@ -124,8 +142,13 @@ class Chain:
         self._known: dict[tuple[str, str, str, str], tuple[list[Plugin], list[Plugin]]] = {}
 
     async def mutate(self, a: Attributes) -> None:
-        for plugin in self._for(a)[0]:
+        plugins = self._for(a)[0]
+        for plugin in plugins:
             await plugin.mutate(a)
+        if a.changed:
+            a.reinvoking = True
+            for plugin in plugins:
+                await plugin.mutate(a)
 
     async def validate(self, a: Attributes) -> None:
         for plugin in self._for(a)[1]:
@@ -143,8 +166,18 @@ class Chain:
         return found
 
 
-def default_chain(caches: Caches, clock: Clock, authorizer: Authorizer) -> Chain:
-    """Every plugin that is on by default, in upstream's order; RoleEscalation stands where upstream's storage asks."""
+def default_chain(
+    caches: Caches,
+    clock: Clock,
+    authorizer: Authorizer,
+    *,
+    registry: Registry | None = None,
+    webhooks: WebhookCaller | None = None,
+) -> Chain:
+    """Every plugin that is on by default, in upstream's order; RoleEscalation stands where upstream's storage asks.
+
+    Webhooks are asked where there is a `registry` and who calls them.
+    """
     from kone.admission.certificates import (
         CertificateApproval,
         CertificateSigning,
@@ -167,7 +200,16 @@ def default_chain(caches: Caches, clock: Clock, authorizer: Authorizer) -> Chain
     from kone.admission.service_account import ServiceAccount
     from kone.admission.storage_object_in_use_protection import StorageObjectInUseProtection
     from kone.admission.taint_nodes_by_condition import TaintNodesByCondition
+    from kone.admission.webhooks import MutatingAdmissionWebhook, ValidatingAdmissionWebhook, finisher
+    from kone.admission.webhooks_matching import Matcher
 
+    asking: list[Plugin] = []
+    if registry is not None and webhooks is not None:
+        matcher = Matcher(caches, registry)
+        asking = [
+            MutatingAdmissionWebhook(caches, matcher, webhooks, authorizer, finisher(registry)),
+            ValidatingAdmissionWebhook(caches, matcher, webhooks, authorizer),
+        ]
     return Chain(
         [
             NamespaceLifecycle(caches),
@@ -190,6 +232,7 @@ def default_chain(caches: Caches, clock: Clock, authorizer: Authorizer) -> Chain
             PodTopologyLabels(caches),
             PodResizeValidator(caches),
             RoleEscalation(authorizer.escalation),
+            *asking,
             ResourceQuota(caches, clock),
         ]
     )

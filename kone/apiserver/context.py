@@ -13,6 +13,8 @@ from kone.apimachinery.users import User
 
 FieldValidation = Literal["Ignore", "Warn", "Strict"]
 
+_OPTIONS = {"CREATE": "CreateOptions", "UPDATE": "UpdateOptions"}
+
 
 @dataclass(slots=True)
 class RequestContext:
@@ -26,6 +28,18 @@ class RequestContext:
     """What strict decoding found wrong with the body's text: fields given twice."""
     body_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
+
+    def write_options(self, operation: str) -> Object:
+        """CreateOptions or UpdateOptions, as admission plugins and webhooks see them."""
+        kind = _OPTIONS.get(operation)
+        if kind is None:
+            return {}
+        found: Object = {"kind": kind, "apiVersion": "meta.k8s.io/v1"}
+        if self.dry_run:
+            found["dryRun"] = ["All"]
+        if self.field_manager:
+            found["fieldManager"] = self.field_manager
+        return found
 
     def warn(self, text: str) -> None:
         if text not in self.warnings:

@@ -35,7 +35,7 @@ from kone.apiserver.responses import (
     object_body,
     reply,
 )
-from kone.apiserver.streams import Streams
+from kone.apiserver.streams import Streams, connect_options
 from kone.apiserver.verbs import Verbs
 from kone.apiserver.watching import Watching
 from kone.registry.resource import Resource
@@ -186,11 +186,14 @@ class _Call:
     async def _connect(self) -> web.StreamResponse:
         """What goes on to a kubelet, a pod or a service."""
         subresource, streams = self.info.subresource, self.server._streams
-        attributes = self.verbs.attributes(
-            self.ctx, self.resource, "CONNECT", subresource, self.namespace, self.name, None, None
-        )
-        await self.verbs.admission.mutate(attributes)
-        await self.verbs.admission.validate(attributes)
+        if subresource != "log":  # which is read, not connected to
+            attributes = self.verbs.attributes(
+                self.ctx, self.resource, "CONNECT", subresource, self.namespace, self.name, None, None
+            )
+            attributes.obj = connect_options(self.resource, subresource, self.query, self.info.parts[3:])
+            attributes.kind = GVK("", "v1", attributes.object["kind"])
+            await self.verbs.admission.mutate(attributes)
+            await self.verbs.admission.validate(attributes)
         if subresource == "proxy":
             return await self.server._proxies.serve(self.request, self.resource, self.namespace, self.name)
         pod = self.verbs.get(self.resource, self.name, self.namespace).obj

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import aiohttp
@@ -35,6 +35,7 @@ from kone.apiserver.options import first, parse_bool, parse_int
 from kone.apiserver.requests import Parameters
 from kone.apiserver.tunnels import SPDY, dial, handshake, is_web_socket, splice, splice_spdy
 from kone.auth.authentication import WEBSOCKET_TOKEN_PROTOCOL
+from kone.registry.resource import Resource
 
 log = logging.getLogger(__name__)
 
@@ -257,3 +258,25 @@ def backend_error(code: int, text: str, resource: str, name: str) -> StatusError
     if text:
         details["causes"] = [{"reason": "UnexpectedServerResponse", "message": text}]
     return StatusError(code, reasons.get(code, ""), f"{message} ( {resource} {name})", details=details)
+
+
+_OPTION_KINDS: Final = {"exec": "PodExecOptions", "attach": "PodAttachOptions", "portforward": "PodPortForwardOptions"}
+
+
+def connect_options(resource: Resource, subresource: str, query: Parameters, path: Sequence[str]) -> Object:
+    """What a connection is asked for with, as admission sees it: PodExecOptions, ServiceProxyOptions …"""
+    kind = _OPTION_KINDS.get(subresource) or f"{resource.kind}ProxyOptions"
+    options: Object = {"kind": kind, "apiVersion": "v1"}
+    if subresource == "proxy":
+        return {**options, "path": "/".join(path)} if path else options
+    if subresource == "portforward":
+        ports = [int(port) for text in query.get("ports", ()) for port in text.split(",") if port.isdigit()]
+        return {**options, "ports": ports} if ports else options
+    for flag in ("stdin", "stdout", "stderr", "tty"):
+        if parse_bool(first(query, flag, "0")):
+            options[flag] = True
+    if first(query, "container"):
+        options["container"] = first(query, "container")
+    if subresource == "exec" and query.get("command"):
+        options["command"] = list(query["command"])
+    return options

@@ -529,7 +529,7 @@ class Verbs(Reads):
             old=old,
             user=ctx.user,
             dry_run=ctx.dry_run,
-            options={},
+            options=ctx.write_options(operation),
             warnings=ctx.warnings,
         )
 

@@ -36,7 +36,9 @@ from kone.apimachinery.kinds import (
 )
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
+from kone.apiserver.webhook_client import WebhookClient
 from kone.auth.authorizer import Authorizer
+from kone.registry.resource import Registry
 from tests.admission.support import ANN, admit, pod, refusal, write
 from tests.memory_caches import MemoryCaches
 
@@ -377,5 +379,8 @@ def test_every_plugin_is_documented(caches: MemoryCaches) -> None:
 
     page = (Path(__file__).parents[2] / "docs" / "admission.md").read_text()
     rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ") and "---" not in line]
-    names = [plugin.name for plugin in default_chain(caches, FakeClock(), Authorizer(caches, [])).plugins]
+    chain = default_chain(
+        caches, FakeClock(), Authorizer(caches, []), registry=Registry(), webhooks=WebhookClient(caches)
+    )
+    names = [plugin.name for plugin in chain.plugins]
     assert rows[1:] == names

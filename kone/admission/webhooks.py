@@ -1,0 +1,251 @@
+"""MutatingAdmissionWebhook and ValidatingAdmissionWebhook: other programs are asked about writes.
+
+Mutating webhooks are asked one after the other, in the order of their configurations' names, each about what the one
+before left; validating ones all at once. A webhook that cannot be asked, or answers nonsense, is as good as its
+failurePolicy says. With no configurations a write costs one look at an empty list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from kone.admission.chain import Attributes, Authorizer, Caches, Plugin
+from kone.admission.policy_variables import variables_of, webhook_environment
+from kone.admission.webhooks_matching import Invocation, Matcher, hooks_of, is_exempt
+from kone.admission.webhooks_review import BadAnswer, Response, denial, read, review
+from kone.apimachinery.cel import MATCH_CONDITIONS_BUDGET, CelError, CelSyntaxError, Program
+from kone.apimachinery.errors import StatusError, forbidden, go_quote, internal_error
+from kone.apimachinery.objects import Object, deep_copy
+from kone.apimachinery.patch import json_patch
+from kone.apimachinery.schema import strict_decode
+from kone.registry.resource import Registry
+
+log = logging.getLogger(__name__)
+
+GROUP = "admissionregistration.k8s.io"
+
+
+class CallFailed(Exception):
+    """A webhook could not be asked; the text is upstream's: 'Post "https://…": dial tcp …'."""
+
+
+class WebhookCaller(Protocol):
+    """Asks a webhook over HTTPS (apiserver.webhook_client)."""
+
+    async def call(self, config: Mapping[str, Any], body: Object, *, timeout_s: float) -> Any:
+        """The decoded answer of the webhook that a clientConfig names. Raises CallFailed, within the timeout."""
+
+
+Finish = Callable[[Attributes, Object], Object]
+"""Decodes and defaults what a patch made, as the kind's own. Raises StatusError."""
+
+
+def finisher(registry: Registry) -> Finish:
+    """Reads what a patch made as its kind's schema does, and fills in the kind's defaults."""
+
+    def finish(a: Attributes, obj: Object) -> Object:
+        resource = registry.get(a.resource)
+        if resource is None or a.kind != resource.gvk:
+            return obj
+        known, _ = resource.custom(obj) if resource.custom is not None else strict_decode(obj, a.kind)
+        meta = known.get("metadata") or {}
+        rest = {key: value for key, value in known.items() if key not in ("kind", "apiVersion", "metadata")}
+        made: Object = {"kind": a.kind.kind, "apiVersion": a.kind.api_version, "metadata": meta, **rest}
+        if a.operation in ("CREATE", "UPDATE"):
+            resource.strategy.default(made)
+        return made
+
+    return finish
+
+
+class _Hook:
+    """One webhook of one configuration."""
+
+    def __init__(self, configuration: Object, hook: Mapping[str, Any], key: str) -> None:
+        self.configuration: str = configuration["metadata"]["name"]
+        self.spec, self.key = hook, key
+        self.name: str = hook["name"]
+        self._conditions: list[tuple[str, Program | CelSyntaxError]] | None = None
+
+    @property
+    def conditions(self) -> list[tuple[str, Program | CelSyntaxError]]:
+        if self._conditions is None:
+            self._conditions = [(each["name"], _compiled(each["expression"])) for each in self._declared()]
+        return self._conditions
+
+    def _declared(self) -> list[Mapping[str, Any]]:
+        return self.spec.get("matchConditions") or []
+
+    @property
+    def fails_open(self) -> bool:
+        return self.spec.get("failurePolicy") == "Ignore"
+
+
+def _compiled(expression: str) -> Program | CelSyntaxError:
+    try:
+        return webhook_environment().compile(expression)
+    except CelSyntaxError as error:
+        return error
+
+
+class _Webhooks(Plugin):
+    """What both kinds share."""
+
+    operations = frozenset({"CREATE", "UPDATE", "DELETE", "CONNECT"})
+    subresources = None
+    plural: str
+
+    def __init__(self, caches: Caches, matcher: Matcher, caller: WebhookCaller, authorizer: Authorizer) -> None:
+        self._cache = caches.of(GROUP, self.plural)
+        self._matcher, self._caller, self._authorizer = matcher, caller, authorizer
+        self._hooks: list[_Hook] | None = None
+        self._cache.subscribe(self._changed)
+
+    def _changed(self, event: object) -> None:
+        self._hooks = None
+
+    def hooks(self) -> list[_Hook]:
+        if self._hooks is None:
+            found = hooks_of(entry.obj for entry in self._cache.list())
+            self._hooks = [_Hook(*each) for each in found]
+        return self._hooks
+
+    def _concerned(self, a: Attributes, hook: _Hook) -> Invocation | None:
+        """What the hook is to be shown, or None. Raises StatusError where its conditions cannot be judged."""
+        invocation = self._matcher.invocation(a, hook.spec, hook.spec.get("rules") or ())
+        if invocation is None or not hook.conditions:
+            return invocation
+        values = variables_of(
+            a,
+            invocation,
+            obj=self._matcher.converted(a.obj, invocation, a.resource),
+            old=self._matcher.converted(a.old, invocation, a.resource),
+            namespace=self._matcher.namespace(a),
+            authorizer=self._authorizer,
+        )
+        error = ""
+        budget = MATCH_CONDITIONS_BUDGET
+        for _, program in hook.conditions:
+            try:
+                if isinstance(program, CelSyntaxError):
+                    raise CelError(f"compilation error: {program}")
+                result = program.evaluate(values, limit=min(budget, MATCH_CONDITIONS_BUDGET))
+                budget -= result.cost
+            except CelError as problem:
+                source = program.source if isinstance(program, Program) else ""
+                error = error or f"expression '{source}' resulted in error: {problem}"
+                continue
+            if result.value is not True:
+                return None  # one condition that does not hold outweighs errors of others
+        if not error:
+            return invocation
+        if hook.fails_open:
+            log.warning("match conditions of webhook %s failed, ignoring it: %s", hook.name, error)
+            return None
+        raise forbidden(a.resource.group_resource, a.name, error)
+
+    async def _ask(self, a: Attributes, hook: _Hook, invocation: Invocation, *, mutating: bool) -> Response | None:
+        """What the hook says; None where it cannot be asked and may be ignored. Raises StatusError."""
+        convert = self._matcher.converted
+        obj, old = convert(a.obj, invocation, a.resource), convert(a.old, invocation, a.resource)
+        timeout_s = float(hook.spec.get("timeoutSeconds") or 10)
+        try:
+            sent = review(
+                a, invocation, str(uuid.uuid4()), list(hook.spec.get("admissionReviewVersions") or ()), obj, old
+            )
+            try:
+                answer = await self._caller.call(hook.spec["clientConfig"], sent, timeout_s=timeout_s)
+            except CallFailed as error:
+                raise BadAnswer(f"failed to call webhook: {error}") from None
+            response = read(answer, sent, mutating=mutating)
+        except BadAnswer as error:
+            text = f"failed calling webhook {go_quote(hook.name)}: {error}"
+            if hook.fails_open:
+                log.warning("%s; failurePolicy is Ignore", text)
+                a.annotate(f"failed-open.{self.annotated}.webhook.admission.k8s.io/{hook.key}", hook.name)
+                return None
+            raise internal_error(text) from None
+        for key, value in response.annotations.items():
+            a.annotate(f"{hook.name}/{key}", value)
+        for text in response.warnings:
+            a.warn(text)
+        if not response.allowed:
+            raise denial(hook.name, response.status)
+        return response
+
+    annotated: str
+
+
+class MutatingAdmissionWebhook(_Webhooks):
+    name = "MutatingAdmissionWebhook"
+    plural = "mutatingwebhookconfigurations"
+    annotated = "mutation"
+
+    def __init__(
+        self, caches: Caches, matcher: Matcher, caller: WebhookCaller, authorizer: Authorizer, finish: Finish
+    ) -> None:
+        super().__init__(caches, matcher, caller, authorizer)
+        self._finish = finish
+
+    async def mutate(self, a: Attributes) -> None:
+        hooks = self.hooks()
+        if not hooks or is_exempt(a):
+            return
+        asked: list[_Hook] = []
+        again: set[str] = set()
+        for hook in hooks:
+            if a.reinvoking and hook.key not in a.reinvoke:
+                continue
+            invocation = self._concerned(a, hook)
+            if invocation is None:
+                continue
+            if await self._mutate(a, hook, invocation):
+                a.changed = True
+                again |= {each.key for each in asked if each.spec.get("reinvocationPolicy") == "IfNeeded"}
+            asked.append(hook)
+        if not a.reinvoking:
+            a.reinvoke |= again
+
+    async def _mutate(self, a: Attributes, hook: _Hook, invocation: Invocation) -> bool:
+        """Whether the hook changed the object."""
+        response = await self._ask(a, hook, invocation, mutating=True)
+        if response is None or not response.patch or a.obj is None:
+            return False
+        shown = self._matcher.converted(a.obj, invocation, a.resource)
+        assert shown is not None
+        try:
+            patched = json_patch(deep_copy(shown), response.patch)
+        except StatusError as error:
+            raise internal_error(str(error)) from None
+        if invocation.resource != a.resource:
+            own = Invocation(a.resource, a.kind)
+            patched = self._matcher.converted(patched, own, invocation.resource)
+            assert patched is not None
+        finished = self._finish(a, patched)
+        if finished == a.obj:
+            return False
+        a.obj = finished
+        return True
+
+
+class ValidatingAdmissionWebhook(_Webhooks):
+    name = "ValidatingAdmissionWebhook"
+    plural = "validatingwebhookconfigurations"
+    annotated = "validating"
+
+    async def validate(self, a: Attributes) -> None:
+        hooks = self.hooks()
+        if not hooks or is_exempt(a):
+            return
+        concerned = [(hook, found) for hook in hooks if (found := self._concerned(a, hook)) is not None]
+        if len(concerned) == 1:
+            await self._ask(a, *concerned[0], mutating=False)
+        elif concerned:
+            asked = (self._ask(a, hook, found, mutating=False) for hook, found in concerned)
+            for outcome in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
