@@ -97,17 +97,17 @@ async def _remove_network(settings: Settings) -> AsyncIterator[str]:
         pass  # what could not be run made no table either
     finally:
         await table.stop()
-    firewall = Firewall(names)
-    try:
-        await firewall.start()
-        for family, every in ((4, "0.0.0.0/0"), (6, "::/0")):
-            beside = firewall if family == 4 else Firewall(names, family=family)
-            await modes.remove_others(None, beside, RuleConfig(names, [every], [every]))
-        await firewall.cleanup()
-    except FirewallError as error:
-        raise CleanupError(f"the rules stay: {error}; run as root") from None
-    finally:
-        await firewall.stop()
+    for family, every in ((4, "0.0.0.0/0"), (6, "::/0")):
+        firewall = Firewall(names, family=family)
+        try:
+            await firewall.start()
+            await modes.remove_others(None, firewall, RuleConfig(names, [every], [every]))
+            await firewall.cleanup()
+        except FirewallError as error:
+            if family == 4 or any(":" in cidr for cidr in settings.cluster_cidrs):
+                raise CleanupError(f"the rules stay: {error}; run as root") from None
+        finally:
+            await firewall.stop()
     links = await remove_links(names)
     if links:
         yield f"removed rules and links: {', '.join(links)}"

@@ -14,10 +14,10 @@ import os
 import re
 import socket
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol, TypeVar
 
 PARTS = ("controllers", "scheduler", "kubelet", "proxy", "dns", "ingress", "networkpolicy", "local-storage")
 PROXY_MODES = ("auto", "ipvs", "nftables", "iptables", "userspace")
@@ -43,8 +43,12 @@ class Settings:
     bind_address: str = _setting("0.0.0.0", "address that the API listens on", metavar="IP")
     secure_port: int = _setting(6443, "port of the HTTPS API; 0 takes a free one", metavar="PORT")
     node_name: str = _setting("", "name of this node (default: the host's name)", metavar="NAME")
-    node_ip: str = _setting("", "address of this node (default: the one that leads to the world)", metavar="IP")
-    cluster_cidr: str = _setting("", "addresses of pods (default 10.244.0.0/16)", metavar="CIDR")
+    node_ip: str = _setting(
+        "", "address of this node, or one of each family (default: those that lead to the world)", metavar="IP[,IP]"
+    )
+    cluster_cidr: str = _setting(
+        "", "addresses of pods, a range or one of each family (default 10.244.0.0/16)", metavar="CIDR[,CIDR]"
+    )
     service_cidr: str = _setting("", "addresses of Services (default 10.96.0.0/16)", metavar="CIDR")
     cluster_dns: str = _setting("", "address of cluster DNS (default: the tenth of the service range)", metavar="IP")
     cluster_domain: str = _setting("cluster.local", "domain of the cluster's names", metavar="DOMAIN")
@@ -74,6 +78,16 @@ class Settings:
     @property
     def disabled(self) -> frozenset[str]:
         return frozenset(part.strip() for part in self.disable.split(",") if part.strip())
+
+    @property
+    def cluster_cidrs(self) -> tuple[str, ...]:
+        """The ranges of pods, IPv4 first."""
+        return _by_family(self.cluster_cidr)
+
+    @property
+    def node_ips(self) -> tuple[str, ...]:
+        """The node's addresses that were given, IPv4 first."""
+        return _by_family(self.node_ip)
 
     @property
     def data(self) -> Path:
@@ -110,9 +124,9 @@ def resolve(settings: Settings) -> Settings:
         kubelet_port=settings.kubelet_port if settings.kubelet_port >= 0 else (0 if instance else 10250),
     )
     services = _network("--service-cidr", filled.service_cidr)
-    pods = _network("--cluster-cidr", filled.cluster_cidr)
-    if services.version == pods.version and services.overlaps(pods):
-        raise ConfigError(f"--service-cidr {services} overlaps --cluster-cidr {pods}: give two ranges apart")
+    for pods in _each_family("--cluster-cidr", filled.cluster_cidrs, _network):
+        if services.version == pods.version and services.overlaps(pods):
+            raise ConfigError(f"--service-cidr {services} overlaps --cluster-cidr {pods}: give two ranges apart")
     if services.num_addresses < 32:
         raise ConfigError(f"--service-cidr {services} is too small: give at least 32 addresses")
     if not filled.cluster_dns:
@@ -122,8 +136,7 @@ def resolve(settings: Settings) -> Settings:
             f"--cluster-dns {filled.cluster_dns} is not in --service-cidr {services}: choose one of its addresses"
         )
     _address("--bind-address", filled.bind_address)
-    if filled.node_ip:
-        _address("--node-ip", filled.node_ip)
+    _each_family("--node-ip", filled.node_ips, _address)
     for flag, port in (
         ("--secure-port", filled.secure_port),
         ("--kubelet-port", filled.kubelet_port),
@@ -150,6 +163,27 @@ def node_ports(settings: Settings) -> range:
             f"--service-node-port-range {settings.service_node_port_range}: give FIRST-LAST, e.g. 30000-32767"
         )
     return range(int(match[1]), int(match[2]) + 1)
+
+
+def _by_family(text: str) -> tuple[str, ...]:
+    """The entries of a list of addresses or ranges, IPv4 first."""
+    return tuple(sorted((part.strip() for part in text.split(",") if part.strip()), key=lambda part: ":" in part))
+
+
+class _OfFamily(Protocol):
+    @property
+    def version(self) -> int: ...
+
+
+Entry = TypeVar("Entry", bound=_OfFamily)
+
+
+def _each_family(flag: str, texts: Sequence[str], read: Callable[[str, str], Entry]) -> list[Entry]:
+    """The entries of a list that has one of each family at the most. Raises ConfigError."""
+    found = [read(flag, text) for text in texts]
+    if len({entry.version for entry in found}) < len(found):
+        raise ConfigError(f"{flag} {','.join(texts)}: give one of IPv4, one of IPv6, or one of each")
+    return found
 
 
 def _network(flag: str, text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -10,7 +10,8 @@ import fcntl
 import logging
 import os
 import socket
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from collections.abc import Sequence
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from kone.aio.clock import Clock, SystemClock
@@ -43,7 +44,7 @@ PROXY = User("system:kube-proxy", groups=("system:node-proxier", AUTHENTICATED))
 DNS = User("system:serviceaccount:kube-system:coredns", groups=("system:serviceaccounts", AUTHENTICATED))
 INGRESS = User("system:serviceaccount:kube-system:kone-ingress", groups=("system:serviceaccounts", AUTHENTICATED))
 POLICIES = service_account_user("kube-system", "network-policy")
-NODE_PREFIX = 24  # how much of the cluster range one node's pods have, as upstream's node-cidr-mask-size
+NODE_PREFIX = {4: 24, 6: 64}  # how much of the cluster range one node's pods have, as upstream's node-cidr-mask-size
 
 
 class Node:
@@ -52,11 +53,12 @@ class Node:
     def __init__(self, settings: Settings, *, clock: Clock | None = None) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
-        self.node_ip = settings.node_ip or own_address()
+        self.node_ips = settings.node_ips or own_addresses(settings.cluster_cidrs)
+        self.node_ip = self.node_ips[0]
         self._lock: int | None = None
         self._stages = Stages()
         self._control_plane = ControlPlane(settings, self.node_ip, self.clock)
-        self._firewall: Firewall | None = None
+        self._firewalls: dict[int, Firewall] = {}
         self._network: BridgeNetwork | None = None
         self._runtime: DockerRuntime | None = None
         self._kubelet: Kubelet | None = None
@@ -142,31 +144,35 @@ class Node:
         settings = self.settings
         names = Names(settings.instance)
         config = NetworkConfig(
-            pod_cidrs=[self._pod_cidr],
-            cluster_cidrs=[settings.cluster_cidr],
+            pod_cidrs=self._pod_cidrs,
+            cluster_cidrs=settings.cluster_cidrs,
             service_cidrs=[settings.service_cidr],
             local_addresses=[settings.cluster_dns] if settings.runs("dns") else [],
         )
-        self._firewall = Firewall(names)
-        self._network = BridgeNetwork(names, config, settings.data, self._firewall)
+        families = sorted({4, *(ip_network(cidr).version for cidr in config.pod_cidrs)})
+        self._firewalls = {family: Firewall(names, family=family) for family in families}
+        self._network = BridgeNetwork(names, config, settings.data, *self._firewalls.values())
         try:
-            await self._firewall.start()
+            for firewall in self._firewalls.values():
+                await firewall.start()
             await self._network.start()
         except (FirewallError, LinkError) as error:
             raise StartError(f"the pods' network cannot be made: {error}") from None
 
     @property
-    def _pod_cidr(self) -> str:
-        """The first /24 of the cluster range (a /64 of an IPv6 range), or all of a smaller one."""
-        cluster: IPv4Network | IPv6Network = ip_network(self.settings.cluster_cidr)
-        prefix = NODE_PREFIX if cluster.version == 4 else 64
-        return str(next(cluster.subnets(new_prefix=max(prefix, cluster.prefixlen))))
+    def _pod_cidrs(self) -> tuple[str, ...]:
+        """The first /24 of the cluster's range (/64 of its IPv6 range), or all of a smaller one; IPv4 first."""
+        clusters = [ip_network(cidr) for cidr in self.settings.cluster_cidrs]
+        return tuple(
+            str(next(cluster.subnets(new_prefix=max(NODE_PREFIX[cluster.version], cluster.prefixlen))))
+            for cluster in clusters
+        )
 
     async def _stop_network(self) -> None:
         if self._network is not None:
             await self._network.stop()
-        if self._firewall is not None:
-            await self._firewall.stop()
+        for firewall in self._firewalls.values():
+            await firewall.stop()
 
     async def _start_policies(self) -> None:
         """NetworkPolicies are enforced from here on; where that is disabled, those of an earlier run no more."""
@@ -202,9 +208,8 @@ class Node:
             raise StartError(str(error)) from None
         log.info("Services by %s", choice)
         self._proxy_mode = choice.mode
-        assert self._firewall is not None
         client, config = self._control_plane.client_for(PROXY), self._rule_config()
-        proxier = modes.make(choice.mode, self._firewall, config)
+        proxier = modes.make(choice.mode, self._firewalls[4], config)
         self._proxy = ServiceProxy(
             client, {"IPv4": proxier}, self.settings.node_name, self.clock, synced=self._only_this_mode
         )
@@ -214,8 +219,7 @@ class Node:
         """What a run with another mode left goes, as soon as this one serves."""
         from kone.net import modes
 
-        assert self._firewall is not None
-        await modes.remove_others(self._proxy_mode, self._firewall, self._rule_config())
+        await modes.remove_others(self._proxy_mode, self._firewalls[4], self._rule_config())
 
     async def _without_proxy(self) -> None:
         """The rules of an earlier run would lead Services to where pods were then."""
@@ -228,10 +232,10 @@ class Node:
         settings = self.settings
         return RuleConfig(
             Names(settings.instance),
-            [settings.cluster_cidr],
+            [cidr for cidr in settings.cluster_cidrs if ":" not in cidr],
             [settings.service_cidr],
             node_ips=[self.node_ip],
-            pod_cidrs=[self._pod_cidr],
+            pod_cidrs=[cidr for cidr in self._pod_cidrs if ":" not in cidr],
             ipvs_scheduler=settings.ipvs_scheduler,
             strict_arp=settings.ipvs_strict_arp == "on",
         )
@@ -246,7 +250,7 @@ class Node:
         from kone.net.firewall import FirewallError
 
         client, address = self._control_plane.client_for(DNS), self.settings.cluster_dns
-        self._dns = DnsServer(client, self.settings.cluster_domain, [address], firewall=self._firewall)
+        self._dns = DnsServer(client, self.settings.cluster_domain, [address], firewall=self._firewalls.get(4))
         try:
             await self._dns.start()
         except (OSError, FirewallError) as error:
@@ -316,14 +320,14 @@ class Node:
         client = self._control_plane.client_for(user)
         config = KubeletConfig(
             node_name=settings.node_name,
-            node_ips=(self.node_ip,),
+            node_ips=self.node_ips,
             data_dir=settings.data,
             cluster_dns=settings.cluster_dns,
             cluster_domain=settings.cluster_domain,
             instance=settings.instance or "default",
             max_pods=settings.max_pods,
             port=settings.kubelet_port,
-            pod_cidr=self._pod_cidr,
+            pod_cidrs=self._pod_cidrs,
             server_cert=pki.certificate("kubelet-serving"),
             server_key=pki.key("kubelet-serving"),
             client_ca=pki.certificate("ca"),
@@ -354,6 +358,19 @@ def require_root() -> None:
     """Raises StartError where this is not root."""
     if os.geteuid() != 0:
         raise StartError("pods and Services need root: run as root, or add --disable kubelet,proxy,dns")
+
+
+def own_addresses(cluster_cidrs: Sequence[str]) -> tuple[str, ...]:
+    """The host's IPv4 address and, where pods have IPv6 ones, its IPv6 address that leads to the world."""
+    addresses = [own_address()]
+    if any(":" in cidr for cidr in cluster_cidrs):
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("2001:db8::1", 9))
+                addresses.append(str(probe.getsockname()[0]))
+            except OSError:
+                pass  # it has none
+    return tuple(addresses)
 
 
 def own_address() -> str:

@@ -60,6 +60,9 @@ def test_a_named_instance_shares_nothing_with_the_default_one_or_another() -> No
         (["--instance", "No_Good"], "use up to 10 lower-case letters"),
         (["--service-node-port-range", "9-1"], "give FIRST-LAST"),
         (["--config", "/nothing/here.yaml"], "No such file"),
+        (["--cluster-cidr", "10.1.0.0/16,10.2.0.0/16"], "one of IPv4, one of IPv6, or one of each"),
+        (["--cluster-cidr", "10.1.0.0/16,fd00::/x"], "--cluster-cidr fd00::/x"),
+        (["--node-ip", "192.0.2.1,192.0.2.2"], "one of IPv4, one of IPv6, or one of each"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line_that_says_what_to_do(argv: list[str], text: str) -> None:
@@ -92,3 +95,9 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[
 def test_resolve_is_stable() -> None:
     once = settings("--instance", "edge")
     assert resolve(once) == once
+
+
+def test_ranges_and_addresses_of_both_families_come_ipv4_first() -> None:
+    found = settings("--cluster-cidr", "fd00:1::/56, 10.1.0.0/16", "--node-ip", "2001:db8::2,192.0.2.2")
+    assert found.cluster_cidrs == ("10.1.0.0/16", "fd00:1::/56")
+    assert found.node_ips == ("192.0.2.2", "2001:db8::2")

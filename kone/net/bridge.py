@@ -1,4 +1,4 @@
-"""The pods' network: one bridge, one link and one address a pod, ways out, and the node's ports that lead in.
+"""The pods' network: one bridge, one link a pod with an address of each family, ways out, and ports that lead in.
 
 It is the kubelet's PodNetwork. Everything is idempotent, since kone may be killed between any two steps: what the file
 of addresses, the kernel and the kubelet say is brought together by `start` and `restore`.
@@ -21,17 +21,25 @@ from typing import Protocol
 from kone.aio.tasks import TaskGroup
 from kone.net.conntrack import Address, forget_stale_udp
 from kone.net.firewall import ChainId, Firewall, Jump
-from kone.net.host_ports import HostPortLike, HostPortTable, PodPorts, dnat_rules, host_ports_of, return_rules
+from kone.net.host_ports import (
+    HostPortLike,
+    HostPortTable,
+    PodPorts,
+    dnat_rules,
+    host_ports_of,
+    ports_of_family,
+    return_rules,
+)
 from kone.net.ipam import Ipam
 from kone.net.link_watch import watch_link
-from kone.net.links import BridgeSpec, LinkError, Links
+from kone.net.links import BridgeSpec, LinkError, Links, forward
 from kone.net.names import Names
 
 log = logging.getLogger(__name__)
 
 SETTLE_S = 0.1  # a loss is usually several notices
 RETRY_S = 2.0
-IP_FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
+MULTICAST = {4: "224.0.0.0/4", 6: "ff00::/8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,7 @@ class NetworkConfig:
     cluster_cidrs: Sequence[str]  # all nodes' pods: what goes there keeps its source address
     service_cidrs: Sequence[str] = ()  # led to the bridge, so that Services are reached without a default route
     local_addresses: Sequence[str] = ()  # further addresses of the node's own, on the bridge: cluster DNS
+    plain_cidrs: Sequence[str] = ()  # what goes here keeps its source address too
     mtu: int = 0  # 0: as the link of the default route
 
 
@@ -56,10 +65,11 @@ class Isolation(Protocol):
 class BridgeNetwork:
     """PodNetwork on a Linux bridge. Raises LinkError, FirewallError, AddressesExhausted, OSError."""
 
-    def __init__(self, names: Names, config: NetworkConfig, data_dir: Path, firewall: Firewall) -> None:
+    def __init__(self, names: Names, config: NetworkConfig, data_dir: Path, *firewalls: Firewall) -> None:
+        """One firewall for each family of the ranges; they are started by their owner."""
         self._names = names
         self._config = config
-        self._firewall = firewall
+        self._firewalls = firewalls
         self._ipam = Ipam(data_dir / "net" / "ipam.json", config.pod_cidrs)
         self._links = Links()
         self._ports = HostPortTable(data_dir / "net" / "host-ports.json")
@@ -82,11 +92,8 @@ class BridgeNetwork:
 
     async def start(self) -> None:
         """Make bridge, routes and rules, and take over the addresses that pods of an earlier run have."""
-        try:
-            if IP_FORWARD.read_text().strip() != "1":
-                IP_FORWARD.write_text("1")
-        except OSError as error:
-            raise LinkError(f"{IP_FORWARD} cannot be set to 1 ({error.strerror}): set it before kone starts") from error
+        for pool in self._ipam.pools:
+            forward(pool.network.version)
         self._mtu = self._config.mtu or await self._links.uplink_mtu()
         self._index, _ = await self._links.ensure_bridge(self._spec(), self._mtu)
         ranges = [*self._config.cluster_cidrs, *self._config.service_cidrs]
@@ -97,9 +104,10 @@ class BridgeNetwork:
         known = {self._names.veth(uid) for uid in self._ipam.pods}
         for veth in await self._links.veths(self._names.bridge, self._names.veth_prefix):
             # A pod that only the kernel remembers keeps its address until `restore` says whether it lives.
-            if veth.name not in known and veth.address and self._ipam.adopt(veth.name, [veth.address]):
-                log.warning("pod link %s has address %s, which the file did not know", veth.name, veth.address)
-        await self._firewall.apply(self._chains(), jumps=self._jumps())
+            if veth.name not in known and veth.addresses and self._ipam.adopt(veth.name, veth.addresses):
+                log.warning("pod link %s has %s, which the file did not know", veth.name, " ".join(veth.addresses))
+        for firewall in self._firewalls:
+            await firewall.apply(self._chains(firewall.family), jumps=self._jumps())
         self._tasks.guard(lambda: watch_link(lambda: self._index, self._lost.set), name="bridge-watch")
         self._tasks.guard(self._mend, name="bridge-mend")
 
@@ -149,7 +157,7 @@ class BridgeNetwork:
                 wire = self._links.ensure_veth(self._names.bridge, name, netns, ips, self._ipam.gateways, self._mtu)
                 await asyncio.gather(wire, *([self.isolation.wired(pod_uid, ips)] if self.isolation else []))
                 ports = host_ports_of(host_ports)
-                await self._lead(pod_uid, (ips[0], ports) if ports else None)
+                await self._lead(pod_uid, (tuple(ips), ports) if ports else None)
             except BaseException:
                 if not known:
                     await asyncio.shield(self._free(pod_uid))
@@ -176,7 +184,8 @@ class BridgeNetwork:
             return
         self._ports.put(pod_uid, ports)
         try:
-            await self._firewall.apply(self._port_chains())
+            for firewall in self._firewalls:
+                await firewall.apply(self._port_chains(firewall.family))
         except BaseException:
             self._ports.put(pod_uid, before)
             raise
@@ -188,11 +197,12 @@ class BridgeNetwork:
         for pod in (before, now):
             for port in pod[1] if pod else ():
                 if port.protocol == "UDP":
-                    leads_to = [Address(pod[0], port.container_port)] if pod is not None and pod is now else []
+                    leads_to = [Address(ip, port.container_port) for ip in pod[0]] if pod and pod is now else []
                     frontends[Address(port.host_ip, port.host_port)] = frozenset(leads_to)
         if frontends:
             try:
-                await asyncio.get_running_loop().run_in_executor(None, forget_stale_udp, frontends)
+                for firewall in self._firewalls:
+                    await asyncio.get_running_loop().run_in_executor(None, forget_stale_udp, frontends, firewall.family)
             except OSError as error:
                 log.warning("stale UDP flows of host ports could not be looked for: %s", error)
 
@@ -218,10 +228,12 @@ class BridgeNetwork:
             self._names.bridge, gateways, own, list(self._config.service_cidrs), ports=self._names.veth_prefix
         )
 
-    def _chains(self) -> dict[ChainId, Sequence[str]]:
+    def _chains(self, version: int) -> dict[ChainId, Sequence[str]]:
         bridge = self._names.bridge
-        pods = next(_of_version(4, self._config.pod_cidrs))
-        cluster = next(_of_version(4, self._config.cluster_cidrs), pods)
+        pods = list(_of_version(version, self._config.pod_cidrs))
+        kept = [*_of_version(version, self._config.cluster_cidrs), *_of_version(version, self._config.plain_cidrs)]
+        # route_localnet lets pods address 127.0.0.1 of the host; only what a rule led there may come in.
+        to_loopback = f"-i {bridge} -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
         return {
             ChainId("filter", self._names.chain("FORWARD")): [
                 # A packet that connection tracking cannot place would pass with its address unwritten, and reset the
@@ -232,21 +244,22 @@ class BridgeNetwork:
                 f"-o {bridge} -j ACCEPT",
             ],
             ChainId("filter", self._names.chain("INPUT")): [
-                # route_localnet lets pods address 127.0.0.1 of the host; only what a rule led there may come in.
-                f"-i {bridge} -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
-                f"-i {bridge} -s {pods} -j ACCEPT",
+                *([to_loopback] if version == 4 else []),
+                *(f"-i {bridge} -s {cidr} -j ACCEPT" for cidr in pods),
             ],
             ChainId("nat", self._names.chain("EGRESS")): [
-                f"-s {pods} -d 224.0.0.0/4 -j RETURN",
-                f"-s {pods} ! -d {cluster} -j MASQUERADE --random-fully",
+                f"-d {MULTICAST[version]} -j RETURN",
+                *(f"-d {cidr} -j RETURN" for cidr in kept),
+                *(f"-s {cidr} -j MASQUERADE --random-fully" for cidr in pods),
             ],
-            **self._port_chains(),
+            **self._port_chains(version),
         }
 
-    def _port_chains(self) -> dict[ChainId, Sequence[str]]:
+    def _port_chains(self, version: int) -> dict[ChainId, Sequence[str]]:
+        pods = [ports_of_family(version, pod) for pod in self._ports.pods.values()]
         return {
-            ChainId("nat", self._names.chain("HOSTPORTS")): dnat_rules(self._ports.pods),
-            ChainId("nat", self._names.chain("HOSTPORT-RET")): return_rules(self._ports.pods, self._names.bridge),
+            ChainId("nat", self._names.chain("HOSTPORTS")): dnat_rules(pods),
+            ChainId("nat", self._names.chain("HOSTPORT-RET")): return_rules(pods, self._names.bridge),
         }
 
     def _jumps(self) -> list[Jump]:

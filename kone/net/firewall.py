@@ -168,6 +168,11 @@ class Firewall:
         self._shapes = LegacyShapes(("nat", "filter"))
         self.mended = 0
 
+    @property
+    def family(self) -> int:
+        """4 or 6."""
+        return self._family
+
     async def start(self) -> None:
         """Find the backend and what an earlier run left, and begin to watch. Raises FirewallError."""
         tables = await self._call(self._begin)

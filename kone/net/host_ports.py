@@ -39,8 +39,11 @@ class HostPort:
     container_port: int
 
 
-PodPorts = tuple[str, Sequence[HostPort]]
-"""A pod's IP and the ports that lead to it."""
+PodPorts = tuple[Sequence[str], Sequence[HostPort]]
+"""A pod's IPs and the ports that lead to it."""
+
+FamilyPorts = tuple[str, Sequence[HostPort]]
+"""The same of one family: its IP and its ports."""
 
 
 class HostPortTable:
@@ -58,7 +61,8 @@ class HostPortTable:
         try:
             content = json.loads(self._path.read_text())
             self._pods = {
-                str(uid): (str(ip), [HostPort(*port) for port in ports]) for uid, (ip, ports) in content.items()
+                str(uid): (tuple(map(str, ips)), tuple(HostPort(*port) for port in ports))
+                for uid, (ips, ports) in content.items()
             }
         except FileNotFoundError:
             return
@@ -73,7 +77,7 @@ class HostPortTable:
             self._pods[pod_uid] = ports
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".new")
-        table = {uid: [ip, [astuple(port) for port in listed]] for uid, (ip, listed) in self._pods.items()}
+        table = {uid: [list(ips), [astuple(port) for port in listed]] for uid, (ips, listed) in self._pods.items()}
         temporary.write_text(json.dumps(table))
         os.replace(temporary, self._path)
 
@@ -89,14 +93,22 @@ def host_ports_of(ports: Iterable[HostPortLike]) -> tuple[HostPort, ...]:
     )
 
 
-def dnat_rules(pods: Mapping[str, PodPorts]) -> list[str]:
-    """Rules for the DNAT chain, from {pod uid: (pod IP, ports)}; a rule with an address comes before one without.
+def ports_of_family(version: int, pod: PodPorts) -> FamilyPorts:
+    """The pod's address of that family, "" where it has none, and the ports of the node's addresses of that family."""
+    ips, ports = pod
+    ip = next((ip for ip in ips if _version(ip) == version), "")
+    return ip, tuple(port for port in ports if ip and (not port.host_ip or _version(port.host_ip) == version))
+
+
+def dnat_rules(pods: Iterable[FamilyPorts]) -> list[str]:
+    """Rules for one family's DNAT chain; a rule with an address comes before one without.
 
     The chain is entered from PREROUTING and OUTPUT.
     """
     rules = []
+    pods = sorted(pods)
     for ports_first in (True, False):
-        for ip, ports in sorted(pods.values()):
+        for ip, ports in pods:
             for port in ports:
                 if bool(port.host_ip) is not ports_first:
                     continue
@@ -110,18 +122,22 @@ def dnat_rules(pods: Mapping[str, PodPorts]) -> list[str]:
     return rules
 
 
-def return_rules(pods: Mapping[str, PodPorts], bridge: str) -> list[str]:
-    """Rules for POSTROUTING: what came from 127.0.0.1, or from the pod itself, must be answered through the host."""
-    rules = []
-    for ip, ports in sorted(pods.values()):
-        if ports:
-            whole = f"{ip}/{_length(ip)}"
-            rules.append(f"-s {whole} -d {whole} -m conntrack --ctstate DNAT -j {MASQUERADE}")
-    loopback = "::1/128" if any(":" in ip for ip, _ in pods.values()) else "127.0.0.0/8"
+def return_rules(pods: Iterable[FamilyPorts], bridge: str) -> list[str]:
+    """Rules for one family's POSTROUTING: what came from 127.0.0.1, or from the pod itself, must be answered through
+    the host.
+    """
+    led = sorted(ip for ip, ports in pods if ports)
+    whole = [f"{ip}/{_length(ip)}" for ip in led]
+    rules = [f"-s {ip} -d {ip} -m conntrack --ctstate DNAT -j {MASQUERADE}" for ip in whole]
     if rules:
+        loopback = "::1/128" if ":" in led[0] else "127.0.0.0/8"
         rules.append(f"-s {loopback} -o {bridge} -m conntrack --ctstate DNAT -j {MASQUERADE}")
     return rules
 
 
 def _length(ip: str) -> int:
     return 128 if ":" in ip else 32
+
+
+def _version(ip: str) -> int:
+    return 6 if ":" in ip else 4

@@ -54,6 +54,10 @@ class Pool:
                 self.used[address] = owner
                 return address
 
+    def free(self, owner: str) -> None:
+        """Take back what the owner has."""
+        self.used = {address: other for address, other in self.used.items() if other != owner}
+
     def claim(self, address: str, owner: str) -> bool:
         """Take this very address; False where it is not a pod's address here, or somebody else's."""
         try:
@@ -107,7 +111,10 @@ class Ipam:
             self._last[str(pool.network)] = address
 
     def adopt(self, pod_uid: str, addresses: Iterable[str]) -> bool:
-        """Note what a pod is known to have; True where one address of every pool is now its own."""
+        """Note what a pod is known to have; True where that is one of today's addresses.
+
+        Where a family was added since then, the pod is given one of that family too.
+        """
         if pod_uid in self._pods:
             return True
         offered = list(addresses)
@@ -115,12 +122,16 @@ class Ipam:
         for pool in self.pools:
             if (address := next((a for a in offered if pool.claim(a, pod_uid)), None)) is not None:
                 taken.append((pool, address))
-        if len(taken) == len(self.pools):
-            self._pods[pod_uid] = [address for _, address in taken]
-            return True
-        for pool, address in taken:
-            del pool.used[address]
-        return False
+        if not taken:
+            return False
+        claimed = dict(taken)
+        try:
+            self._pods[pod_uid] = [claimed.get(pool) or pool.allocate(pod_uid) for pool in self.pools]
+        except AddressesExhausted:
+            for pool in self.pools:
+                pool.free(pod_uid)
+            return False
+        return True
 
     def allocate(self, pod_uid: str) -> list[str]:
         """The pod's addresses, the same on every call. Raises AddressesExhausted, OSError."""

@@ -11,7 +11,14 @@ import socket
 import struct
 from collections.abc import Callable
 
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 0x1, 0x10, 0x40
+RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = (
+    0x1,
+    0x10,
+    0x40,
+    0x100,
+    0x400,
+)
+GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
 RTM_NEWLINK, RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE = 16, 17, 21, 25
 RTA_OIF = 4
 IFF_UP = 1
@@ -41,7 +48,7 @@ async def watch_link(index: Callable[[], int], lost: Callable[[], None]) -> None
     broken: asyncio.Future[None] = loop.create_future()
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     with socket.socket(socket.AF_NETLINK, kind, 0) as events:
-        events.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE))
+        events.bind((0, GROUPS))
 
         def read() -> None:
             try:

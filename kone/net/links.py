@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 CLONE_NEWNET = 0x40000000
 IFF_UP = 1
+IFA_F_NODAD = 2  # an IPv6 address that is used at once: nobody else can have it
 RT_SCOPE_LINK = 253
 RT_TABLE_MAIN = 254
 RTPROT_STATIC = 4
@@ -50,7 +51,7 @@ class Veth:
 
     name: str
     index: int
-    address: str  # the pod's IPv4 address, read from the link's MAC; "" where it tells none
+    addresses: Sequence[str]  # the pod's, as the link's alias says; () where it says none
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +148,18 @@ class Links:
                 self._loop.close()
 
     @contextlib.contextmanager
-    def _inside(self, netns: int) -> Iterator[tuple[Any, int | None]]:
+    def _inside(self, netns: int, *, ipv6: bool) -> Iterator[tuple[Any, int | None]]:
         """An IPRoute of another namespace, and its pod link's index. Settings are made while it is opened."""
         _setns(netns)
         try:
             # A redirect would have the pod talk past the host, where Services and policies are.
             _set("all", "accept_redirects", 0)
             _set(POD_LINK, "accept_redirects", 0)
+            if ipv6:
+                for link in ("all", "lo", POD_LINK):  # Docker turns it off where its own networks have none
+                    _set(link, "disable_ipv6", 0, "ipv6")
+                    _set(link, "accept_redirects", 0, "ipv6")
+                _set(POD_LINK, "accept_ra", 0, "ipv6")
             inside, index = _iproute(self._loop), _index(POD_LINK)
         finally:
             _setns(self._home)
@@ -203,6 +209,9 @@ class Links:
                     host.link("set", index=port["index"], master=index)
                     host.brport("set", index=port["index"], mode=HAIRPIN)
                     done.append(f"took back {port.get('ifname')}")
+            if any(":" in cidr for cidr in spec.gateways):
+                _set(spec.name, "disable_ipv6", 0, "ipv6")
+                _set(spec.name, "accept_ra", 0, "ipv6")
             done += _ensure_addresses(host, index, [*spec.gateways, *spec.addresses])
             done += _ensure_routes(host, index, spec.routes)
         # So that a NodePort or hostPort answers on 127.0.0.1: the address may then be rewritten on its way here.
@@ -223,13 +232,13 @@ class Links:
         for link in host.get_links(master=index):
             name = str(link.get("ifname") or "")
             if name.startswith(prefix):
-                found.append(Veth(name, link["index"], _address_in(str(link.get("address") or ""))))
+                found.append(Veth(name, link["index"], str(link.get("ifalias") or "").split()))
         return found
 
     def _ensure_veth(
         self, bridge: str, name: str, netns: str, ips: Sequence[str], gateways: Sequence[str], mtu: int
     ) -> None:
-        host = self._open()
+        host, ipv6 = self._open(), any(":" in ip for ip in ips)
         try:
             namespace = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -240,7 +249,7 @@ class Links:
             with _refusal(f"wiring {netns} to {bridge}"):
                 index = _index(name)
                 if index is not None:
-                    with self._inside(namespace) as (inside, pod_index):
+                    with self._inside(namespace, ipv6=ipv6) as (inside, pod_index):
                         if _is_wired(inside, pod_index, ips):
                             return
                     with _tolerating(errno.ENODEV):  # its namespace was just going
@@ -261,9 +270,11 @@ class Links:
                     },
                 )
                 index = _index(name)
+                # So that the kernel itself remembers which addresses the pod has.
+                host.link("set", index=index, ifalias=" ".join(ips))
                 # Where br_netfilter is loaded the bridge itself sends on what a rule led back to the pod it came from.
                 host.brport("set", index=index, mode=HAIRPIN)
-                with self._inside(namespace) as (inside, pod_index):
+                with self._inside(namespace, ipv6=ipv6) as (inside, pod_index):
                     _wire(inside, pod_index, ips, gateways)
         finally:
             os.close(namespace)
@@ -289,10 +300,26 @@ def _setns(namespace: int) -> None:
         raise LinkError(f"entering a network namespace: {os.strerror(number)}")
 
 
-def _set(link: str, setting: str, value: int) -> None:
-    """A link's IPv4 setting, in the thread's present namespace; where /proc/sys is read-only it stays as it is."""
+def _set(link: str, setting: str, value: int, family: str = "ipv4") -> None:
+    """A link's setting, in the thread's present namespace; where /proc/sys is read-only it stays as it is."""
     with contextlib.suppress(OSError):
-        Path(f"/proc/sys/net/ipv4/conf/{link}/{setting}").write_text(str(value))
+        Path(f"/proc/sys/net/{family}/conf/{link}/{setting}").write_text(str(value))
+
+
+def forward(version: int) -> None:
+    """Have the host pass on packets of that family. Raises LinkError."""
+    settings = Path("/proc/sys/net")
+    switch = settings / ("ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding")
+    try:
+        if switch.read_text().strip() == "1":
+            return
+        # A host that forwards hears no router any more, and loses its default route, unless a link says 2.
+        for heard in settings.glob("ipv6/conf/*/accept_ra") if version == 6 else ():
+            if heard.read_text().strip() == "1":
+                heard.write_text("2")
+        switch.write_text("1")
+    except OSError as error:
+        raise LinkError(f"{switch} cannot be set to 1 ({error.strerror}): set it before kone starts") from error
 
 
 def _index(name: str) -> int | None:
@@ -310,7 +337,7 @@ def _ensure_addresses(host: Any, index: int, wanted: Sequence[str]) -> list[str]
     for cidr in wanted:
         if cidr not in present:
             address, _, length = cidr.partition("/")
-            host.addr("add", index=index, address=address, prefixlen=int(length))
+            host.addr("add", index=index, address=address, prefixlen=int(length), **_at_once(address))
             done.append(f"gave it {cidr}")
     for cidr in present.difference(wanted):
         # Of an earlier run with other ranges: an address of the node's that others believe to be elsewhere.
@@ -359,7 +386,7 @@ def _wire(inside: Any, index: int | None, ips: Sequence[str], gateways: Sequence
     for ip, gateway in zip(ips, gateways, strict=True):
         v6 = ":" in ip
         length = 128 if v6 else 32
-        inside.addr("add", index=index, address=ip, prefixlen=length)
+        inside.addr("add", index=index, address=ip, prefixlen=length, **_at_once(ip))
         family = socket.AF_INET6 if v6 else socket.AF_INET
         inside.route("add", dst=f"{gateway}/{length}", oif=index, scope=RT_SCOPE_LINK, family=family)
         inside.route("add", dst="::/0" if v6 else "0.0.0.0/0", gateway=gateway, oif=index, family=family)
@@ -382,17 +409,14 @@ def _delete(names: Sequence[str]) -> None:
 def _mac(first: int, ip: str) -> str:
     """A locally administered MAC that follows from the address: 0a:58:0a:f4:00:05 for 10.244.0.5.
 
-    The host's end of a pod's link begins with 0e: so the kernel itself remembers which address the pod has.
+    The host's end of a pod's link begins with 0e.
     """
     packed = ipaddress.ip_address(ip.partition("/")[0]).packed[-4:]
     return ":".join(f"{octet:02x}" for octet in (first, 0x58, *packed))
 
 
-def _address_in(mac: str) -> str:
-    octets = mac.split(":")
-    if octets[:2] != ["0e", "58"] or len(octets) != 6:
-        return ""
-    return str(ipaddress.IPv4Address(bytes(int(octet, 16) for octet in octets[2:])))
+def _at_once(address: str) -> dict[str, int]:
+    return {"flags": IFA_F_NODAD} if ":" in address else {}
 
 
 @contextlib.contextmanager

@@ -47,8 +47,8 @@ def kubelet_configuration(config: KubeletConfig, cgroup_driver: str = "") -> Obj
     }
     if cgroup_driver:
         settings["cgroupDriver"] = cgroup_driver
-    if config.pod_cidr:
-        settings["podCIDR"] = config.pod_cidr
+    if config.pod_cidrs:
+        settings["podCIDR"] = ",".join(config.pod_cidrs)
     if config.allowed_unsafe_sysctls:
         settings["allowedUnsafeSysctls"] = list(config.allowed_unsafe_sysctls)
     return {"kubeletconfig": settings}

@@ -181,7 +181,7 @@ class Kubelet:
             name=config.node_name,
             addresses=[*(("InternalIP", ip) for ip in config.node_ips), ("Hostname", config.node_name)],
             kubelet_port=self.port,
-            pod_cidr=config.pod_cidr,
+            pod_cidrs=config.pod_cidrs,
             max_pods=config.max_pods,
             labels=config.node_labels,
             annotations=config.node_annotations,

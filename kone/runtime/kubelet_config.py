@@ -16,7 +16,7 @@ class KubeletConfig:
     cluster_dns: str = "10.96.0.10"
     cluster_domain: str = "cluster.local"
     instance: str = "default"
-    pod_cidr: str = ""
+    pod_cidrs: tuple[str, ...] = ()
     max_pods: int = 110
     port: int = 10250  # 0: any free one
     server_address: str = "0.0.0.0"

@@ -48,7 +48,7 @@ class NodeInfo:
     name: str
     addresses: Sequence[tuple[str, str]]  # (type, address): ("InternalIP", "10.0.0.5"), ("Hostname", "edge")
     kubelet_port: int
-    pod_cidr: str = ""
+    pod_cidrs: Sequence[str] = ()
     max_pods: int = 110
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
@@ -348,7 +348,8 @@ class NodeStatus:
                     **self._info.annotations,
                 },
             }
-            spec = {"podCIDR": self._info.pod_cidr, "podCIDRs": [self._info.pod_cidr]} if self._info.pod_cidr else {}
+            cidrs = list(self._info.pod_cidrs)
+            spec = {"podCIDR": cidrs[0], "podCIDRs": cidrs} if cidrs else {}
             await self._client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec})
             return
         metadata = node["metadata"]

@@ -39,17 +39,20 @@ class Node:
         config: NetworkConfig = CONFIG,
         backend: Backend | None = None,
     ) -> None:
-        self.firewall = Firewall(names, backend=backend)
-        self.network = BridgeNetwork(names, config, data_dir, self.firewall)
+        families = sorted({6 if ":" in cidr else 4 for cidr in config.pod_cidrs})
+        self.firewalls = [Firewall(names, family=family, backend=backend) for family in families]
+        self.network = BridgeNetwork(names, config, data_dir, *self.firewalls)
 
     async def __aenter__(self) -> BridgeNetwork:
-        await self.firewall.start()
+        for firewall in self.firewalls:
+            await firewall.start()
         await self.network.start()
         return self.network
 
     async def __aexit__(self, *_: object) -> None:
         await self.network.stop()
-        await self.firewall.stop()
+        for firewall in self.firewalls:
+            await firewall.stop()
 
 
 @pytest.fixture

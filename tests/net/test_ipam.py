@@ -85,3 +85,10 @@ def test_release_is_idempotent(tmp_path: Path) -> None:
     table.release("a")
     table.release("a", "never seen")
     assert not ipam(tmp_path).pods
+
+
+def test_a_family_that_is_added_later_is_given_beside_the_known_address(tmp_path: Path) -> None:
+    ipam(tmp_path, "10.0.0.0/24").allocate("a")
+    table = ipam(tmp_path, "10.0.0.0/24", "fd00::/64")
+    assert table.allocate("a") == ["10.0.0.2", "fd00::2"]
+    assert table.allocate("b") == ["10.0.0.3", "fd00::3"]

@@ -12,7 +12,7 @@ from kone.runtime.node_status import HostFacts, NodeInfo, NodeStatus, differs, n
 from kone.runtime.runtime import Image, RuntimeStatus
 from tests.fakes import FakeClient
 
-INFO = NodeInfo("n1", [("InternalIP", "10.0.0.5"), ("Hostname", "n1")], 10250, "10.244.0.0/24")
+INFO = NodeInfo("n1", [("InternalIP", "10.0.0.5"), ("Hostname", "n1")], 10250, ["10.244.0.0/24"])
 FACTS = HostFacts(2, 4 << 30, 100 << 30, "m", "s", "b", "6.1", "Debian", "amd64")
 UP = RuntimeStatus(True, name="docker", version="20.10.24")
 DOWN = RuntimeStatus(False, "DockerDown", "cannot connect")
