@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -15,10 +16,11 @@ import uvloop
 
 from benchmarks.report import Figure
 from kone.apimachinery.kinds import NAMESPACES, SERVICES
+from kone.net import modes
 from kone.net.bridge import BridgeNetwork, NetworkConfig
 from kone.net.dns import DnsServer
 from kone.net.firewall import Backend, Firewall
-from kone.net.iptables import IptablesProxier
+from kone.net.modes import Mode
 from kone.net.names import Names
 from kone.net.rule_config import RuleConfig
 from kone.net.service_map import Endpoint, ServicePort, ServicePortName
@@ -29,15 +31,16 @@ from tests.net.world import World, run
 CONFIG = NetworkConfig(["10.244.0.0/24"], ["10.244.0.0/16"], ["10.96.0.0/16"])
 RULES = RuleConfig(Names(), ["10.244.0.0/16"], ["10.96.0.0/16"], pod_cidrs=["10.244.0.0/24"])
 CHANGES = 40
+FLUSH: Mapping[Mode, str] = {"iptables": "iptables-{backend} -t nat -F", "nftables": "nft flush ruleset"}
 QUESTIONS = 30_000
 CLIENTS = 16
 
 
 def measure() -> Iterator[Figure]:
     yield from uvloop.run(_pods())
-    for backend in ("nft", "legacy"):
+    for mode, backend in (("nftables", "nft"), ("iptables", "nft"), ("iptables", "legacy")):
         for count in (1000, 5000):
-            yield from uvloop.run(_services(cast(Backend, backend), count))
+            yield from uvloop.run(_services(cast(Mode, mode), cast(Backend, backend), count))
     yield from uvloop.run(_dns())
 
 
@@ -68,11 +71,12 @@ async def _pods() -> list[Figure]:
     ]
 
 
-async def _services(backend: Backend, count: int) -> list[Figure]:
+async def _services(mode: Mode, backend: Backend, count: int) -> list[Figure]:
     with World.entered():
         firewall = Firewall(Names(), backend=backend)
-        proxier = IptablesProxier(firewall, RULES)
+        proxier = modes.make(mode, firewall, RULES)
         await firewall.start()
+        await proxier.start()
         desired = {
             ServicePortName("default", f"web-{number}", "http", "TCP"): _port(number, (0, 1)) for number in range(count)
         }
@@ -87,22 +91,35 @@ async def _services(backend: Backend, count: int) -> list[Figure]:
             began = time.perf_counter()
             await proxier.sync(desired)
             took.append(time.perf_counter() - began)
-        run(f"iptables-{backend}", "-t", "nat", "-F")
+        before = _rules(mode, backend)
+        run(*FLUSH[mode].format(backend=backend).split())
         began = time.perf_counter()
-        for _ in range(1000):
-            if firewall.mended:
+        for _ in range(100):
+            if _rules(mode, backend) == before:
                 break
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
         mended = time.perf_counter() - began
+        await proxier.stop()
         await firewall.stop()
     took.sort()
-    what = f"iptables-{backend}, {count:,} Services"
+    what = f"{f'iptables-{backend}' if mode == 'iptables' else mode}, {count:,} Services"
     return [
         Figure(f"{what}: first sync", first, "s", 5, "less"),
         Figure(f"{what}: one changed, median", statistics.median(took) * 1000, "ms", 50, "less"),
         Figure(f"{what}: one changed, worst of {CHANGES}", took[-1] * 1000, "ms"),
         Figure(f"{what}: a flush mended", mended, "s", 5, "less"),
     ]
+
+
+def _rules(mode: Mode, backend: Backend) -> int:
+    """How much there is, to see when all of it is there again."""
+    listed = (
+        f"iptables-{backend}-save -t nat" if mode == "iptables" else f"nft list table {RULES.names.service_table(4)}"
+    )
+    try:
+        return run(*listed.split()).count("\n")
+    except subprocess.CalledProcessError:  # there is no such table
+        return 0
 
 
 def _port(number: int, endpoints: tuple[int, ...]) -> ServicePort:

@@ -18,6 +18,7 @@ from kone.net import dummy_link, ipset, ipvs_table
 from kone.net.firewall import Firewall, FirewallError
 from kone.net.iptables import IptablesProxier
 from kone.net.ipvs import IpvsProxier
+from kone.net.nftables import NftablesProxier
 from kone.net.proxier import Proxier, ProxySyncError
 from kone.net.rule_config import RuleConfig
 
@@ -71,8 +72,27 @@ def ipvs_why_not() -> str:
     return ipvs_table.why_not() or ipset.why_not() or dummy_link.why_not() or iptables_why_not()
 
 
+def nftables_why_not() -> str:
+    """What keeps nftables from serving Services: the program, or a kernel without one of the expressions it needs."""
+    if shutil.which("nft") is None:
+        return "nftables is not installed"
+    script = (
+        "add table ip kone-probe\nadd chain ip kone-probe p { type nat hook output priority 0; }\n"
+        "add rule ip kone-probe p fib daddr type local ct status dnat meta l4proto tcp numgen random mod 2 0 "
+        "dnat to 192.0.2.1:80\nadd rule ip kone-probe p meta l4proto tcp return\n"
+    )
+    try:
+        done = subprocess.run(
+            ["nft", "--check", "-f", "-"], input=script, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return "" if done.returncode == 0 else " ".join(done.stderr.split())
+
+
 KINDS: Mapping[Mode, Kind] = {
     "ipvs": Kind(IpvsProxier, ipvs_why_not),
+    "nftables": Kind(NftablesProxier, nftables_why_not),
     "iptables": Kind(IptablesProxier, iptables_why_not),
 }
 

@@ -51,6 +51,11 @@ class Names:
         """The nftables table of NetworkPolicies, with its family."""
         return f"inet kone-{self.instance}-policy" if self.instance else "inet kone-policy"
 
+    def service_table(self, family: int) -> str:
+        """The nftables table of Services of that IP version, with its family."""
+        name = f"kone-{self.instance}-services" if self.instance else "kone-services"
+        return f"{'ip6' if family == 6 else 'ip'} {name}"
+
     @property
     def veth_prefix(self) -> str:
         """How the host's ends of all pods' links begin."""

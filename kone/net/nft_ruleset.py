@@ -15,14 +15,28 @@ ELEMENTS_A_LINE = 500  # nft's parser slows down on very long lines
 
 @dataclass(frozen=True, slots=True)
 class NftSet:
-    """A named set, or a map where its elements have values. `type` as nft writes it, e.g. "ipv4_addr : verdict"."""
+    """A named set, or a map where its elements have values.
+
+    `type` as nft writes it, e.g. "ipv4_addr : verdict" or "typeof ip daddr . th dport"; `flags` what follows it. A set
+    with the flag dynamic is filled by packets: its elements are never looked at.
+    """
 
     type: str
     elements: Mapping[str, str] = field(default_factory=dict)  # key -> value, "" in a set
+    flags: str = ""
 
     @property
     def keyword(self) -> str:
         return "map" if ":" in self.type else "set"
+
+    @property
+    def declaration(self) -> str:
+        kind = self.type if self.type.startswith("typeof ") else f"type {self.type}"
+        return f"{kind}; {self.flags};" if self.flags else f"{kind};"
+
+    @property
+    def is_dynamic(self) -> bool:
+        return "dynamic" in self.flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +54,27 @@ EMPTY = Ruleset()
 def script_anew(table: str, wanted: Ruleset) -> str:
     """Replaces the whole table, whether there is one or not. `table` with its family: "inet kone-policy"."""
     return "\n".join([f"add table {table}", f"delete table {table}", f"add table {table}", *_changes(table, wanted)])
+
+
+def script_taking_over(table: str, listing: Mapping[str, Any], wanted: Ruleset) -> str:
+    """The same for a table of which `listing` (`nft -j -t list table`) tells; wanted dynamic sets keep their content.
+
+    A set of the same name is taken to be of the same type and flags.
+    """
+    chains, sets = [], []
+    for item in listing.get("nftables", ()):
+        ((kind, content),) = item.items()
+        if kind == "chain":
+            chains.append(content["name"])
+        elif kind in ("set", "map"):
+            kept = wanted.sets.get(content["name"])
+            if kept is None or not kept.is_dynamic:
+                sets.append((kind, content["name"]))
+    lines = [f"flush table {table}"]  # which takes the rules
+    lines += [f"flush {kind} {table} {name}" for kind, name in sets]
+    lines += [f"delete chain {table} {name}" for name in chains]
+    lines += [f"delete {kind} {table} {name}" for kind, name in sets]
+    return "\n".join([*lines, *_changes(table, wanted)])
 
 
 def script_removed(table: str) -> str:
@@ -70,7 +105,7 @@ def _changes(table: str, wanted: Ruleset, before: Ruleset = EMPTY) -> list[str]:
         lines.append(f"add chain {table} {name}" + (f" {{ {base} }}" if base else ""))
     for name, wanted_set in wanted.sets.items():
         if name not in before.sets:
-            lines.append(f"add {wanted_set.keyword} {table} {name} {{ type {wanted_set.type}; }}")
+            lines.append(f"add {wanted_set.keyword} {table} {name} {{ {wanted_set.declaration} }}")
     # What leads to a chain or set goes before it does, and comes after it is there.
     lines += [f"flush chain {table} {name}" for name in emptied]
     for name, old in before.sets.items():
@@ -103,7 +138,7 @@ def shape_of(ruleset: Ruleset) -> dict[str, int]:
     """How many rules each chain has, and how many elements each set: {"chain ingress": 6, "set p4-…": 20}."""
     return {
         **{f"chain {name}": len(rules) for name, rules in ruleset.chains.items()},
-        **{f"set {name}": len(kept.elements) for name, kept in ruleset.sets.items()},
+        **{f"set {name}": 0 if kept.is_dynamic else len(kept.elements) for name, kept in ruleset.sets.items()},
     }
 
 
@@ -115,7 +150,8 @@ def listed_shape(listing: Mapping[str, Any]) -> dict[str, int]:
         if kind == "chain":
             shape.setdefault(f"chain {content['name']}", 0)
         elif kind in ("set", "map"):
-            shape[f"set {content['name']}"] = len(content.get("elem", ()))
+            is_dynamic = "dynamic" in content.get("flags", ())
+            shape[f"set {content['name']}"] = 0 if is_dynamic else len(content.get("elem", ()))
         elif kind == "rule":
             name = f"chain {content['chain']}"
             shape[name] = shape.get(name, 0) + 1

@@ -15,7 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from kone.aio.tasks import TaskGroup
-from kone.net.nft_ruleset import Ruleset, listed_shape, script_anew, script_changed, script_removed, shape_of
+from kone.net.nft_ruleset import (
+    Ruleset,
+    listed_shape,
+    script_anew,
+    script_changed,
+    script_removed,
+    script_taking_over,
+    shape_of,
+)
 from kone.net.rules_watch import Changes, watch_nft
 
 log = logging.getLogger(__name__)
@@ -61,6 +69,36 @@ class NftTable:
             self._wanted = wanted
             await self._bring()
 
+    async def change(self, wanted: Ruleset, take: Callable[[], str], undo: Callable[[], object]) -> None:
+        """As `hold`, for a table too large to be compared: `wanted` is the caller's own, which `take` changes in place.
+
+        `take` returns the script of what it changed; it is called when nobody else writes or compares. Where the
+        kernel refuses, `undo` takes it back, and NftError is raised. The first time, and where the kernel is not what
+        it was thought to be, the table is written anew; clients in dynamic sets are kept.
+        """
+        async with self._lock:
+            script = take()
+            try:
+                await self._change(wanted, script)
+            except BaseException:
+                undo()
+                raise
+
+    async def _change(self, wanted: Ruleset, script: str) -> None:
+        is_known = self._wanted is wanted and self._held is wanted
+        self._wanted, self._is_gone = wanted, False
+        self._held = None
+        if is_known:
+            try:
+                if script:
+                    await self._call(lambda: self._run(["nft", "-f", "-"], script))
+                self._held = wanted
+                return
+            except NftError as error:
+                log.info("a change of table %s was refused, it is written anew: %s", self._table, error)
+        await self._call(lambda: self._take_over(wanted))
+        self._held = wanted
+
     async def verify(self) -> bool:
         """Compare the kernel with what it shall be and mend it; whether it was right. Raises NftError."""
         async with self._lock:
@@ -100,8 +138,7 @@ class NftTable:
                 return
             except NftError as error:  # the kernel is not what it was thought to be
                 log.info("a change of table %s was refused, it is written anew: %s", self._table, error)
-        whole = script_anew(self._table, wanted)
-        await self._call(lambda: self._run(["nft", "-f", "-"], whole))
+        await self._call(lambda: self._take_over(wanted))
         self._held = wanted
 
     async def _mend(self) -> None:
@@ -135,6 +172,17 @@ class NftTable:
         if there:
             self._run(["nft", "-f", "-"], script_removed(self._table))
         return there
+
+    def _take_over(self, wanted: Ruleset) -> None:
+        """Write the table anew, with the clients of dynamic sets that are there."""
+        if self._is_there():
+            listing = json.loads(self._run(["nft", "-j", "-t", "list", "table", *self._table.split()]))
+            try:
+                self._run(["nft", "-f", "-"], script_taking_over(self._table, listing, wanted))
+                return
+            except NftError as error:
+                log.info("table %s cannot be taken over, it is replaced: %s", self._table, error)
+        self._run(["nft", "-f", "-"], script_anew(self._table, wanted))
 
     def _is_there(self) -> bool:
         family, name = self._table.split()

@@ -93,11 +93,22 @@ def _ipvs_harms(family: int) -> tuple[Harm, ...]:
     )
 
 
+def _nftables_harms(family: int) -> tuple[Harm, ...]:
+    table = NAMES.service_table(family)
+    return (
+        _commands("nft flush ruleset"),
+        _commands(f"nft flush map {table} services"),
+        _commands(f"nft flush chain {table} prerouting"),
+    )
+
+
 IPVS_LACKS = frozenset({"affinity across addresses", "affinity ends on time"})
 
 CONTESTANTS = [
     Contestant("ipvs", 4, "nft", IPVS_LACKS, _ipvs_harms(4)),
     Contestant("ipvs", 6, "nft", IPVS_LACKS, _ipvs_harms(6)),
+    Contestant("nftables", 4, "nft", harms=_nftables_harms(4)),
+    Contestant("nftables", 6, "nft", harms=_nftables_harms(6)),
     Contestant("iptables", 4, "nft", harms=_iptables_harms("iptables-nft")),
     Contestant("iptables", 6, "nft", harms=_iptables_harms("ip6tables-nft")),
     Contestant("iptables", 4, "legacy", harms=_iptables_harms("iptables-legacy")),
