@@ -64,6 +64,14 @@ def parse(raw: Mapping[str, Any]) -> Structural:
     )
 
 
+def has_rules(node: Structural) -> bool:
+    """Whether it or anything below has rules in CEL."""
+    if node.raw.get("x-kubernetes-validations"):
+        return True
+    below = [*node.properties.values(), node.items, node.values]
+    return any(has_rules(each) for each in below if each is not None)
+
+
 # -- pruning ----------------------------------------------------------------------------------------------------------
 
 

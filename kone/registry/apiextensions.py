@@ -97,6 +97,8 @@ class _CustomResourceDefinition(SpecStrategy):
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
+        if old is not None and old["metadata"].get("deletionTimestamp"):
+            return errors  # it goes, whatever it says
         spec = obj.get("spec") or {}
         if old is None:
             _own_name(errors, obj, spec)

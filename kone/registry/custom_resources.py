@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kone.apimachinery import schema, structural_schema, value_validation
 from kone.apimachinery.errors import FieldError, go_quote, go_value, invalid_value, required
@@ -24,6 +24,9 @@ from kone.registry.generic import validate_annotations, validate_labels
 from kone.registry.printing import age
 from kone.registry.resource import NAME, Cell, Column, Resource, ScaleSpec
 from kone.registry.strategy import StatusStrategy, Strategy
+
+if TYPE_CHECKING:
+    from kone.registry.custom_rules import RuleNode
 
 VERBS: Final = ("delete", "deletecollection", "get", "list", "patch", "create", "update", "watch")
 """In the order in which upstream lists those of custom resources."""
@@ -70,6 +73,8 @@ class CustomStrategy(Strategy):
         subresources = version.get("subresources") or {}
         self.has_status = subresources.get("status") is not None
         self._scale: Mapping[str, Any] | None = subresources.get("scale")
+        self._has_rules = structural_schema.has_rules(codec.root)
+        self._rules: RuleNode | None = None
         self._selectable = [str(each.get("jsonPath", "")) for each in version.get("selectableFields") or ()]
 
     @property
@@ -94,6 +99,14 @@ class CustomStrategy(Strategy):
         return None
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
+        findings = self._schema_findings(obj)
+        if old is not None and findings:
+            before = {(each.field, each.kind, each.detail) for each in self._schema_findings(old)}
+            findings = [f for f in findings if (f.field, f.kind, f.detail) not in before or not _is_same(f, obj, old)]
+            findings = [_of_update(f) for f in findings]
+        return [*findings, *self._rule_findings(obj, old, findings)]
+
+    def _schema_findings(self, obj: Object) -> list[FieldError]:
         findings = _of_type(self._codec.gvk, obj)
         findings += value_validation.validate(obj, self.root.raw)
         if self._scale is not None:
@@ -101,10 +114,20 @@ class CustomStrategy(Strategy):
         for embedded, path in structural_schema.embedded_objects(obj, self.root):
             findings += _embedded_findings(embedded, path)
         findings += structural_schema.list_findings(obj, self.root)
-        if old is not None and findings:
-            before = {(each.field, each.kind, each.detail) for each in self.validate(old, None)}
-            findings = [f for f in findings if (f.field, f.kind, f.detail) not in before or not _is_same(f, obj, old)]
         return findings
+
+    def _rule_findings(self, obj: Object, old: Object | None, findings: list[FieldError]) -> list[FieldError]:
+        if not self._has_rules:
+            return []
+        from kone.registry import custom_rules  # CEL is imported when the first rule comes
+
+        if self._rules is None:
+            self._rules = custom_rules.compiled(self.root)
+        if self._rules is None:
+            return []
+        if custom_rules.is_blocked(findings):
+            return [invalid_value("<nil>", None, custom_rules.NOT_CHECKED)]
+        return custom_rules.value_findings(self._rules, obj, old)
 
     def warnings(self, obj: Object, old: Object | None) -> Iterable[str]:
         for finalizer in obj["metadata"].get("finalizers") or ():
@@ -174,6 +197,15 @@ def _embedded_findings(obj: Object, path: str) -> list[FieldError]:
     findings += validate_labels(metadata.get("labels") or {}, f"{path}.metadata.labels")
     findings += validate_annotations(metadata.get("annotations") or {}, f"{path}.metadata.annotations")
     return findings
+
+
+def _of_update(finding: FieldError) -> FieldError:
+    """What upstream's walk over old and new together says of a wrong type: the field's own name, not its path."""
+    own = finding.field.rpartition(".")[2]
+    if finding.kind != "FieldValueTypeInvalid" or own == finding.field:
+        return finding
+    detail = finding.detail.replace(f"{finding.field} in body", f"{own} in body", 1)
+    return FieldError(finding.kind, finding.field, detail, finding.value)
 
 
 def _is_same(finding: FieldError, obj: Object, old: Object) -> bool:

@@ -78,6 +78,11 @@ def schema_findings(schema: Schema, path: str) -> Errors:
     keywords: Errors = []
     _keywords(schema, path, keywords, root=True)
     findings += keywords
+    root = parse(schema) if not findings else None
+    if root is not None and structural_schema.has_rules(root):
+        from kone.registry.custom_rules import rule_findings  # CEL is imported when the first rule comes
+
+        findings += rule_findings(root, path)
     return findings or _defaults(schema, path, inside_metadata=False, root=True)
 
 
@@ -356,7 +361,14 @@ def _default(schema: Schema, value: Any, path: str, *, embedded: bool, inside: b
             return missing
     # Upstream does not hold a default to x-kubernetes-int-or-string, only what is written.
     rules = {key: rule for key, rule in schema.items() if key != "x-kubernetes-int-or-string"}
-    return [_placed(each, path) for each in value_validation.validate(value, rules)]
+    findings = value_validation.validate(value, rules)
+    node = parse(schema)
+    if not findings and structural_schema.has_rules(node):
+        from kone.registry import custom_rules
+
+        compiled = custom_rules.compiled(node, root=False)
+        findings = custom_rules.value_findings(compiled, value) if compiled is not None else []
+    return [_placed(each, path) for each in findings]
 
 
 def _placed(finding: FieldError, path: str) -> FieldError:
