@@ -116,7 +116,7 @@ class OpenApi:
         return ["version", *sorted(_prefix(group, version) for group, version in versions)]
 
     def _hash(self, path: str) -> str:
-        """What would change the document: the registry's content is fixed by kone's version and its own."""
+        """What would change the document: built-in kinds are fixed by kone's version, custom ones by the registry's."""
         return hashlib.sha256(f"{KUBERNETES_VERSION} {self._version} {path}".encode()).hexdigest()[:32].upper()
 
     def _build(self, path: str) -> Object:
@@ -210,16 +210,45 @@ def _special(schemas: dict[str, Object], name: str) -> Object:
 
 
 def _kind_schema(schemas: dict[str, Object], gvk: GVK) -> Object:
-    """The schema of a whole kind, marked as one; any object where the kind is not built in."""
+    """The schema of a whole kind, marked as one; any object where the kind is neither built in nor custom."""
     found = schema.definition_of(gvk)
     if found is None:
-        return {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        custom = custom_name(gvk)
+        anything: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        return _ref(custom) if custom in schemas else anything
     name = _add(schemas, found.name)
-    mark = {"group": gvk.group, "kind": gvk.kind, "version": gvk.version}
+    mark = _mark(gvk)
     marks = schemas[name].setdefault("x-kubernetes-group-version-kind", [])
     if mark not in marks:
         marks.append(mark)
     return _ref(name)
+
+
+def custom_name(gvk: GVK) -> str:
+    """OpenAPI's name of a custom kind: its group backwards, "com.example.v1.Widget"."""
+    return ".".join((*reversed(gvk.group.split(".")), gvk.version, gvk.kind))
+
+
+def _mark(gvk: GVK) -> Object:
+    return {"group": gvk.group, "kind": gvk.kind, "version": gvk.version}
+
+
+def _add_custom(schemas: dict[str, Object], resource: Resource) -> None:
+    """Put a custom kind and its list among the schemas: what its definition says, and what every object has."""
+    own: Object = dict(resource.custom_schema)
+    every = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}}
+    meta = _ref(_add(schemas, "meta.v1.ObjectMeta"))
+    own["properties"] = dict(sorted({**(own.get("properties") or {}), **every, "metadata": meta}.items()))
+    schemas[custom_name(resource.gvk)] = {**own, "x-kubernetes-group-version-kind": [_mark(resource.gvk)]}
+    listed = resource.gvk._replace(kind=resource.list_kind)
+    items = {"type": "array", "items": _ref(custom_name(resource.gvk))}
+    list_meta = _ref(_add(schemas, "meta.v1.ListMeta"))
+    schemas[custom_name(listed)] = {
+        "type": "object",
+        "required": ["items"],
+        "properties": {**every, "items": items, "metadata": list_meta},
+        "x-kubernetes-group-version-kind": [_mark(listed)],
+    }
 
 
 # ---- paths
@@ -273,6 +302,8 @@ class _Paths:
 
     def build(self) -> dict[str, Object]:
         resource = self._resource
+        if resource.custom is not None:
+            _add_custom(self._schemas, resource)
         top = f"/{_prefix(resource.gvr.group, resource.gvr.version)}/"
         where = f"{top}namespaces/{{namespace}}/" if resource.namespaced else top
         place = [_in_path("namespace")] if resource.namespaced else []
@@ -324,7 +355,8 @@ class _Paths:
             made["requestBody"] = {"content": {"*/*": {"schema": _kind_schema(self._schemas, gvk)}}, "required": True}
         elif verb == "patch":
             patch = {"type": "object"}
-            made["requestBody"] = {"content": {kind: {"schema": patch} for kind in _PATCHES}, "required": True}
+            kinds = [kind for kind in _PATCHES if resource.custom is None or "strategic" not in kind]
+            made["requestBody"] = {"content": {kind: {"schema": patch} for kind in kinds}, "required": True}
         elif verb in ("delete", "deletecollection"):
             made["requestBody"] = {"content": {"*/*": {"schema": _kind_schema(self._schemas, _DELETE_OPTIONS)}}}
         return made

@@ -350,6 +350,7 @@ def _resource(spec: Object, names: Object, version: Object, stored: Object) -> R
         to_storage=_stored_as(f"{group}/{stored_as}", _schema_of(spec, stored)) if other else None,
         from_storage=_as_version(gvk.api_version) if other else None,
         custom=codec.decode,
+        custom_schema=codec.root.raw,
         deprecation=_deprecation(spec, names, version),
     )
     list_kind = names.get("listKind") or f"{made.kind}List"

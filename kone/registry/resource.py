@@ -108,6 +108,8 @@ class Resource:
     """Nothing is stored: reviews, bindings."""
     custom: Decode | None = None
     """How a custom resource is read by its own schema; None for built-in kinds."""
+    custom_schema: Mapping[str, Any] = field(default_factory=dict)
+    """That schema, as its definition has it (OpenAPI v3)."""
     named_list_kind: str = ""
     """Where it is not the kind with "List" behind it."""
     deprecation: str = ""

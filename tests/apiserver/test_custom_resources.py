@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVR
 from kone.apimachinery.objects import Object, dig
+from kone.apiserver.openapi import OpenApi
 from kone.client.client import Client
+from kone.registry.custom_resources import resources
+from kone.registry.registry import builtin
 from kone.testing import Cluster
 
 DEFINITIONS = GVR("apiextensions.k8s.io", "v1", "customresourcedefinitions")
@@ -169,3 +173,23 @@ async def test_several_versions_read_what_one_of_them_stores(client: Client) -> 
     assert created["apiVersion"] == "example.com/v2beta1"
     assert created["spec"] == {}, "what the stored version does not name is lost"
     assert (await client.get(WIDGETS, "w", "default"))["apiVersion"] == "example.com/v1"
+
+
+def published(made: Object) -> Any:
+    """The OpenAPI v3 schemas of a definition's group-version, once it is established."""
+    registry = builtin()
+    names = {"singular": "widget", "listKind": "WidgetList", **made["spec"]["names"]}
+    for resource in resources({**made, "status": {"acceptedNames": names}}):
+        registry.add(resource)
+    document = OpenApi(registry).document("apis/example.com/v1")
+    assert document is not None
+    return json.loads(document)["components"]["schemas"]
+
+
+def test_their_schema_is_published() -> None:
+    schemas = published(definition())
+    properties = schemas["com.example.v1.Widget"]["properties"]
+    assert properties["spec"]["properties"]["replicas"] == {"type": "integer", "minimum": 0, "default": 1}
+    assert properties["metadata"] == {"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}
+    mark = {"group": "example.com", "kind": "WidgetList", "version": "v1"}
+    assert schemas["com.example.v1.WidgetList"]["x-kubernetes-group-version-kind"] == [mark]
