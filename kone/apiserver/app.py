@@ -34,6 +34,7 @@ from kone.apiserver.kubelet_client import ClientTls, KubeletClient
 from kone.apiserver.metrics import Metrics
 from kone.apiserver.negotiation import PLAIN, Output, negotiate
 from kone.apiserver.openapi import OpenApi
+from kone.apiserver.openapi_v2 import OpenApiV2
 from kone.apiserver.proxies import Proxies
 from kone.apiserver.requests import Parameters, RequestInfo, parse_query, parse_request, selected_fields
 from kone.apiserver.resources import Resources
@@ -114,6 +115,7 @@ class ApiServer:
         self._resources = Resources(verbs, self._clock, Streams(self._kubelets), self._proxies)
         self._discovery = Discovery(verbs.registry)
         self._openapi = OpenApi(verbs.registry)
+        self._openapi_v2 = OpenApiV2(self._openapi)
         self.metrics = Metrics(watching=lambda: len(self._resources.watching), objects=self._count_objects)
         self._tls: ssl.SSLContext | None = None
         self._tls_files: TlsFiles | None = None
@@ -241,6 +243,8 @@ class ApiServer:
             return self._discover(request, path)
         if self._tokens is not None and path in (_OPENID_CONFIGURATION, _OPENID_KEYS):
             return _openid(request, path, self._tokens)
+        if path == "/openapi/v2":
+            return self._swagger(request)
         if path == "/openapi/v3":
             return reply(self._openapi.index())
         if path.startswith("/openapi/v3/"):
@@ -250,9 +254,17 @@ class ApiServer:
             return reply(render({"paths": self._paths()}, Output(pretty=True)))
         return _page_not_found()
 
+    def _swagger(self, request: web.BaseRequest) -> web.Response:
+        """OpenAPI v2 as JSON; whoever has it already by its ETag is told so."""
+        body, tag = self._openapi_v2.document()
+        unchanged = request.headers.get("If-None-Match", "").strip('"') == tag
+        response = reply(b"" if unchanged else body, code=304 if unchanged else 200)
+        response.headers["ETag"] = f'"{tag}"'
+        return response
+
     def _paths(self) -> list[str]:
         groups = [g["name"] for g in self._discovery.groups()["groups"]]
-        fixed = ["/healthz", "/livez", "/metrics", "/openapi/v3", _OPENID_KEYS, "/readyz", "/version"]
+        fixed = ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", _OPENID_KEYS, "/readyz", "/version"]
         own = sorted(f"/apis/{name}" for name in groups)
         return [_OPENID_CONFIGURATION, "/api", "/api/v1", "/apis", *own, *fixed]
 

@@ -1,0 +1,70 @@
+"""OpenAPI v2: the same API in older words, without what they cannot say."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from kone.apiserver.openapi import OpenApi
+from kone.apiserver.openapi_v2 import OpenApiV2, to_v2
+from kone.registry.registry import builtin
+
+PRESERVED = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+
+
+@pytest.mark.parametrize(
+    ("schema", "expected"),
+    [
+        ({"$ref": "#/components/schemas/a.B"}, {"$ref": "#/definitions/a.B"}),
+        ({"default": {}, "allOf": [{"$ref": "#/components/schemas/a.B"}]}, {"$ref": "#/definitions/a.B"}),
+        ({"type": "string", "anyOf": [{"pattern": "a"}], "maxLength": 3}, {"type": "string", "maxLength": 3}),
+        ({"type": "string", "nullable": True}, {}),
+        ({**PRESERVED, "properties": {"a": {"type": "string"}}}, {"x-kubernetes-preserve-unknown-fields": True}),
+        ({"type": "array", "items": {"type": "string", "nullable": True}}, {"type": "array", "items": {}}),
+        (
+            {
+                "type": "object",
+                "required": ["a", "b"],
+                "properties": {"a": {"nullable": True}, "b": {"type": "string"}},
+            },
+            {"type": "object", "required": ["b"], "properties": {"a": {}, "b": {"type": "string"}}},
+        ),
+    ],
+)
+def test_schemas(schema: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert to_v2(schema) == expected
+
+
+def test_the_document_is_whole_and_kept_until_something_changes() -> None:
+    registry = builtin()
+    documents = OpenApiV2(OpenApi(registry))
+    body, tag = documents.document()
+    found = json.loads(body)
+    assert found["swagger"] == "2.0"
+    pod = found["definitions"]["io.k8s.api.core.v1.Pod"]
+    assert pod["properties"]["spec"] == {"$ref": "#/definitions/io.k8s.api.core.v1.PodSpec"}
+    assert pod["x-kubernetes-group-version-kind"] == [{"group": "", "kind": "Pod", "version": "v1"}]
+    create = found["paths"]["/api/v1/namespaces/{namespace}/pods"]["post"]
+    assert create["parameters"][0]["schema"] == {"$ref": "#/definitions/io.k8s.api.core.v1.Pod"}
+    assert documents.document()[1] == tag
+    registry.remove(next(iter(registry)).gvr)
+    assert documents.document()[1] != tag
+
+
+def test_every_reference_leads_somewhere() -> None:
+    found = json.loads(OpenApiV2(OpenApi(builtin())).document()[0])
+
+    def references(value: Any) -> Any:
+        if isinstance(value, dict):
+            if isinstance(value.get("$ref"), str):
+                yield value["$ref"]
+            for each in value.values():
+                yield from references(each)
+        elif isinstance(value, list):
+            for each in value:
+                yield from references(each)
+
+    missing = {ref for ref in references(found) if ref.removeprefix("#/definitions/") not in found["definitions"]}
+    assert missing == set()
