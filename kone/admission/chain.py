@@ -176,7 +176,7 @@ def default_chain(
 ) -> Chain:
     """Every plugin that is on by default, in upstream's order; RoleEscalation stands where upstream's storage asks.
 
-    Webhooks are asked where there is a `registry` and who calls them.
+    Webhooks and policies are asked where there is a `registry` and who calls webhooks.
     """
     from kone.admission.certificates import (
         CertificateApproval,
@@ -193,6 +193,7 @@ def default_chain(
     from kone.admission.pod_resize_validator import PodResizeValidator
     from kone.admission.pod_security import PodSecurity
     from kone.admission.pod_topology_labels import PodTopologyLabels
+    from kone.admission.policy import ValidatingAdmissionPolicy
     from kone.admission.priority import Priority
     from kone.admission.resource_quota import ResourceQuota
     from kone.admission.role_escalation import RoleEscalation
@@ -208,6 +209,7 @@ def default_chain(
         matcher = Matcher(caches, registry)
         asking = [
             MutatingAdmissionWebhook(caches, matcher, webhooks, authorizer, finisher(registry)),
+            ValidatingAdmissionPolicy(caches, matcher, registry, authorizer),
             ValidatingAdmissionWebhook(caches, matcher, webhooks, authorizer),
         ]
     return Chain(

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from kone.admission.chain import Attributes, Authorizer, Caches, Plugin
-from kone.admission.policy_variables import variables_of, webhook_environment
+from kone.admission.policy_variables import variables_of
 from kone.admission.webhooks_matching import Invocation, Matcher, hooks_of, is_exempt
 from kone.admission.webhooks_review import BadAnswer, Response, denial, read, review
 from kone.apimachinery.cel import MATCH_CONDITIONS_BUDGET, CelError, CelSyntaxError, Program
@@ -22,6 +22,7 @@ from kone.apimachinery.errors import StatusError, forbidden, go_quote, internal_
 from kone.apimachinery.objects import Object, deep_copy
 from kone.apimachinery.patch import json_patch
 from kone.apimachinery.schema import strict_decode
+from kone.registry.policy_expressions import environment
 from kone.registry.resource import Registry
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class _Hook:
 
 def _compiled(expression: str) -> Program | CelSyntaxError:
     try:
-        return webhook_environment().compile(expression)
+        return environment().compile(expression)
     except CelSyntaxError as error:
         return error
 

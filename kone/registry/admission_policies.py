@@ -1,12 +1,12 @@
 """admissionregistration.k8s.io: admission policies and what binds them.
 
-What CEL expressions say is judged where they are compiled; here is everything else about them.
+What CEL expressions say is judged in policy_expressions.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from kone.apimachinery.errors import (
@@ -36,6 +36,7 @@ from kone.registry.admissionregistration import (
 )
 from kone.registry.conditions import conditions
 from kone.registry.equality import same
+from kone.registry.policy_expressions import Expressions, finding
 from kone.registry.resource import AGE, NAME, Column, Resource
 from kone.registry.rules import Errors, check, label_selector
 from kone.registry.strategy import ALL_METADATA, SpecStrategy, StatusStrategy, Strategy
@@ -78,16 +79,17 @@ class _Policy(SpecStrategy):
             if not match.get("resourceRules"):
                 errors.append(required("spec.matchConstraints.resourceRules"))
             self.judge_operations(errors, "spec.matchConstraints", match)
-        match_conditions(errors, "spec.matchConditions", spec.get("matchConditions") or ())
+        expressions = Expressions(spec)
+        match_conditions(errors, "spec.matchConditions", spec.get("matchConditions") or (), expressions.condition)
         for i, variable in enumerate(spec.get("variables") or ()):
-            _variable(errors, f"spec.variables[{i}]", variable)
-        self.judge(errors, obj, spec)
+            _variable(errors, f"spec.variables[{i}]", variable, expressions.errors.get(i))
+        self.judge(errors, obj, spec, expressions)
         return errors
 
     def judge_operations(self, errors: Errors, path: str, match: Mapping[str, Any]) -> None:
         """Whether the policy may be asked about all of these."""
 
-    def judge(self, errors: Errors, obj: Object, spec: Mapping[str, Any]) -> None:
+    def judge(self, errors: Errors, obj: Object, spec: Mapping[str, Any], expressions: Expressions) -> None:
         """What the kind of policy adds."""
         raise NotImplementedError
 
@@ -95,21 +97,21 @@ class _Policy(SpecStrategy):
 class _ValidatingPolicy(_Policy):
     kube_finalizers = False
 
-    def judge(self, errors: Errors, obj: Object, spec: Mapping[str, Any]) -> None:
+    def judge(self, errors: Errors, obj: Object, spec: Mapping[str, Any], expressions: Expressions) -> None:
         validations, annotations = spec.get("validations") or (), spec.get("auditAnnotations") or ()
         if not validations and not annotations:
             text = "validations or auditAnnotations must contain at least one item"
             errors.append(required("spec.validations", text))
             errors.append(required("spec.auditAnnotations", text))
         for i, validation in enumerate(validations):
-            _validation(errors, f"spec.validations[{i}]", validation)
+            _validation(errors, f"spec.validations[{i}]", validation, expressions)
         if len(annotations) > _MAX_ANNOTATIONS:
             why = f"must not have more than {_MAX_ANNOTATIONS} auditAnnotations"
             errors.append(invalid_value("spec.auditAnnotations", annotations, why))
         seen: set[str] = set()
         for i, annotation in enumerate(annotations):
             at, key = f"spec.auditAnnotations[{i}]", annotation.get("key", "")
-            _annotation(errors, at, annotation, obj["metadata"].get("name", ""))
+            _annotation(errors, at, annotation, obj["metadata"].get("name", ""), expressions)
             if key in seen:
                 errors.append(duplicate(f"{at}.key", key))
             seen.add(key)
@@ -122,12 +124,12 @@ class _MutatingPolicy(_Policy):
     def judge_operations(self, errors: Errors, path: str, match: Mapping[str, Any]) -> None:
         _mutated(errors, path, match)
 
-    def judge(self, errors: Errors, obj: Object, spec: Mapping[str, Any]) -> None:
+    def judge(self, errors: Errors, obj: Object, spec: Mapping[str, Any], expressions: Expressions) -> None:
         mutations, again = spec.get("mutations") or (), spec.get("reinvocationPolicy", "")
         if not mutations:
             errors.append(required("spec.mutations", "mutations must contain at least one item"))
         for i, mutation in enumerate(mutations):
-            _mutation(errors, f"spec.mutations[{i}]", mutation)
+            _mutation(errors, f"spec.mutations[{i}]", mutation, expressions)
         if not again:
             errors.append(required("spec.reinvocationPolicy"))
         else:
@@ -190,7 +192,7 @@ def _constraints(errors: Errors, path: str, match: Mapping[str, Any]) -> None:
 # -- expressions, but for what they say -------------------------------------------------------------------------------
 
 
-def _variable(errors: Errors, path: str, variable: Mapping[str, Any]) -> None:
+def _variable(errors: Errors, path: str, variable: Mapping[str, Any], problem: Exception | None) -> None:
     name = variable.get("name", "")
     if not name.strip():
         errors.append(required(f"{path}.name", "name is not specified"))
@@ -198,12 +200,24 @@ def _variable(errors: Errors, path: str, variable: Mapping[str, Any]) -> None:
         errors.append(invalid_value(f"{path}.name", name, "must be a valid CEL identifier"))
     if not variable.get("expression", "").strip():
         errors.append(required(f"{path}.expression", "expression is not specified"))
+    elif problem is not None:
+        why = f"compilation failed: {problem}"
+        errors.append(invalid_value(f"{path}.expression", variable["expression"].strip(), why))
 
 
-def _validation(errors: Errors, path: str, validation: Mapping[str, Any]) -> None:
+def _compiles(errors: Errors, path: str, source: str, compile_: Callable[[str], Any]) -> None:
+    if text := finding(compile_, source):
+        errors.append(invalid_value(path, source.strip(), text))
+
+
+def _validation(errors: Errors, path: str, validation: Mapping[str, Any], expressions: Expressions) -> None:
     message, expression = validation.get("message", ""), validation.get("messageExpression", "")
     if not validation.get("expression", "").strip():
         errors.append(required(f"{path}.expression", "expression is not specified"))
+    else:
+        _compiles(errors, f"{path}.expression", validation["expression"], expressions.validation)
+    if expression.strip():
+        _compiles(errors, f"{path}.messageExpression", expression, expressions.message)
     for field, text in (("messageExpression", expression), ("message", message)):
         if text and not text.strip():
             errors.append(invalid_value(f"{path}.{field}", text, "must be non-empty if specified"))
@@ -212,7 +226,7 @@ def _validation(errors: Errors, path: str, validation: Mapping[str, Any]) -> Non
     choice(errors, f"{path}.reason", validation.get("reason"), _REASONS)
 
 
-def _annotation(errors: Errors, path: str, annotation: Mapping[str, Any], name: str) -> None:
+def _annotation(errors: Errors, path: str, annotation: Mapping[str, Any], name: str, expressions: Expressions) -> None:
     key, expression = annotation.get("key", ""), annotation.get("valueExpression", "").strip()
     if name:
         check(errors, f"{path}.key", f"{name}/{key}", is_qualified_name(f"{name}/{key}"))
@@ -223,9 +237,11 @@ def _annotation(errors: Errors, path: str, annotation: Mapping[str, Any], name: 
     elif len(expression.encode()) > _MAX_ANNOTATION:
         why = f"must not exceed {_MAX_ANNOTATION} bytes in length"
         errors.append(required(f"{path}.valueExpression", why))
+    else:
+        _compiles(errors, f"{path}.valueExpression", expression, expressions.annotation)
 
 
-def _mutation(errors: Errors, path: str, mutation: Mapping[str, Any]) -> None:
+def _mutation(errors: Errors, path: str, mutation: Mapping[str, Any], expressions: Expressions) -> None:
     kind = mutation.get("patchType", "")
     if not kind:
         errors.append(required(f"{path}.patchType"))
@@ -238,6 +254,9 @@ def _mutation(errors: Errors, path: str, mutation: Mapping[str, Any]) -> None:
             errors.append(required(f"{path}.{wanted}", f"must be specified when patchType is {kind}"))
         elif not mutation[wanted].get("expression", "").strip():
             errors.append(required(f"{path}.{wanted}.expression"))
+        else:
+            compile_ = expressions.json_patch if kind == "JSONPatch" else expressions.apply_configuration
+            _compiles(errors, f"{path}.{wanted}.expression", mutation[wanted]["expression"], compile_)
         if mutation.get(other) is not None:
             why = f"must not be specified when patchType is {kind}"
             errors.append(invalid_value(f"{path}.{other}", f"{{{other}}}", why))

@@ -1,11 +1,11 @@
 """admissionregistration.k8s.io: webhooks that admission asks, and what policies share with them.
 
-What CEL expressions say is judged where they are compiled; here is everything else about them.
+What CEL expressions say is judged in policy_expressions.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from kone.apimachinery.names import (
     is_valid_port_num,
 )
 from kone.apimachinery.objects import Object, dig
+from kone.registry.policy_expressions import Expressions, finding
 from kone.registry.resource import AGE, NAME, Column, Resource
 from kone.registry.rules import Errors, check, label_selector
 from kone.registry.strategy import Strategy
@@ -96,7 +97,9 @@ def _resources(errors: Errors, path: str, resources: Sequence[str]) -> None:
         errors.append(invalid_value(path, resources, text))
 
 
-def match_conditions(errors: Errors, path: str, found: Sequence[Mapping[str, Any]]) -> None:
+def match_conditions(
+    errors: Errors, path: str, found: Sequence[Mapping[str, Any]], compile_: Callable[[str], Any]
+) -> None:
     if len(found) > _MAX_MATCH_CONDITIONS:
         errors.append(FieldError("FieldValueTooMany", path, f"{len(found)}: must have at most 64 items"))
         return
@@ -105,6 +108,8 @@ def match_conditions(errors: Errors, path: str, found: Sequence[Mapping[str, Any
         name, expression = condition.get("name", ""), condition.get("expression", "").strip()
         if not expression:
             errors.append(required(f"{path}[{i}].expression"))
+        elif text := finding(compile_, expression):
+            errors.append(invalid_value(f"{path}[{i}].expression", condition["expression"], text))
         if not name:
             errors.append(required(f"{path}[{i}].name"))
             continue
@@ -201,7 +206,8 @@ class _Webhooks(Strategy):
         if self.mutating:
             choice(errors, f"{path}.reinvocationPolicy", hook.get("reinvocationPolicy"), REINVOCATIONS)
         _client_config(errors, f"{path}.clientConfig", hook.get("clientConfig") or {})
-        match_conditions(errors, f"{path}.matchConditions", hook.get("matchConditions") or ())
+        if hook.get("matchConditions"):
+            match_conditions(errors, f"{path}.matchConditions", hook["matchConditions"], Expressions({}).condition)
 
 
 def review_versions(errors: Errors, path: str, versions: Sequence[str], *, recognized: bool = True) -> None:

@@ -1,0 +1,196 @@
+"""ValidatingAdmissionPolicy: CEL expressions refuse writes, warn of them, or note them for the audit.
+
+Decisions and texts: k8s.io/apiserver, pkg/admission/plugin/policy/validating. The first refusal is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kone.admission.chain import Attributes, Authorizer, Caches, Plugin
+from kone.admission.policy_source import Applier, ConfigurationError, Evaluation, Policies, Policy, compiled
+from kone.admission.webhooks_matching import Matcher, is_exempt
+from kone.apimachinery.cel import RUNTIME_BUDGET, CelError, CelSyntaxError, Program
+from kone.apimachinery.errors import StatusError
+from kone.apimachinery.objects import Object
+from kone.registry.policy_expressions import Expressions
+from kone.registry.resource import Registry
+
+MAX_MESSAGE = 5 * 1024
+MAX_ANNOTATION = 10 * 1024
+_CODES = {"Forbidden": 403, "Unauthorized": 401, "RequestEntityTooLarge": 413, "Invalid": 422}
+FAILURES = "validation.policy.admission.k8s.io/validation_failure"
+MAX_FAILURES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class _Validation:
+    spec: Mapping[str, Any]
+    program: Program | CelSyntaxError
+    message: Program | CelSyntaxError | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    validations: tuple[_Validation, ...]
+    annotations: tuple[tuple[str, Program | CelSyntaxError], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Denial:
+    policy: str
+    binding: str
+    message: str
+    reason: str = "Invalid"
+
+    def error(self, a: Attributes) -> StatusError:
+        where = f" with binding '{self.binding}'" if self.binding else ""
+        text = f"ValidatingAdmissionPolicy '{self.policy}'{where} denied request: {self.message}"
+        refused = a.refuse(text)
+        details = {**(refused.details or {}), "causes": [{"message": text}]}
+        return StatusError(_CODES.get(self.reason, 422), self.reason, refused.status["message"], details=details)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """Of one validation that did not hold: its place in the policy, and what to say."""
+
+    index: int
+    message: str
+    reason: str = "Invalid"
+
+
+def _compile(spec: Mapping[str, Any], expressions: Expressions) -> _Compiled:
+    validations = tuple(
+        _Validation(
+            each,
+            compiled(expressions.validation, each["expression"]),
+            compiled(expressions.message, each["messageExpression"]) if each.get("messageExpression") else None,
+        )
+        for each in spec.get("validations") or ()
+    )
+    annotations = tuple(
+        (each["key"], compiled(expressions.annotation, each["valueExpression"]))
+        for each in spec.get("auditAnnotations") or ()
+    )
+    return _Compiled(validations, annotations)
+
+
+class ValidatingAdmissionPolicy(Plugin):
+    name = "ValidatingAdmissionPolicy"
+    operations = frozenset({"CREATE", "UPDATE", "DELETE", "CONNECT"})
+    subresources = None
+
+    def __init__(self, caches: Caches, matcher: Matcher, registry: Registry, authorizer: Authorizer) -> None:
+        self._policies: Policies[_Compiled] = Policies(caches, "validatingadmissionpolicies", _compile)
+        self._applier = Applier(caches, matcher, registry, authorizer)
+
+    async def validate(self, a: Attributes) -> None:
+        policies = self._policies.all()
+        if not policies or is_exempt(a):
+            return
+        denials: list[_Denial] = []
+        failures: list[Object] = []
+        for policy in policies:
+            self._apply(a, policy, denials, failures)
+        if failures:
+            a.annotate(FAILURES, json.dumps(failures[:MAX_FAILURES], separators=(",", ":")))
+        if denials:
+            raise denials[0].error(a)
+
+    def _apply(self, a: Attributes, policy: Policy[_Compiled], denials: list[_Denial], failures: list[Object]) -> None:
+        invocation = self._applier.policy_invocation(a, policy.spec)
+        if invocation is None:
+            return
+        for binding in policy.bindings:
+            bound = binding["metadata"]["name"]
+            try:
+                if not self._applier.binding_matches(a, binding):
+                    continue
+                params = self._applier.params(a, policy.spec, binding)
+            except ConfigurationError as error:
+                if not policy.fails_open:
+                    denials.append(_Denial(policy.name, bound, f"failed to configure binding: {error}"))
+                continue
+            for param in params:
+                evaluation = self._applier.evaluation(a, policy, invocation, param, RUNTIME_BUDGET)
+                for decision in self._decisions(policy, evaluation):
+                    self._act(a, policy, binding, decision, denials, failures)
+                for text in self._annotate(a, policy, evaluation):
+                    denials.append(_Denial(policy.name, bound, text))
+
+    def _decisions(self, policy: Policy[_Compiled], evaluation: Evaluation) -> Iterator[_Decision]:
+        try:
+            if not self._applier.conditions_hold(policy, evaluation):
+                evaluation.budget = -1  # its annotations are not wanted either
+                return
+        except CelError as error:
+            if not policy.fails_open:
+                yield _Decision(0, str(error))
+            return
+        for i, validation in enumerate(policy.compiled.validations):
+            try:
+                held = evaluation.evaluate(validation.program) is True
+            except CelError as error:
+                if not policy.fails_open:
+                    yield _Decision(i, str(error))
+                continue
+            if not held:
+                yield _Decision(i, _message(validation, evaluation), validation.spec.get("reason") or "Invalid")
+
+    def _act(
+        self,
+        a: Attributes,
+        policy: Policy[_Compiled],
+        binding: Object,
+        decision: _Decision,
+        denials: list[_Denial],
+        failures: list[Object],
+    ) -> None:
+        bound, actions = binding["metadata"]["name"], binding["spec"].get("validationActions") or ()
+        for action in actions:
+            if action == "Deny":
+                denials.append(_Denial(policy.name, bound, decision.message, decision.reason))
+            elif action == "Warn":
+                head = f"Validation failed for ValidatingAdmissionPolicy '{policy.name}' with binding '{bound}'"
+                a.warn(f"{head}: {decision.message}")
+            elif action == "Audit":
+                failure = {
+                    "message": decision.message,
+                    "policy": policy.name,
+                    "binding": bound,
+                    "expressionIndex": decision.index,
+                    "validationActions": list(actions),
+                }
+                failures.append(failure)
+
+    def _annotate(self, a: Attributes, policy: Policy[_Compiled], evaluation: Evaluation) -> Iterator[str]:
+        """Notes what the policy's audit annotations give; yields why one could not be made, where that refuses."""
+        if evaluation.budget < 0:
+            return
+        evaluation.budget = RUNTIME_BUDGET
+        for key, program in policy.compiled.annotations:
+            try:
+                value = evaluation.evaluate(program)
+            except CelError as error:
+                if not policy.fails_open:
+                    yield str(error)
+                continue
+            if isinstance(value, str) and value.strip():
+                a.annotate(f"{policy.name}/{key}", value.strip()[:MAX_ANNOTATION])
+
+
+def _message(validation: _Validation, evaluation: Evaluation) -> str:
+    if validation.message is not None:
+        try:
+            text = evaluation.evaluate(validation.message)
+        except CelError:
+            text = ""
+        text = text.strip() if isinstance(text, str) else ""
+        if text and len(text.encode()) <= MAX_MESSAGE and "\n" not in text:
+            return text
+    expression = validation.spec["expression"].strip()
+    return (validation.spec.get("message") or "").strip() or f"failed expression: {expression}"
