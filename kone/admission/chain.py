@@ -15,7 +15,7 @@ from kone.aio.clock import Clock
 from kone.apimachinery.access import AccessRequest
 from kone.apimachinery.errors import StatusError, forbidden
 from kone.apimachinery.kinds import GVK, GVR
-from kone.apimachinery.objects import Object, metadata
+from kone.apimachinery.objects import Object, deep_copy, metadata
 from kone.apimachinery.users import User
 
 if TYPE_CHECKING:
@@ -62,6 +62,19 @@ class Attributes:
         assert self.obj is not None
         return self.obj
 
+    _left: list[tuple[Object, set[str]]] = field(default_factory=list)
+
+    def left(self, keys: set[str]) -> None:
+        """Those that may look again were asked, and this is what they left."""
+        if keys and not self.reinvoking and self.obj is not None:
+            self._left.append((deep_copy(self.obj), keys))
+
+    def reinvoke_where_changed(self) -> None:
+        """Whoever may look again does, where somebody after it changed what it left."""
+        for obj, keys in self._left:
+            if obj != self.obj:
+                self.reinvoke |= keys
+
     def warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
@@ -86,6 +99,7 @@ class Plugin:
     operations: ClassVar[frozenset[Operation]] = frozenset({"CREATE", "UPDATE"})
     resources: ClassVar[frozenset[tuple[str, str]] | None] = None  # (group, resource); None: every one
     subresources: ClassVar[frozenset[str] | None] = frozenset({""})  # None: every one
+    reinvoked: ClassVar[bool] = False  # whether it asks who said that it wants to look again
 
     def handles(self, a: Attributes) -> bool:
         return (
@@ -148,6 +162,8 @@ class Chain:
         if a.changed:
             a.reinvoking = True
             for plugin in plugins:
+                if plugin.reinvoked:
+                    a.reinvoke_where_changed()
                 await plugin.mutate(a)
 
     async def validate(self, a: Attributes) -> None:
@@ -194,6 +210,7 @@ def default_chain(
     from kone.admission.pod_security import PodSecurity
     from kone.admission.pod_topology_labels import PodTopologyLabels
     from kone.admission.policy import ValidatingAdmissionPolicy
+    from kone.admission.policy_mutating import MutatingAdmissionPolicy
     from kone.admission.priority import Priority
     from kone.admission.resource_quota import ResourceQuota
     from kone.admission.role_escalation import RoleEscalation
@@ -207,8 +224,10 @@ def default_chain(
     asking: list[Plugin] = []
     if registry is not None and webhooks is not None:
         matcher = Matcher(caches, registry)
+        finish = finisher(registry)
         asking = [
-            MutatingAdmissionWebhook(caches, matcher, webhooks, authorizer, finisher(registry)),
+            MutatingAdmissionPolicy(caches, matcher, registry, authorizer, finish),
+            MutatingAdmissionWebhook(caches, matcher, webhooks, authorizer, finish),
             ValidatingAdmissionPolicy(caches, matcher, registry, authorizer),
             ValidatingAdmissionWebhook(caches, matcher, webhooks, authorizer),
         ]

@@ -183,6 +183,7 @@ class _Webhooks(Plugin):
 
 class MutatingAdmissionWebhook(_Webhooks):
     name = "MutatingAdmissionWebhook"
+    reinvoked = True
     plural = "mutatingwebhookconfigurations"
     annotated = "mutation"
 
@@ -196,8 +197,7 @@ class MutatingAdmissionWebhook(_Webhooks):
         hooks = self.hooks()
         if not hooks or is_exempt(a):
             return
-        asked: list[_Hook] = []
-        again: set[str] = set()
+        asked: set[str] = set()
         for hook in hooks:
             if a.reinvoking and hook.key not in a.reinvoke:
                 continue
@@ -206,10 +206,10 @@ class MutatingAdmissionWebhook(_Webhooks):
                 continue
             if await self._mutate(a, hook, invocation):
                 a.changed = True
-                again |= {each.key for each in asked if each.spec.get("reinvocationPolicy") == "IfNeeded"}
-            asked.append(hook)
-        if not a.reinvoking:
-            a.reinvoke |= again
+                a.reinvoke |= asked
+            if hook.spec.get("reinvocationPolicy") == "IfNeeded":
+                asked.add(hook.key)
+        a.left(asked)
 
     async def _mutate(self, a: Attributes, hook: _Hook, invocation: Invocation) -> bool:
         """Whether the hook changed the object."""

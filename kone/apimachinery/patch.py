@@ -119,6 +119,14 @@ class _CannotApply(Exception):
     """An operation that does not fit the document."""
 
 
+class _Differs(_CannotApply):
+    """A test operation does not hold."""
+
+
+class PatchTestFailed(StatusError):
+    """A JSON patch was not applied because one of its test operations does not hold."""
+
+
 _MISSING: Final = object()
 
 
@@ -137,6 +145,9 @@ def json_patch(obj: Object, operations: Any) -> Any:
     try:
         for operation in operations:
             document.apply(operation or {})
+    except _Differs:
+        plain = _not_applicable()
+        raise PatchTestFailed(plain.code, plain.reason, plain.message, details={}) from None
     except _CannotApply:
         raise _not_applicable() from None
     return document.root
@@ -274,9 +285,9 @@ class _JSONDocument:
         value = self.lookup(container, key)
         if value is _MISSING:
             if isinstance(container, list) or wanted is not None:
-                raise _CannotApply
+                raise _Differs
         elif not _equal(value, wanted):
-            raise _CannotApply
+            raise _Differs
 
 
 def _index(key: str, size: int) -> int:
