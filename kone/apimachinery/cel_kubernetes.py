@@ -26,6 +26,7 @@ from kone.apimachinery.cel_values import (
     UInt,
     compare,
     equal,
+    no_overload,
     parse_timestamp,
 )
 from kone.apimachinery.go_regexp import compile_go
@@ -320,10 +321,12 @@ def _ip(text: str) -> Ip:
         raise CelError(str(error)) from None
 
 
+_NO_NETWORK = "network address parse error during conversion from string"
+
+
 def _parse_cidr(text: str) -> Cidr:
     def refuse(why: str) -> ValueError:
-        lead = "network address parse error during conversion from string"
-        return ValueError(f'{lead}: netip.ParsePrefix("{text}"): {why}')
+        return ValueError(f'{_NO_NETWORK}: netip.ParsePrefix("{text}"): {why}')
 
     head, slash, bits = text.rpartition("/")
     if not slash:
@@ -347,7 +350,7 @@ def _cidr(text: str) -> Cidr:
     try:
         return _parse_cidr(text)
     except ValueError as error:
-        raise CelError(str(error)) from None
+        raise CelError(f"{_NO_NETWORK}: {error}") from None  # upstream says so at both of its layers
 
 
 def _parses(parse: Callable[[str], Any]) -> Callable[[str], bool]:
@@ -366,12 +369,18 @@ def _is_canonical(text: str) -> bool:
 
 
 def _contains_ip(found: Cidr, other: Any) -> bool:
-    address = other.address if isinstance(other, Ip) else _ip(other).address
+    try:
+        address = other.address if isinstance(other, Ip) else _parse_ip(other)
+    except ValueError:
+        raise no_overload() from None
     return address.version == found.address.version and address in found.network
 
 
 def _contains_cidr(found: Cidr, other: Any) -> bool:
-    inner = other if isinstance(other, Cidr) else _cidr(other)
+    try:
+        inner = other if isinstance(other, Cidr) else _parse_cidr(other)
+    except ValueError:
+        raise no_overload() from None
     return found.prefix <= inner.prefix and _contains_ip(found, Ip(inner.network.network_address))
 
 
