@@ -144,7 +144,7 @@ test: venv deps docker ## rings 1 to 4: needs root and Docker, sets itself up
 .PHONY: testdeps
 testdeps:
 	@missing=""
-	for package in postgresql curl systemd; do
+	for package in postgresql containernetworking-plugins curl systemd; do
 		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
 	done
 	if [ -n "$$missing" ]; then

@@ -83,12 +83,16 @@ async def _remove_containers(settings: Settings) -> AsyncIterator[str]:
 async def _remove_network(settings: Settings) -> AsyncIterator[str]:
     from kone.net import modes
     from kone.net.bridge import remove_links
+    from kone.net.cni_network import CniNetwork
     from kone.net.firewall import Firewall, FirewallError
     from kone.net.names import Names
     from kone.net.nft_table import NftError, NftTable
     from kone.net.rule_config import RuleConfig
 
     names = Names(settings.instance)
+    cni = CniNetwork(names, Path(settings.cni_conf_dir), settings.cni_bin_dir.split(":"), settings.data)
+    if detached := await cni.detach_all():
+        yield f"detached {len(detached)} pods by CNI"
     table = NftTable(names.policy_table)
     try:
         if await table.remove():

@@ -57,7 +57,7 @@ def _parser() -> OneLineParser:
     cleanup = commands.add_parser(
         "cleanup", help="remove every trace of a stopped node: containers, links, rules, files"
     )
-    add_flags(cleanup, (*_WHERE, "docker_host"))
+    add_flags(cleanup, (*_WHERE, "docker_host", "cni_bin_dir"))
     cleanup.add_argument("--keep-data", action="store_true", help="keep the data directory")
     cleanup.set_defaults(run=_cleanup)
 

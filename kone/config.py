@@ -66,6 +66,10 @@ class Settings:
         443, "port that Ingresses are served on with TLS; 0 leaves it out", metavar="PORT"
     )
     disable: str = _setting("", f"parts to leave out, of {','.join(PARTS)}", metavar="LIST")
+    cni_conf_dir: str = _setting(
+        "/etc/cni/net.d", "where CNI configurations are; the first makes the pods' network", metavar="DIR"
+    )
+    cni_bin_dir: str = _setting("/opt/cni/bin:/usr/lib/cni", "where CNI plugins are", metavar="DIR[:DIR]")
     instance: str = _setting("", "name that keeps a second node on this host apart", metavar="NAME")
     docker_host: str = _setting("", "Docker's socket (default unix:///var/run/docker.sock)", metavar="URL")
     kubelet_port: int = _setting(

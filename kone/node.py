@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Sequence
 from ipaddress import ip_network
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kone.aio.clock import Clock, SystemClock
@@ -25,6 +26,7 @@ from kone.control_plane import ADMINISTRATOR, ControlPlane, StartError
 
 if TYPE_CHECKING:
     from kone.net.bridge import BridgeNetwork
+    from kone.net.cni_network import CniNetwork
     from kone.net.dns import DnsServer
     from kone.net.firewall import Firewall
     from kone.net.ingress import IngressController
@@ -59,7 +61,7 @@ class Node:
         self._stages = Stages()
         self._control_plane = ControlPlane(settings, self.node_ip, self.clock)
         self._firewalls: dict[int, Firewall] = {}
-        self._network: BridgeNetwork | None = None
+        self._network: BridgeNetwork | CniNetwork | None = None
         self._runtime: DockerRuntime | None = None
         self._kubelet: Kubelet | None = None
         self._kubelet_events: EventRecorder | None = None
@@ -137,6 +139,7 @@ class Node:
 
     async def _start_network(self) -> None:
         from kone.net.bridge import BridgeNetwork, NetworkConfig
+        from kone.net.cni_network import CniNetwork, find_network
         from kone.net.firewall import Firewall, FirewallError
         from kone.net.links import LinkError
         from kone.net.names import Names
@@ -151,7 +154,21 @@ class Node:
         )
         families = sorted({4, *(ip_network(cidr).version for cidr in config.pod_cidrs)})
         self._firewalls = {family: Firewall(names, family=family) for family in families}
-        self._network = BridgeNetwork(names, config, settings.data, *self._firewalls.values())
+        cni = CniNetwork(
+            names,
+            Path(settings.cni_conf_dir),
+            settings.cni_bin_dir.split(":"),
+            settings.data,
+            local_addresses=config.local_addresses,
+            service_cidrs=config.service_cidrs,
+        )
+        if (chosen := find_network(Path(settings.cni_conf_dir))) is not None:
+            log.info("pods' network by CNI: %s of %s", chosen.name, settings.cni_conf_dir)
+            self._network = cni
+        else:
+            if detached := await cni.detach_all():
+                log.info("pods of a run with CNI were detached: %d", len(detached))
+            self._network = BridgeNetwork(names, config, settings.data, *self._firewalls.values())
         try:
             for firewall in self._firewalls.values():
                 await firewall.start()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -421,7 +421,14 @@ class FakeNetwork:
         self.restored = set(live_pod_uids)
 
     async def attach(
-        self, *, pod_uid: str, pod_name: str, namespace: str, netns: str, host_ports: Sequence[Any]
+        self,
+        *,
+        pod_uid: str,
+        pod_name: str,
+        namespace: str,
+        netns: str,
+        host_ports: Sequence[Any],
+        annotations: Mapping[str, str] | None = None,
     ) -> list[str]:
         if self.fail:
             raise OSError(self.fail)

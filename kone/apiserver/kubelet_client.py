@@ -89,8 +89,9 @@ class KubeletClient:
 
 
 def node_address(node: Object) -> str:
-    """The address to reach a node by, in the order of preference; "" where it has none."""
-    addresses = {a.get("type"): a.get("address", "") for a in dig(node, "status", "addresses", default=())}
+    """The address to reach a node by, the first of the kind that is preferred; "" where it has none."""
+    listed = reversed(dig(node, "status", "addresses", default=()))
+    addresses = {a.get("type"): a.get("address", "") for a in listed}
     return next((str(addresses[kind]) for kind in ADDRESS_TYPES if addresses.get(kind)), "")
 
 

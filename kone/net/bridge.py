@@ -10,10 +10,9 @@ pods is masqueraded; forwarding is accepted before Docker's policy DROP.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -34,6 +33,7 @@ from kone.net.ipam import Ipam
 from kone.net.link_watch import watch_link
 from kone.net.links import BridgeSpec, LinkError, Links, forward
 from kone.net.names import Names
+from kone.net.pod_locks import PodLocks
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class BridgeNetwork:
         self._index = 0
         self._lost = asyncio.Event()
         self._tasks = TaskGroup("pod-network")
-        self._busy: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._locks = PodLocks()
         self.isolation: Isolation | None = None
 
     @property
@@ -146,10 +146,17 @@ class BridgeNetwork:
         self._ipam.release(*(uid for uid in self._ipam.pods if uid not in live_pod_uids))
 
     async def attach(
-        self, *, pod_uid: str, pod_name: str, namespace: str, netns: str, host_ports: Sequence[HostPortLike]
+        self,
+        *,
+        pod_uid: str,
+        pod_name: str,
+        namespace: str,
+        netns: str,
+        host_ports: Sequence[HostPortLike],
+        annotations: Mapping[str, str] | None = None,
     ) -> list[str]:
         """Wire the pod's network namespace; its IPs, IPv4 first, the same on every call."""
-        async with self._alone(pod_uid):
+        async with self._locks.alone(pod_uid):
             known = pod_uid in self._ipam.pods
             ips = self._ipam.allocate(pod_uid)
             name = self._names.veth(pod_uid)
@@ -167,7 +174,7 @@ class BridgeNetwork:
 
     async def detach(self, *, pod_uid: str) -> None:
         """Free the pod's link, host ports and address, in this order. Idempotent."""
-        async with self._alone(pod_uid):
+        async with self._locks.alone(pod_uid):
             await self._free(pod_uid)
 
     async def _free(self, pod_uid: str) -> None:
@@ -205,19 +212,6 @@ class BridgeNetwork:
                     await asyncio.get_running_loop().run_in_executor(None, forget_stale_udp, frontends, firewall.family)
             except OSError as error:
                 log.warning("stale UDP flows of host ports could not be looked for: %s", error)
-
-    @contextlib.asynccontextmanager
-    async def _alone(self, pod_uid: str) -> AsyncIterator[None]:
-        """One call at a time for each pod."""
-        lock, users = self._busy.get(pod_uid, (asyncio.Lock(), 0))
-        self._busy[pod_uid] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._busy.pop(pod_uid)
-            if users > 1:
-                self._busy[pod_uid] = lock, users - 1
 
     # What is wanted of the kernel
 

@@ -194,7 +194,8 @@ class Links:
         with _refusal(f"making bridge {spec.name}"):
             index = _index(spec.name)
             if index is None:
-                host.link("add", ifname=spec.name, kind="bridge", mtu=mtu, address=_mac(0x0A, spec.gateways[0]))
+                address = _mac(0x0A, next(iter((*spec.gateways, *spec.addresses)), "0.0.0.0"))
+                host.link("add", ifname=spec.name, kind="bridge", mtu=mtu, address=address)
                 index = _index(spec.name)
                 done.append("made it")
             assert index is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,7 +29,14 @@ class PodNetwork(Protocol):
         """After a restart: keep what these pods have, free the rest."""
 
     async def attach(
-        self, *, pod_uid: str, pod_name: str, namespace: str, netns: str, host_ports: Sequence[HostPort]
+        self,
+        *,
+        pod_uid: str,
+        pod_name: str,
+        namespace: str,
+        netns: str,
+        host_ports: Sequence[HostPort],
+        annotations: Mapping[str, str] | None = None,
     ) -> list[str]:
         """Wire the pod's network namespace ("/proc/<pid>/ns/net"); answers its IPs, IPv4 first, the same on every
         call.

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import CONFIGMAPS, SECRETS
-from kone.apimachinery.objects import Object, dig, name_of, namespace_of, uid_of
+from kone.apimachinery.objects import Object, annotations_of, dig, name_of, namespace_of, uid_of
 from kone.client.events import EventKind
 from kone.runtime.container_config import container_config, sandbox_config
 from kone.runtime.environment import (
@@ -98,6 +98,7 @@ class PodStarter:
                     namespace=namespace_of(pod),
                     netns=f"/proc/{pid}/ns/net",
                     host_ports=claimed_ports(pod),
+                    annotations=annotations_of(pod),
                 )
             )
         except Exception as error:  # whatever a network says: the pod has no sandbox, and is tried again
