@@ -20,6 +20,7 @@ from kone.apimachinery.errors import (
     too_many,
     type_invalid,
 )
+from kone.apimachinery.go_regexp import compile_go
 from kone.apimachinery.string_formats import FORMATS
 
 Schema = Mapping[str, Any]
@@ -126,8 +127,8 @@ def _unplaced(text: str) -> list[FieldError]:
 @lru_cache(maxsize=4096)
 def _pattern(text: str) -> re.Pattern[str] | None:
     try:
-        return re.compile(text.replace(r"\z", r"\Z"))
-    except re.error:
+        return compile_go(text)
+    except ValueError:
         return None
 
 

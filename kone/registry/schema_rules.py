@@ -21,6 +21,7 @@ from kone.apimachinery.errors import (
     required,
     too_many,
 )
+from kone.apimachinery.go_regexp import compile_go
 from kone.apimachinery.objects import deep_copy
 from kone.apimachinery.string_formats import FORMATS
 from kone.apimachinery.structural_schema import META_FIELDS, parse
@@ -168,8 +169,8 @@ def _logic(schema: Schema, path: str, *, may_name_types: bool) -> Errors:
         findings += _nested(each, f"{path}.not")
     if pattern := schema.get("pattern"):
         try:
-            re.compile(pattern.replace(r"\z", r"\Z"))
-        except re.error as error:
+            compile_go(pattern)
+        except ValueError as error:
             why = f"must be a valid regular expression, but isn't: {error}"
             findings.append(invalid_value(f"{path}.pattern", pattern, why))
     return findings
