@@ -23,6 +23,10 @@ class RequestContext:
     user: User
     dry_run: bool = False
     field_manager: str = ""
+    user_agent_manager: str = ""
+    """Who owns what is written where the request names no field manager."""
+    force: bool = False
+    """Whether an apply takes fields from their owners."""
     field_validation: FieldValidation = "Warn"
     strict_errors: list[str] = field(default_factory=list)
     """What strict decoding found wrong with the body's text: fields given twice."""

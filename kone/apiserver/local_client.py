@@ -19,6 +19,7 @@ from kone.apimachinery.users import User
 from kone.apiserver import subresources
 from kone.apiserver.context import DeleteOptions, RequestContext
 from kone.apiserver.options import ListOptions
+from kone.apiserver.ownership import manager_of_user
 from kone.apiserver.reads import Selection, served
 from kone.apiserver.verbs import Verbs
 from kone.client.client import EventType, Handler, Informer, Objects, PatchKind, Propagation, Unsubscribe
@@ -34,6 +35,7 @@ class LocalClient:
     def __init__(self, verbs: Verbs, user: User) -> None:
         self._verbs = verbs
         self._user = user
+        self._manager = manager_of_user(user.name)
         self._informers: dict[tuple[GVR, str], LocalInformer] = {}
 
     async def get(self, resource: GVR, name: str, namespace: str = "", *, subresource: str = "") -> Object:
@@ -132,7 +134,7 @@ class LocalClient:
         )
 
     def _context(self) -> RequestContext:
-        return RequestContext(self._user, field_manager=self._user.name, field_validation="Ignore")
+        return RequestContext(self._user, field_manager=self._manager, field_validation="Ignore")
 
     def _find(self, resource: GVR) -> Resource:
         found = self._verbs.registry.find(*resource)

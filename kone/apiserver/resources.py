@@ -22,6 +22,7 @@ from kone.apiserver import codec, options, subresources, tables
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
 from kone.apiserver.negotiation import PLAIN, Output, negotiate
 from kone.apiserver.options import ListOptions, first, parse_list_options, parse_write_options
+from kone.apiserver.ownership import judge_twice, manager_of_agent, parse_apply
 from kone.apiserver.proxies import Proxies
 from kone.apiserver.reads import ListPage
 from kone.apiserver.requests import Parameters, RequestInfo
@@ -47,6 +48,7 @@ PATCH_KINDS: Final[Mapping[str, PatchKind]] = {
     "application/merge-patch+json": "merge",
     "application/strategic-merge-patch+json": "strategic",
 }
+APPLY: Final = "application/apply-patch+yaml"
 DEPRECATED: Final[Mapping[tuple[str, str], str]] = {
     ("", "endpoints"): "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
     ("", "componentstatuses"): "v1 ComponentStatus is deprecated in v1.19+",
@@ -99,7 +101,7 @@ class _Call:
         self.resource = resource
         self.name = info.parts[1] if len(info.parts) > 1 else ""
         self.namespace = info.namespace if resource.namespaced else ""
-        self.ctx = RequestContext(user)
+        self.ctx = RequestContext(user, user_agent_manager=manager_of_agent(request.headers.get("User-Agent", "")))
         if (deprecated := DEPRECATED.get((info.group, info.resource))) is not None:
             self.ctx.warn(deprecated)
         if resource.deprecation:
@@ -292,12 +294,13 @@ class _Call:
         except web.HTTPRequestEntityTooLarge:
             raise codec.too_large() from None
 
-    def _take_options(self, kind: str) -> None:
-        if not self.query:
+    def _take_options(self, kind: str, *, apply: bool = False) -> None:
+        if not self.query and not apply:
             return
-        chosen = parse_write_options(self.query, kind)
+        chosen = parse_write_options(self.query, kind, apply=apply)
         self.ctx.dry_run = chosen.dry_run
         self.ctx.field_manager = chosen.field_manager
+        self.ctx.force = bool(chosen.force)
         self.ctx.field_validation = chosen.field_validation
 
     def _decode(self, body: bytes, want: GVK) -> Object:
@@ -332,9 +335,22 @@ class _Call:
         )
         return self._answer(answer, output)
 
+    async def _apply(self, output: Output) -> web.Response:
+        body = await self._body()
+        self._take_options("PatchOptions", apply=True)
+        config, twice = parse_apply(body)
+        judge_twice(self.ctx, twice)
+        answer = await subresources.apply(
+            self.verbs, self.ctx, self.resource, self.info.subresource, self.name, config, namespace=self.namespace
+        )
+        return self._answer(answer, output)
+
     async def _patch(self) -> web.Response:
         output = self._output()
-        kind = PATCH_KINDS.get(self.request.headers.get("Content-Type", "").partition(";")[0].strip())
+        media = self.request.headers.get("Content-Type", "").partition(";")[0].strip()
+        if media == APPLY:
+            return await self._apply(output)
+        kind = PATCH_KINDS.get(media)
         if kind is None or (kind == "strategic" and self.resource.custom is not None):
             raise StatusError(415, "UnsupportedMediaType", "415: Unsupported Media Type", details={})
         content, twice = codec.parse_patch(await self._body())

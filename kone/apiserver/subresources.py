@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVK
-from kone.apimachinery.objects import Object, deep_copy, metadata
+from kone.apimachinery.objects import Object, deep_copy, dig, metadata, replace_in
 from kone.apimachinery.patch import Patch
 from kone.apiserver import pod_actions
 from kone.apiserver.context import Answer, RequestContext
+from kone.apiserver.ownership import check_config
 from kone.apiserver.reviews import Reviews
 from kone.apiserver.scale import SCALE, check_replicas, scale_of, scale_spec, scaled
 from kone.registry.resource import Resource
@@ -146,4 +147,34 @@ async def amend(
         return changed
 
     answer = await verbs.write(ctx, resource, name, make, namespace=namespace, subresource=subresource)
+    return Answer(scale_of(spec, answer.obj))
+
+
+async def apply(
+    verbs: Verbs,
+    ctx: RequestContext,
+    resource: Resource,
+    subresource: str,
+    name: str,
+    config: Object,
+    *,
+    namespace: str,
+) -> Answer:
+    """Server-side apply to an object or to what lies under it."""
+    if subresource != "scale":
+        return await verbs.apply(ctx, resource, name, config, namespace=namespace, subresource=subresource)
+    check_config(config, SCALE)
+    spec = scale_spec(resource)
+    parent: Object = {"apiVersion": resource.gvr.api_version, "kind": resource.kind, "metadata": {"name": name}}
+    if (replicas := dig(config, "spec", "replicas")) is not None:
+        parent = replace_in(parent, spec.spec_replicas, replicas)
+
+    def make(live: Object | None) -> Object:
+        assert live is not None
+        scale = verbs.decoded_as(ctx, SCALE, config)
+        verbs.check_names(resource, scale, name, namespace)
+        scaled(spec, live, scale)
+        return verbs.applied_scale(ctx, resource, live, parent)
+
+    answer = await verbs.write(ctx, resource, name, make, namespace=namespace, subresource=subresource, applied=True)
     return Answer(scale_of(spec, answer.obj))

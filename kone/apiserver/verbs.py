@@ -48,6 +48,7 @@ from kone.apiserver.identity import (
 )
 from kone.apiserver.lanes import Lanes, Planned, State
 from kone.apiserver.options import ListOptions
+from kone.apiserver.ownership import Ownership, check_config, keep_times
 from kone.apiserver.reads import Reads, served
 from kone.apiserver.subresources import Actions
 from kone.cache.watch_cache import Caches
@@ -75,6 +76,8 @@ class _Target:
     subresource: str
     namespace: str
     name: str
+    applied: bool = False
+    """Whether the object made comes with its managedFields: an apply's does."""
 
 
 class Verbs(Reads):
@@ -101,6 +104,7 @@ class Verbs(Reads):
         """What POSTs do that create no object (subresources.actions)."""
         self._allocators = allocators
         self._lanes = Lanes(store)
+        self._ownership = Ownership()
 
     # -- create ----------------------------------------------------------------------------------------------------
 
@@ -108,15 +112,27 @@ class Verbs(Reads):
         """Store a new object; 409 AlreadyExists, 422 Invalid. A generated name that is taken is made anew, 8 times."""
         obj = self.decoded(ctx, resource, obj)
         meta = obj["metadata"]
+        given = meta.get("managedFields")
         wipe(meta)
         match_namespace(resource, meta, namespace)
-        return await self._create(ctx, resource, resource.strategy, obj, namespace)
+        return await self._create(ctx, resource, resource.strategy, obj, namespace, given=given)
 
     async def _create(
-        self, ctx: RequestContext, resource: Resource, strategy: Strategy, obj: Object, namespace: str
+        self,
+        ctx: RequestContext,
+        resource: Resource,
+        strategy: Strategy,
+        obj: Object,
+        namespace: str,
+        *,
+        given: Any = None,
+        applied: bool = False,
     ) -> Answer:
+        """`given` are the managedFields that the client sent; `applied`: the object comes with its own."""
         drop_same_owners(ctx, obj)
         strategy.default(obj)
+        if not applied:
+            self._ownership.update(ctx, resource, "", None, obj, given, format_time(self.clock.now()))
         name = obj["metadata"].get("name", "")
         attributes = self.attributes(ctx, resource, "CREATE", "", namespace, name, obj, None)
         await self.admission.mutate(attributes)
@@ -219,6 +235,39 @@ class Verbs(Reads):
 
         return await self.write(ctx, resource, name, make, namespace=namespace, subresource=subresource)
 
+    async def apply(
+        self,
+        ctx: RequestContext,
+        resource: Resource,
+        name: str,
+        config: Object,
+        *,
+        namespace: str = "",
+        subresource: str = "",
+    ) -> Answer:
+        """Server-side apply: make the object say what `config` says, as `ctx.field_manager`. Creates it (201) where
+        there is none; 409 for fields that others own with other values, unless `ctx.force`."""
+        check_config(config, resource.gvk)
+
+        def make(live: Object | None) -> Object:
+            time = format_time(self.clock.now())
+            made = self._ownership.apply(ctx, resource, subresource, live, config, time)
+            uid = metadata(made).get("uid")
+            obj = self.decoded(ctx, resource, made)
+            if live is None:
+                if uid:
+                    errors = [invalid_value("metadata.uid", uid, generic.IMMUTABLE)]
+                    raise invalid(resource.gvk.group_kind, name, errors)
+                obj["metadata"].pop("resourceVersion", None)
+            self.check_names(resource, obj, name, namespace)
+            return obj
+
+        return await self.write(ctx, resource, name, make, namespace=namespace, subresource=subresource, applied=True)
+
+    def applied_scale(self, ctx: RequestContext, resource: Resource, live: Object, config: Object) -> Object:
+        """`live` with what applying `config`, which says only replicas, makes of it."""
+        return self.decoded(ctx, resource, self._ownership.apply(ctx, resource, "scale", live, config, ""))
+
     def patched(self, ctx: RequestContext, gvk: GVK, live: Object, patch: Patch, read: Decode | None = None) -> Object:
         """A private copy of `live` with the patch applied, decoded by the kind's schema, or by `read` for custom
         resources. Raises StatusError."""
@@ -244,14 +293,16 @@ class Verbs(Reads):
         namespace: str = "",
         subresource: str = "",
         uid: str = "",
+        applied: bool = False,
     ) -> Answer:
         """Make the wanted object from the live one and commit it against that state, again until nobody was faster.
 
-        This is GuaranteedUpdate. `uid` is a precondition. A write that changes nothing gets no new revision.
+        This is GuaranteedUpdate. `uid` is a precondition; what is `applied` comes with its managedFields. A write
+        that changes nothing gets no new revision.
         """
         strategy = resource.strategy if subresource == "scale" else self.strategy(resource, subresource)
         cache, key = self.cache(resource), self.key(resource, namespace, name)
-        target = _Target(resource, strategy, subresource, namespace, name)
+        target = _Target(resource, strategy, subresource, namespace, name, applied)
 
         async def plan(state: State) -> Planned:
             return await self._plan_update(ctx, target, state, make, uid)
@@ -259,9 +310,9 @@ class Verbs(Reads):
         for _ in range(CONFLICT_ATTEMPTS):
             live = cache.get(namespace, name)
             if live is None:
-                if subresource or not strategy.create_on_update:
+                if subresource or not (applied or strategy.create_on_update):
                     raise not_found(resource.gvr.group_resource, name)
-                return await self._create_by_update(ctx, resource, make(None), namespace, uid)
+                return await self._create_by_update(ctx, resource, make(None), namespace, uid, applied)
             try:
                 if ctx.dry_run:
                     planned = await plan(State(live.obj, live.revision, len(live.encoded), live))
@@ -273,7 +324,7 @@ class Verbs(Reads):
         raise conflict(resource.gvr.group_resource, name, MODIFIED)
 
     async def _create_by_update(
-        self, ctx: RequestContext, resource: Resource, obj: Object, namespace: str, uid: str
+        self, ctx: RequestContext, resource: Resource, obj: Object, namespace: str, uid: str, applied: bool
     ) -> Answer:
         meta = obj["metadata"]
         if uid:
@@ -283,8 +334,11 @@ class Verbs(Reads):
         allowed, reason = self.authorizer.allowed(ctx.user, request)
         if not allowed:
             raise access_denied(ctx.user, request, reason)
+        given = meta.get("managedFields")
         wipe(meta)
-        return await self._create(ctx, resource, resource.strategy, obj, namespace)
+        if applied and given:
+            meta["managedFields"] = given
+        return await self._create(ctx, resource, resource.strategy, obj, namespace, given=given, applied=applied)
 
     async def _plan_update(self, ctx: RequestContext, target: _Target, state: State, make: Make, uid: str) -> Planned:
         """Everything that an update is but its commit. Raises StatusError."""
@@ -294,19 +348,24 @@ class Verbs(Reads):
             check_uid(resource, old, uid, namespace, name)
         obj = make(old)
         strategy.default(obj)
+        if not target.applied:
+            given = obj["metadata"].pop("managedFields", None)
+            # What goes through a Scale comes back from it without its time.
+            time = "" if target.subresource == "scale" else format_time(self.clock.now())
+            self._ownership.update(ctx, resource, target.subresource, old, obj, given, time)
         attributes = self.attributes(ctx, resource, "UPDATE", target.subresource, namespace, name, obj, old)
         await self.admission.mutate(attributes)
         obj = attributes.obj or obj
         drop_same_owners(ctx, obj, after_admission=True)
         meta = obj["metadata"]
         check_version(resource, strategy, meta, state.version, name)
-        meta.pop("managedFields", None)
         generic.keep_generation(obj, old)
         undo = strategy.begin(obj, old, self._allocators)
         try:
             strategy.prepare(obj, old, user=ctx.user)
             generic.keep_system_fields(obj, old)
             meta["resourceVersion"] = str(state.version)
+            keep_times(obj, old)
             self._validate(ctx, resource, strategy, obj, old)
             attributes = self.attributes(ctx, resource, "UPDATE", target.subresource, namespace, name, obj, old)
             await self.admission.validate(attributes)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from kone.apimachinery import schema, structural_schema, value_validation
+from kone.apimachinery import schema, structural_schema, structure, value_validation
 from kone.apimachinery.errors import FieldError, go_quote, go_value, invalid_value, required
 from kone.apimachinery.json_path import compile_path, shown, simple_path
 from kone.apimachinery.kinds import GVK, GVR, version_rank
@@ -323,8 +323,12 @@ def resources(definition: Object) -> list[Resource]:
 
 
 def _schema_of(spec: Object, version: Object) -> Structural:
-    raw = dig(version, "schema", "openAPIV3Schema") or _ANYTHING
-    return structural_schema.parse({**raw, **_PRESERVES} if spec.get("preserveUnknownFields") else raw)
+    return structural_schema.parse(_raw_schema(spec, version))
+
+
+def _raw_schema(spec: Object, version: Object) -> Object:
+    raw: Object = dig(version, "schema", "openAPIV3Schema") or _ANYTHING
+    return {**raw, **_PRESERVES} if spec.get("preserveUnknownFields") else raw
 
 
 def _resource(spec: Object, names: Object, version: Object, stored: Object) -> Resource:
@@ -351,6 +355,7 @@ def _resource(spec: Object, names: Object, version: Object, stored: Object) -> R
         from_storage=_as_version(gvk.api_version) if other else None,
         custom=codec.decode,
         custom_schema=codec.root.raw,
+        structure=structure.custom(_raw_schema(spec, version)),
         deprecation=_deprecation(spec, names, version),
     )
     list_kind = names.get("listKind") or f"{made.kind}List"

@@ -125,6 +125,8 @@ def to_v2(obj: Object) -> Object:
         resource = {"name": "cpu", "current": {"averageUtilization": used}}
         current = [{"type": "Resource", "resource": resource}]
     status["currentMetrics"] = current or None
+    if not status.get("currentReplicas"):
+        status.pop("currentReplicas", None)  # v2 leaves out what v1 always writes
     conditions = _loaded(annotations, _CONDITIONS)
     if conditions:
         status["conditions"] = conditions

@@ -11,6 +11,7 @@ from typing import Any
 
 from kone.apimachinery.kinds import GVK, GVR
 from kone.apimachinery.objects import Object
+from kone.apimachinery.structure import Structure
 from kone.apimachinery.timestamps import parse_time
 from kone.registry.printing import age
 from kone.registry.strategy import StatusStrategy, Strategy
@@ -104,6 +105,8 @@ class Resource:
     to_storage: Callable[[Object], Object] | None = None
     """Converts what this version speaks to what is stored; None where they are the same."""
     from_storage: Callable[[Object], Object] | None = None
+    structure: Structure | None = None
+    """How the fields of a custom resource are owned (structure.custom of its schema); built-in kinds have their own."""
     virtual: bool = False
     """Nothing is stored: reviews, bindings."""
     custom: Decode | None = None

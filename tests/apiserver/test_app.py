@@ -152,7 +152,7 @@ async def test_patches(served: Served, content_type: str, patch: object) -> None
     assert (code, found["data"]) == (200, {"k": "x"})
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "application/apply-patch+yaml", "text/plain"])
+@pytest.mark.parametrize("content_type", ["application/json", "application/apply-patch+cbor", "text/plain"])
 async def test_patches_of_another_type(served: Served, content_type: str) -> None:
     code, found, _ = await served.call("PATCH", f"{CM}/a", {}, Content_Type=content_type)
     assert (code, found["message"], found["details"]) == (415, "415: Unsupported Media Type", {})

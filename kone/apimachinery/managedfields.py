@@ -1,0 +1,400 @@
+"""Who owns which fields of an object: metadata.managedFields, kept on every write, and server-side apply.
+
+An Update owns what it changed; an Apply owns all that it said, and loses, with the fields themselves, what it no
+longer says and nobody else owns. Two appliers that want different values conflict, unless one forces. Entries are
+told apart by manager, operation, subresource and, for updates, version. Rules: k8s.io/apimachinery,
+util/managedfields; sigs.k8s.io/structured-merge-diff, merge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from kone.apimachinery import field_sets, typed
+from kone.apimachinery.errors import StatusError, go_quote
+from kone.apimachinery.field_sets import FieldSet
+from kone.apimachinery.objects import Object, metadata, replace_in
+from kone.apimachinery.structure import Structure
+
+MAX_UPDATE_MANAGERS: Final = 10
+"""Older entries of updates are put together beyond this."""
+ANCIENT: Final = "ancient-changes"
+BEFORE_FIRST_APPLY: Final = "before-first-apply"
+UNKNOWN: Final = "unknown"
+KUBECTL: Final = "kubectl"
+LAST_APPLIED: Final = "kubectl.kubernetes.io/last-applied-configuration"
+MAX_ANNOTATIONS_BYTES: Final = 256 * 1024
+NEVER_OWNED: Final = (
+    *(("f:apiVersion",), ("f:kind",)),
+    *(
+        ("f:metadata", f"f:{name}")
+        for name in (
+            "name",
+            "namespace",
+            "creationTimestamp",
+            "selfLink",
+            "uid",
+            "clusterName",
+            "generation",
+            "managedFields",
+            "resourceVersion",
+        )
+    ),
+)
+
+Filter = Callable[[FieldSet], FieldSet]
+"""Leaves out of a set what a write of this resource cannot change anyway (its strategy resets it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manager:
+    """Who writes, and by what."""
+
+    name: str
+    operation: Literal["Apply", "Update"]
+    api_version: str
+    subresource: str = ""
+
+    def owns(self, entry: Object) -> bool:
+        """Whether an entry is this manager's."""
+        return bool(
+            entry.get("manager", "") == self.name
+            and entry["operation"] == self.operation
+            and entry.get("subresource", "") == self.subresource
+            and (self.operation == "Apply" or entry.get("apiVersion") == self.api_version)
+        )
+
+    def entry(self, fields: FieldSet, time: str) -> Object:
+        made: Object = {"manager": self.name, "operation": self.operation, "apiVersion": self.api_version}
+        if time:
+            made["time"] = time
+        made["fieldsType"] = "FieldsV1"
+        made["fieldsV1"] = fields
+        if self.subresource:
+            made["subresource"] = self.subresource
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is known of the kind that is written."""
+
+    structure: Structure
+    zero: Object
+    """What a new object is compared with."""
+    filter: Filter
+
+
+def owned(entry: Object) -> FieldSet:
+    """The fields of an entry."""
+    return entry.get("fieldsV1") or {}
+
+
+def entries_of(obj: Object) -> list[Object]:
+    found: list[Object] = metadata(obj).get("managedFields") or []
+    return found
+
+
+def is_reset(given: Any) -> bool:
+    """A client that sends one empty entry wants them all gone."""
+    return bool(given == [{}])
+
+
+def readable(entries: Any) -> bool:
+    """Whether a client's entries make sense; those that do not are as if they had not been sent."""
+    return all(
+        entry.get("operation") in ("Apply", "Update")
+        and entry.get("fieldsType") == "FieldsV1"
+        and bool(entry.get("apiVersion"))
+        and field_sets.is_valid(entry.get("fieldsV1") or {})
+        for entry in entries
+    )
+
+
+def updated(rules: Rules, live: Object | None, new: Object, given: Any, manager: Manager, time: str) -> list[Object]:
+    """managedFields after an update of `live` (None: a creation) to `new`. `given` is what the client sent as them."""
+    present = entries_of(live) if live is not None else []
+    if is_reset(given):
+        present = []
+    elif given and not manager.subresource and readable(given):
+        present = given
+    if not present and live is not None:
+        return []  # whose fields nobody knew so far stays so, until the first apply
+    touched, removed = typed.compare(rules.structure, rules.zero if live is None else live, new)
+    touched, removed = _tracked(rules, touched), rules.filter(removed)
+    if not touched and not removed:
+        return present
+    return _capped(_settled(present, touched, removed, manager, time))
+
+
+def _tracked(rules: Rules, fields: FieldSet) -> FieldSet:
+    return stripped(rules.filter(fields))
+
+
+def stripped(fields: FieldSet) -> FieldSet:
+    """The set without what nobody ever owns."""
+    for path in NEVER_OWNED:
+        if path[0] in fields:
+            fields = field_sets.without(fields, path)
+    about = fields.get("f:metadata")
+    if about is not None and field_sets.is_member(about):
+        fields = {name: below for name, below in fields.items() if name != "f:metadata"}
+        if rest := {name: below for name, below in about.items() if name != field_sets.SELF}:
+            fields["f:metadata"] = rest
+    return fields
+
+
+def _settled(
+    entries: Iterable[Object], touched: FieldSet, removed: FieldSet, manager: Manager, time: str
+) -> list[Object]:
+    """Everybody loses what was touched or removed; the manager gets what was touched."""
+    out: list[Object] = []
+    lost = field_sets.union(touched, removed)
+    mine: FieldSet = touched
+    for entry in entries:
+        fields = field_sets.difference(owned(entry), lost)
+        if touched and manager.owns(entry):
+            mine = field_sets.union(fields, touched)
+            continue
+        if fields is owned(entry):
+            out.append(entry)
+        elif fields:
+            out.append({**entry, "fieldsV1": fields})
+    if mine:
+        out.append(manager.entry(mine, time))
+    return ordered(out)
+
+
+def ordered(entries: list[Object]) -> list[Object]:
+    """In upstream's order: appliers first, then by time."""
+    entries.sort(
+        key=lambda e: (
+            e["operation"],
+            e.get("time") or "",
+            e.get("manager", ""),
+            e.get("apiVersion", ""),
+            e.get("subresource", ""),
+        )
+    )
+    return entries
+
+
+def _capped(entries: list[Object]) -> list[Object]:
+    """At most ten updaters: the oldest become one entry a version."""
+    updaters = [entry for entry in entries if entry["operation"] == "Update"]
+    count = len(updaters)
+    if count <= MAX_UPDATE_MANAGERS:
+        return entries
+    kept = [entry for entry in entries if entry["operation"] != "Update"]
+    first: dict[str, int] = {}
+    for i, entry in enumerate(updaters):
+        version = entry["apiVersion"]
+        if count <= MAX_UPDATE_MANAGERS:
+            break
+        if version not in first:
+            first[version] = i
+            continue
+        oldest = updaters[first[version]]
+        fields = field_sets.union(owned(oldest), owned(entry))
+        updaters[first[version]] = Manager(ANCIENT, "Update", version).entry(fields, entry.get("time") or "")
+        updaters[i] = {}
+        count -= 1
+    return ordered(kept + [entry for entry in updaters if entry])
+
+
+def same_but_times(left: Sequence[Object], right: Sequence[Object]) -> bool:
+    """Whether nothing but times differs."""
+
+    def timeless(entries: Sequence[Object]) -> list[Object]:
+        found = [{key: value for key, value in entry.items() if key != "time"} for entry in entries]
+        return sorted(found, key=lambda e: (e["operation"], e.get("manager", ""), str(e.get("subresource"))))
+
+    return len(left) == len(right) and timeless(left) == timeless(right)
+
+
+# -- apply ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Conflict:
+    entry: Object
+    path: str
+
+    @property
+    def manager(self) -> str:
+        found = go_quote(self.entry.get("manager", ""))
+        if subresource := self.entry.get("subresource"):
+            found += f" with subresource {go_quote(subresource)}"
+        return f"{found} using {self.entry['apiVersion']}" if self.entry["operation"] == "Update" else found
+
+
+class Conflicts(Exception):
+    """Others own, with other values, what was applied without force."""
+
+    def __init__(self, found: list[_Conflict], sets: FieldSet) -> None:
+        super().__init__(found)
+        self.found = found
+        self.sets = sets
+
+    def error(self) -> StatusError:
+        """409 with a cause for each field."""
+        if len(self.found) == 1:
+            only = self.found[0]
+            message = f"Apply failed with 1 conflict: conflict with {only.manager}: {only.path}"
+        else:
+            by_manager: dict[str, list[str]] = {}
+            for conflict in self.found:
+                by_manager.setdefault(conflict.manager, []).append(f"- {conflict.path}")
+            lines = [f"conflicts with {name}:\n" + "\n".join(paths) for name, paths in sorted(by_manager.items())]
+            message = f"Apply failed with {len(self.found)} conflicts: " + "\n".join(lines)
+        causes = [
+            {"reason": "FieldManagerConflict", "message": f"conflict with {c.manager}", "field": c.path}
+            for c in self.found
+        ]
+        return StatusError(409, "Conflict", message, details={"causes": causes})
+
+
+def applied(rules: Rules, live: Object | None, config: Object, manager: Manager, time: str, *, force: bool) -> Object:
+    """What applying `config` makes of `live` (None: there is no object yet), with its managedFields; not decoded yet.
+
+    Raises StatusError: 409 for conflicts, 500 for a config that does not fit the structure.
+    """
+    if found := list(typed.problems(rules.structure, config)):
+        about = metadata(config)
+        where = f"{about.get('namespace') or ''}/{about.get('name') or ''}"
+        group, _, version = config["apiVersion"].rpartition("/")
+        text = found[0] if len(found) == 1 else "errors:\n" + "".join(f"  {line}\n" for line in found)
+        raise StatusError(
+            500,
+            "",
+            f"failed to create typed patch object ({where}; {group}/{version}, Kind={config['kind']}): {text}",
+        )
+    before = rules.zero if live is None else live
+    entries = entries_of(before)
+    if not entries and live is not None:
+        first = Manager(BEFORE_FIRST_APPLY, "Update", manager.api_version, manager.subresource)
+        entries = updated(rules, None, live, None, first, time)
+    base = _without_managed_fields(before)
+    try:
+        made = _apply(rules, base, entries, config, manager, time, force=force)
+    except Conflicts as conflicts:
+        if manager.name != KUBECTL:
+            raise conflicts.error() from None
+        made = _migrated(rules, base, entries, config, manager, time, conflicts)
+    if manager.name == KUBECTL and (metadata(made).get("annotations") or {}).get(LAST_APPLIED):
+        made = _with_last_applied(made, config)
+    return made
+
+
+def _without_managed_fields(obj: Object) -> Object:
+    about = {name: value for name, value in metadata(obj).items() if name != "managedFields"}
+    return {**obj, "metadata": about}
+
+
+def _apply(
+    rules: Rules,
+    live: Object,
+    entries: list[Object],
+    config: Object,
+    manager: Manager,
+    time: str,
+    *,
+    force: bool,
+) -> Object:
+    structure = rules.structure
+    last = next((entry for entry in entries if manager.owns(entry)), None)
+    others = [entry for entry in entries if entry is not last]
+    said = rules.filter(typed.fields_of(structure, config))
+    mine = stripped(said)
+    new = typed.merge(structure, live, config)
+    if last is not None and owned(last):
+        new = _pruned(structure, new, owned(last), [said, *map(owned, others)])
+    touched, removed = typed.compare(structure, live, new)
+    touched, removed = rules.filter(touched), rules.filter(removed)
+    if not force:
+        _check(others, touched)
+    lost = field_sets.union(touched, removed)
+    kept: list[Object] = []
+    for entry in others:
+        fields = field_sets.difference(owned(entry), lost)
+        if fields:
+            kept.append(entry if fields is owned(entry) else {**entry, "fieldsV1": fields})
+    changed = new != live
+    if mine:
+        moment = time if changed else (last or {}).get("time") or ""
+        kept.append(manager.entry(mine, moment))
+    return replace_in(new, ("metadata", "managedFields"), ordered(kept))
+
+
+def _check(others: Iterable[Object], touched: FieldSet) -> None:
+    """Raises Conflicts."""
+    found: list[_Conflict] = []
+    sets: FieldSet = {}
+    for entry in others:
+        shared = field_sets.intersection(owned(entry), touched)
+        found += [_Conflict(entry, path) for path in field_sets.paths(shared)]
+        sets = field_sets.union(sets, shared)
+    if found:
+        raise Conflicts(found, sets)
+
+
+def _pruned(structure: Structure, merged: Object, last: FieldSet, owners: Iterable[FieldSet]) -> Object:
+    """`merged` without what was applied last time and is no longer owned by anybody."""
+    last = typed.with_named_fields(structure, last)
+    everything = typed.with_named_fields(structure, typed.fields_of(structure, merged))
+
+    def left(pruned: Any) -> FieldSet:
+        return typed.with_named_fields(structure, typed.fields_of(structure, pruned or {}))
+
+    pruned = typed.remove(structure, merged, last)
+    kept: FieldSet = {}
+    for fields in owners:
+        kept = field_sets.union(kept, fields)
+    kept = field_sets.union(left(pruned), typed.with_named_fields(structure, kept))
+    pruned = typed.remove(structure, merged, field_sets.difference(everything, kept))
+    gone = field_sets.intersection(field_sets.difference(everything, left(pruned)), last)
+    result: Object = typed.remove(structure, merged, gone) or {}
+    return result
+
+
+def _migrated(
+    rules: Rules,
+    live: Object,
+    entries: list[Object],
+    config: Object,
+    manager: Manager,
+    time: str,
+    conflicts: Conflicts,
+) -> Object:
+    """kubectl may take what its own client-side apply wrote: conflicts on those fields are none."""
+    allowed: FieldSet = {}
+    text = (metadata(live).get("annotations") or {}).get(LAST_APPLIED)
+    if text:
+        try:
+            before = json.loads(text)
+        except ValueError:
+            before = None
+        if isinstance(before, dict):
+            # What somebody changed since is no longer what kubectl wrote.
+            touched, _ = typed.compare(rules.structure, before, live)
+            allowed = field_sets.difference(typed.fields_of(rules.structure, before), touched)
+    if not field_sets.difference(conflicts.sets, allowed):
+        return _apply(rules, live, entries, config, manager, time, force=True)
+    paths = set(field_sets.paths(allowed))
+    left = [conflict for conflict in conflicts.found if conflict.path not in paths]
+    raise Conflicts(left, conflicts.sets).error() from None
+
+
+def _with_last_applied(obj: Object, config: Object) -> Object:
+    """The annotation of client-side apply follows, so that a user may go back to it."""
+    about = {k: v for k, v in metadata(config).items() if k != "managedFields"}
+    if "annotations" in about:
+        about["annotations"] = {k: v for k, v in (about["annotations"] or {}).items() if k != LAST_APPLIED}
+    text = json.dumps({**config, "metadata": about}, sort_keys=True, separators=(",", ":"), ensure_ascii=False) + "\n"
+    annotations = {**metadata(obj).get("annotations", {}), LAST_APPLIED: text}
+    if sum(len(k.encode()) + len(v.encode()) for k, v in annotations.items()) > MAX_ANNOTATIONS_BYTES:
+        del annotations[LAST_APPLIED]
+    return replace_in(obj, ("metadata", "annotations"), annotations)
