@@ -66,6 +66,9 @@ class Settings:
         443, "port that Ingresses are served on with TLS; 0 leaves it out", metavar="PORT"
     )
     disable: str = _setting("", f"parts to leave out, of {','.join(PARTS)}", metavar="LIST")
+    non_masquerade_cidrs: str = _setting(
+        "", "ranges that pods reach with their own addresses, beside other pods", metavar="CIDR[,CIDR…]"
+    )
     cni_conf_dir: str = _setting(
         "/etc/cni/net.d", "where CNI configurations are; the first makes the pods' network", metavar="DIR"
     )
@@ -92,6 +95,11 @@ class Settings:
     def node_ips(self) -> tuple[str, ...]:
         """The node's addresses that were given, IPv4 first."""
         return _by_family(self.node_ip)
+
+    @property
+    def plain_cidrs(self) -> tuple[str, ...]:
+        """What is not masqueraded beside what goes to pods."""
+        return _by_family(self.non_masquerade_cidrs)
 
     @property
     def data(self) -> Path:
@@ -141,6 +149,8 @@ def resolve(settings: Settings) -> Settings:
         )
     _address("--bind-address", filled.bind_address)
     _each_family("--node-ip", filled.node_ips, _address)
+    for plain in filled.plain_cidrs:
+        _network("--non-masquerade-cidrs", plain)
     for flag, port in (
         ("--secure-port", filled.secure_port),
         ("--kubelet-port", filled.kubelet_port),

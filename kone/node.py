@@ -149,6 +149,7 @@ class Node:
         config = NetworkConfig(
             pod_cidrs=self._pod_cidrs,
             cluster_cidrs=settings.cluster_cidrs,
+            plain_cidrs=settings.plain_cidrs,
             service_cidrs=[settings.service_cidr],
             local_addresses=[settings.cluster_dns] if settings.runs("dns") else [],
         )

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Protocol
 
 from kone.aio.tasks import TaskGroup
+from kone.net.cni_conf import bandwidth_of
 from kone.net.conntrack import Address, forget_stale_udp
 from kone.net.firewall import ChainId, Firewall, Jump
 from kone.net.host_ports import (
     HostPortLike,
     HostPortTable,
     PodPorts,
+    PortTaken,
     dnat_rules,
     host_ports_of,
     ports_of_family,
@@ -31,7 +33,7 @@ from kone.net.host_ports import (
 )
 from kone.net.ipam import Ipam
 from kone.net.link_watch import watch_link
-from kone.net.links import BridgeSpec, LinkError, Links, forward
+from kone.net.links import DEFAULT_MTU, BridgeSpec, LinkError, Links, forward
 from kone.net.names import Names
 from kone.net.pod_locks import PodLocks
 
@@ -63,7 +65,10 @@ class Isolation(Protocol):
 
 
 class BridgeNetwork:
-    """PodNetwork on a Linux bridge. Raises LinkError, FirewallError, AddressesExhausted, OSError."""
+    """PodNetwork on a Linux bridge.
+
+    Raises LinkError, FirewallError, AddressesExhausted, PortTaken, CniError (a bandwidth that cannot be), OSError.
+    """
 
     def __init__(self, names: Names, config: NetworkConfig, data_dir: Path, *firewalls: Firewall) -> None:
         """One firewall for each family of the ranges; they are started by their owner."""
@@ -74,6 +79,9 @@ class BridgeNetwork:
         self._links = Links()
         self._ports = HostPortTable(data_dir / "net" / "host-ports.json")
         self._mtu = 0
+        self._uplink = 0  # its index
+        self._netns: dict[str, str] = {}  # of the pods that were attached since the start
+        self._moved = asyncio.Event()
         self._index = 0
         self._lost = asyncio.Event()
         self._tasks = TaskGroup("pod-network")
@@ -94,7 +102,9 @@ class BridgeNetwork:
         """Make bridge, routes and rules, and take over the addresses that pods of an earlier run have."""
         for pool in self._ipam.pools:
             forward(pool.network.version)
-        self._mtu = self._config.mtu or await self._links.uplink_mtu()
+        uplink = await self._links.uplink()
+        self._uplink, self._mtu = uplink or (0, DEFAULT_MTU)
+        self._mtu = self._config.mtu or self._mtu
         self._index, _ = await self._links.ensure_bridge(self._spec(), self._mtu)
         ranges = [*self._config.cluster_cidrs, *self._config.service_cidrs]
         for overlap in await self._links.leads_elsewhere(self._names.bridge, ranges):
@@ -108,8 +118,13 @@ class BridgeNetwork:
                 log.warning("pod link %s has %s, which the file did not know", veth.name, " ".join(veth.addresses))
         for firewall in self._firewalls:
             await firewall.apply(self._chains(firewall.family), jumps=self._jumps())
-        self._tasks.guard(lambda: watch_link(lambda: self._index, self._lost.set), name="bridge-watch")
+        self._tasks.guard(
+            lambda: watch_link(lambda: self._index, self._lost.set, lambda: self._uplink, self._moved.set),
+            name="bridge-watch",
+        )
         self._tasks.guard(self._mend, name="bridge-mend")
+        if not self._config.mtu:
+            self._tasks.guard(self._follow_uplink, name="bridge-mtu")
 
     async def stop(self) -> None:
         """Let go; links, addresses and rules stay for the pods that use them."""
@@ -131,6 +146,30 @@ class BridgeNetwork:
                 continue
             if done:
                 log.warning("mended bridge %s: %s", self._names.bridge, ", ".join(done))
+
+    async def _follow_uplink(self) -> None:
+        """Give the bridge and the pods the uplink's MTU when it is another; a host without uplink keeps what was."""
+        while True:
+            await self._moved.wait()
+            await asyncio.sleep(SETTLE_S)
+            self._moved.clear()
+            uplink = await self._links.uplink()
+            if uplink is None:
+                continue
+            self._uplink, mtu = uplink
+            if mtu == self._mtu:
+                continue
+            log.info("the uplink's MTU is %d now, it was %d: pods follow", mtu, self._mtu)
+            self._mtu = mtu
+            try:
+                await self._links.ensure_bridge(self._spec(), mtu)
+            except LinkError as error:
+                log.error("the bridge does not follow the uplink's MTU: %s", error)
+            for uid, netns in list(self._netns.items()):
+                try:
+                    await self._links.set_mtu(self._names.veth(uid), netns, mtu)
+                except LinkError as error:
+                    log.warning("pod %s does not follow the uplink's MTU: %s", uid, error)
 
     async def restore(self, live_pod_uids: set[str]) -> None:
         """Keep what these pods have; free the addresses and links of all others."""
@@ -163,7 +202,13 @@ class BridgeNetwork:
             try:
                 wire = self._links.ensure_veth(self._names.bridge, name, netns, ips, self._ipam.gateways, self._mtu)
                 await asyncio.gather(wire, *([self.isolation.wired(pod_uid, ips)] if self.isolation else []))
+                self._netns[pod_uid] = netns
+                limits = bandwidth_of(annotations or {})
+                if limits:
+                    await self._links.limit(name, netns, limits.get("ingressRate", 0), limits.get("egressRate", 0))
                 ports = host_ports_of(host_ports)
+                for port, other in self._ports.taken(pod_uid, ports):
+                    raise PortTaken(f"host port {port.host_port}/{port.protocol} is in use by pod {other}")
                 await self._lead(pod_uid, (tuple(ips), ports) if ports else None)
             except BaseException:
                 if not known:
@@ -180,6 +225,7 @@ class BridgeNetwork:
     async def _free(self, pod_uid: str) -> None:
         await self._lead(pod_uid, None)
         await self._links.delete(self._names.veth(pod_uid))
+        self._netns.pop(pod_uid, None)
         if self.isolation is not None:
             self.isolation.unwired(pod_uid)
         self._ipam.release(pod_uid)

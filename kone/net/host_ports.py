@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +46,10 @@ FamilyPorts = tuple[str, Sequence[HostPort]]
 """The same of one family: its IP and its ports."""
 
 
+class PortTaken(Exception):
+    """Another pod has the port of the node; the text says which."""
+
+
 class HostPortTable:
     """Ports by pod UID. Written as a whole on every change; no fsync, since pods do not outlive a power cut."""
 
@@ -68,6 +72,13 @@ class HostPortTable:
             return
         except (OSError, ValueError, TypeError, AttributeError) as error:
             log.warning("host ports in %s cannot be read (%s): those of running pods are closed", self._path, error)
+
+    def taken(self, pod_uid: str, ports: Iterable[HostPort]) -> Iterator[tuple[HostPort, str]]:
+        """Those of the ports that another pod has, and the UID of that pod. One for every address meets all others."""
+        for port in ports:
+            for uid, (_, others) in self._pods.items():
+                if uid != pod_uid and any(_meet(port, other) for other in others):
+                    yield port, uid
 
     def put(self, pod_uid: str, ports: PodPorts | None) -> None:
         """Note a pod's ports; None for none. Raises OSError."""
@@ -133,6 +144,11 @@ def return_rules(pods: Iterable[FamilyPorts], bridge: str) -> list[str]:
         loopback = "::1/128" if ":" in led[0] else "127.0.0.0/8"
         rules.append(f"-s {loopback} -o {bridge} -m conntrack --ctstate DNAT -j {MASQUERADE}")
     return rules
+
+
+def _meet(one: HostPort, other: HostPort) -> bool:
+    same_address = not one.host_ip or not other.host_ip or one.host_ip == other.host_ip
+    return (one.protocol, one.host_port) == (other.protocol, other.host_port) and same_address
 
 
 def _length(ip: str) -> int:

@@ -19,7 +19,7 @@ RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_I
     0x400,
 )
 GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
-RTM_NEWLINK, RTM_DELLINK, RTM_DELADDR, RTM_DELROUTE = 16, 17, 21, 25
+RTM_NEWLINK, RTM_DELLINK, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 16, 17, 21, 24, 25
 RTA_OIF = 4
 IFF_UP = 1
 
@@ -42,8 +42,20 @@ def is_loss(message: bytes, index: int) -> bool:
     return False
 
 
-async def watch_link(index: Callable[[], int], lost: Callable[[], None]) -> None:
-    """Run for ever, calling `lost` when the link with that index lost something."""
+def is_of_uplink(message: bytes, index: int) -> bool:
+    """Whether a message of rtnetlink tells of link `index`, or of a default route that came or went."""
+    _, kind = struct.unpack_from("IH", message)
+    if kind == RTM_NEWLINK:
+        return bool(struct.unpack_from("i", message, 20)[0] == index)
+    return kind in (RTM_NEWROUTE, RTM_DELROUTE) and message[17] == 0  # rtm_dst_len
+
+
+async def watch_link(
+    index: Callable[[], int], lost: Callable[[], None], uplink: Callable[[], int], moved: Callable[[], None]
+) -> None:
+    """Run for ever, calling `lost` when the link with that index lost something, and `moved` when the host's uplink
+    may be another, or have another MTU.
+    """
     loop = asyncio.get_running_loop()
     broken: asyncio.Future[None] = loop.create_future()
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -57,14 +69,18 @@ async def watch_link(index: Callable[[], int], lost: Callable[[], None]) -> None
                     offset = 0
                     while offset + 16 <= len(data):
                         (length,) = struct.unpack_from("I", data, offset)
-                        if is_loss(data[offset : offset + length], index()):
+                        message = data[offset : offset + length]
+                        if is_loss(message, index()):
                             lost()
+                        if is_of_uplink(message, uplink()):
+                            moved()
                         offset += max(16, (length + 3) & ~3)
             except BlockingIOError:
                 pass
             except OSError as error:
                 if error.errno == errno.ENOBUFS:  # some were lost: one may have been ours
                     lost()
+                    moved()
                 elif not broken.done():
                     broken.set_exception(error)
 

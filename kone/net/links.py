@@ -87,7 +87,20 @@ class Links:
 
     async def uplink_mtu(self) -> int:
         """The MTU of the link that the default route leads to; 1500 where there is none."""
-        return await self._run(self._uplink_mtu)
+        uplink = await self.uplink()
+        return uplink[1] if uplink is not None else DEFAULT_MTU
+
+    async def uplink(self) -> tuple[int, int] | None:
+        """The link that the default route leads to: its index and MTU."""
+        return await self._run(self._uplink)
+
+    async def set_mtu(self, name: str, netns: str, mtu: int) -> None:
+        """Give both ends of a pod's link another MTU; nothing where the pod is gone. Raises LinkError."""
+        await self._run(lambda: self._set_mtu(name, netns, mtu))
+
+    async def limit(self, name: str, netns: str, ingress: int, egress: int) -> None:
+        """Shape what comes to a pod, and what it sends, in bits a second; 0 is as it comes. Raises LinkError."""
+        await self._run(lambda: self._limit(name, netns, ingress, egress))
 
     async def leads_elsewhere(self, bridge: str, cidrs: Sequence[str]) -> list[str]:
         """The host's routes, but for default ones and the bridge's, that share addresses with the ranges: in words."""
@@ -168,12 +181,43 @@ class Links:
         finally:
             inside.close()
 
-    def _uplink_mtu(self) -> int:
+    def _uplink(self) -> tuple[int, int] | None:
         host = self._open()
-        for route in host.get_default_routes(family=socket.AF_INET):
-            if (index := route.get("oif")) and (links := tuple(host.get_links(index))):
-                return int(links[0].get("mtu") or DEFAULT_MTU)
-        return DEFAULT_MTU
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for route in host.get_default_routes(family=family):
+                if (index := route.get("oif")) and (links := tuple(host.get_links(index))):
+                    return index, int(links[0].get("mtu") or DEFAULT_MTU)
+        return None
+
+    def _set_mtu(self, name: str, netns: str, mtu: int) -> None:
+        host, index = self._open(), _index(name)
+        with _refusal(f"setting the MTU of {name}"):
+            if index is not None:
+                host.link("set", index=index, mtu=mtu)
+                with self._namespace(netns) as (inside, pod_index):
+                    inside.link("set", index=pod_index, mtu=mtu)
+
+    def _limit(self, name: str, netns: str, ingress: int, egress: int) -> None:
+        """Each direction where it is sent: on the host's end, and on the pod's."""
+        host, index = self._open(), _index(name)
+        with _refusal(f"limiting the bandwidth of {name}"):
+            if ingress:
+                host.tc("replace", "tbf", index, **_shaper(ingress))
+            if egress:
+                with self._namespace(netns) as (inside, pod_index):
+                    inside.tc("replace", "tbf", pod_index, **_shaper(egress))
+
+    @contextlib.contextmanager
+    def _namespace(self, netns: str) -> Iterator[tuple[Any, int | None]]:
+        try:
+            namespace = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise LinkError(f"opening network namespace {netns}: {error.strerror}") from error
+        try:
+            with self._inside(namespace, ipv6=False) as inside:
+                yield inside
+        finally:
+            os.close(namespace)
 
     def _leads_elsewhere(self, bridge: str, cidrs: Sequence[str]) -> list[str]:
         host, own, found = self._open(), _index(bridge), []
@@ -285,6 +329,12 @@ class Links:
         doomed = [name for name in found if name in names or (prefix and name.startswith(prefix))]
         _delete(doomed)
         return doomed
+
+
+def _shaper(bits: int) -> dict[str, Any]:
+    """A token bucket: the rate in octets a second, a burst of 10 ms and 32 KiB at the least."""
+    rate = min(bits // 8, 2**32 - 1)
+    return {"rate": rate, "burst": max(rate // 100, 32 << 10), "latency": "50ms"}
 
 
 def _iproute(loop: asyncio.AbstractEventLoop | None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from kone.net.bridge import BridgeNetwork, NetworkConfig, remove_links
 from kone.net.firewall import Backend, Firewall
-from kone.net.host_ports import HostPort
+from kone.net.host_ports import HostPort, PortTaken
 from kone.net.links import LinkError
 from kone.net.names import Names
 from tests.net.world import HOST_IP, OUTSIDE_IP, World, kernel_state, run
@@ -329,6 +330,79 @@ async def test_a_udp_host_port_follows_its_pod(world: World, node: Node) -> None
             assert await world.ask_udp(client, HOST_IP, 5353) == name
         transport.close()
         await node.network.detach(pod_uid=name)
+
+
+async def test_a_host_port_that_another_pod_has_is_refused_until_it_is_free(world: World, node: Node) -> None:
+    b = world.namespace()
+    await attach(node.network, "a", world.namespace(), HostPort("TCP", "", 8080, 80))
+    with pytest.raises(PortTaken, match="host port 8080/TCP is in use by pod a"):
+        await attach(node.network, "b", b, HostPort("TCP", HOST_IP, 8080, 80))
+    assert list(node.network.addresses) == ["a"]
+    await attach(node.network, "b", b, HostPort("UDP", "", 8080, 80))
+    await node.network.detach(pod_uid="b")
+    await node.network.detach(pod_uid="a")
+    await attach(node.network, "b", b, HostPort("TCP", HOST_IP, 8080, 80))
+
+
+async def test_pods_follow_the_uplinks_mtu(world: World, node: Node) -> None:
+    a = world.namespace()
+    await attach(node.network, "a", a)
+    inside = a.rpartition("/")[2]
+    run("ip", "link", "set", "up0", "mtu", "1300")
+    await eventually(lambda: "mtu 1300" in run("ip", "-n", inside, "link", "show", "eth0"), within_s=5)
+    assert "mtu 1300" in run("ip", "link", "show", "kone0")
+    run("ip", "route", "del", "default")
+    await asyncio.sleep(0.3)
+    assert "mtu 1300" in run("ip", "link", "show", "kone0"), "without an uplink it stays"
+    other = ["ip", "link", "add", "other0", "mtu", "1350", "type", "veth", "peer", "other1"]
+    run(*other, "netns", world.outside.rpartition("/")[2])
+    run("ip", "-n", world.outside.rpartition("/")[2], "link", "set", "other1", "up")
+    run("ip", "addr", "add", "198.51.100.2/24", "dev", "other0")
+    run("ip", "link", "set", "other0", "up")
+    run("ip", "route", "add", "default", "via", "198.51.100.1")
+    await eventually(lambda: "mtu 1350" in run("ip", "-n", inside, "link", "show", "eth0"), within_s=5)
+
+
+async def test_bandwidth_is_limited_as_annotations_say(world: World, node: Node) -> None:
+    a = world.namespace()
+    limits = {"kubernetes.io/ingress-bandwidth": "8M", "kubernetes.io/egress-bandwidth": "16M"}
+    (ip,) = await node.network.attach(
+        pod_uid="a", pod_name="a", namespace="default", netns=a, host_ports=(), annotations=limits
+    )
+    assert await node.network.attach(  # once more, as after a restart
+        pod_uid="a", pod_name="a", namespace="default", netns=a, host_ports=(), annotations=limits
+    ) == [ip]
+    assert await carried(world, "", a, ip) == pytest.approx(8e6, rel=0.4)
+    assert await carried(world, a, world.outside, OUTSIDE_IP) == pytest.approx(16e6, rel=0.4)
+
+
+async def carried(world: World, source: str, target: str, address: str) -> float:
+    """Bits a second that a TCP connection carries, measured over half a second after its start."""
+    loop = asyncio.get_running_loop()
+    with world.inside(target):
+        listening = socket.create_server(("0.0.0.0", 5001))
+    listening.setblocking(False)
+    with world.inside(source):
+        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with listening, client:
+        await loop.sock_connect(client, (address, 5001))
+        server, _ = await loop.sock_accept(listening)
+        with server:
+            sending = asyncio.create_task(_send_on(client))
+            received = 0
+            deadline = began = time.monotonic() + 0.2  # past the burst
+            while time.monotonic() < deadline + 0.5:
+                octets = len(await loop.sock_recv(server, 1 << 20))
+                if time.monotonic() > began:
+                    received += octets
+            sending.cancel()
+    return received * 8 / 0.5
+
+
+async def _send_on(client: socket.socket) -> None:
+    loop, octets = asyncio.get_running_loop(), bytes(1 << 16)
+    while True:
+        await loop.sock_sendall(client, octets)
 
 
 async def test_cleanup_leaves_no_trace(world: World, tmp_path: Path) -> None:

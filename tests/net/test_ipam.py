@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,44 @@ def test_an_address_of_another_range_or_owner_is_not_adopted(tmp_path: Path) -> 
 def test_another_range_by_flag_drops_what_was_given_of_the_old_one(tmp_path: Path) -> None:
     ipam(tmp_path, "10.1.0.0/24").allocate("a")
     assert ipam(tmp_path, "10.2.0.0/24").allocate("a") == ["10.2.0.2"]
+
+
+CHURN = """
+import itertools, pathlib, sys
+from kone.net.ipam import Ipam
+table = Ipam(pathlib.Path(sys.argv[1]), ["10.0.0.0/26", "fd00::/64"])
+table.load()
+print("begun", flush=True)
+for number in itertools.count():
+    uid = f"pod-{sys.argv[2]}-{number}"
+    print(uid, *table.allocate(uid), flush=True)
+    if number >= 5:
+        table.release(f"pod-{sys.argv[2]}-{number - 5}")
+    if number == 40:
+        table.release(*[uid for uid in table.pods if not uid.startswith(f"pod-{sys.argv[2]}-")])
+"""
+
+
+@pytest.mark.ring3
+def test_kill_9_leaks_no_address_and_gives_none_twice(tmp_path: Path) -> None:
+    path = tmp_path / "net" / "ipam.json"
+    for round_ in range(8):
+        command = [sys.executable, "-c", CHURN, str(path), str(round_)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as churn:
+            assert churn.stdout is not None
+            told = [churn.stdout.readline().split() for _ in range(20 + 7 * round_)]
+            churn.kill()
+            told += [line.split() for line in churn.stdout.read().splitlines()]
+        whole = [line for line in told if len(line) == 3]
+        table = Ipam(path, ["10.0.0.0/26", "fd00::/64"])
+        table.load()
+        given = [address for addresses in table.pods.values() for address in addresses]
+        assert len(set(given)) == len(given)
+        uid, *addresses = whole[-2]  # of the last one the line may not be whole
+        assert table.pods[uid] == addresses, "what was told is kept"
+        table.release(*list(table.pods))
+        assert len({table.allocate(f"free-{n}")[0] for n in range(61)}) == 61, "every address is free again"
+        table.release(*list(table.pods))
 
 
 def test_release_is_idempotent(tmp_path: Path) -> None:
