@@ -47,6 +47,13 @@ async def _remove(settings: Settings, keep_data: bool) -> AsyncIterator[str]:
         yield "ended Caddy, which served Ingresses"
     async for line in _remove_network(settings):
         yield line
+    from kone.net.uplink_addresses import remove_given
+
+    try:
+        if given := remove_given(settings.data):
+            yield f"removed addresses of load balancers: {', '.join(given)}"
+    except OSError as error:
+        raise CleanupError(f"addresses of load balancers stay: {error}; run as root") from None
     from kone.runtime import cgroups, mounts
 
     await cgroups.remove_hierarchy(settings.instance)

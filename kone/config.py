@@ -19,7 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
-PARTS = ("controllers", "scheduler", "kubelet", "proxy", "dns", "ingress", "networkpolicy", "local-storage")
+PARTS = (
+    "controllers",
+    "scheduler",
+    "kubelet",
+    "proxy",
+    "dns",
+    "ingress",
+    "networkpolicy",
+    "local-storage",
+    "loadbalancer",
+)
 PROXY_MODES = ("auto", "ipvs", "nftables", "iptables", "userspace")
 PROXY_MODE = "kone.dev/proxy-mode"  # annotation of the node: which one it is
 IPVS_SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq")
@@ -61,6 +71,11 @@ class Settings:
     ipvs_strict_arp: str = _setting(
         "off", "with IPVS, answer ARP for the asked link's own addresses only", choices=("off", "on")
     )
+    load_balancer_pool: str = _setting(
+        "",
+        "IPv4 addresses given to LoadBalancer Services, ranges and FIRST-LAST (default: the node's own)",
+        metavar="CIDR[,CIDR]",
+    )
     ingress_http_port: int = _setting(80, "port that Ingresses are served on; 0 leaves it out", metavar="PORT")
     ingress_https_port: int = _setting(
         443, "port that Ingresses are served on with TLS; 0 leaves it out", metavar="PORT"
@@ -100,6 +115,19 @@ class Settings:
     def plain_cidrs(self) -> tuple[str, ...]:
         """What is not masqueraded beside what goes to pods."""
         return _by_family(self.non_masquerade_cidrs)
+
+    @property
+    def load_balancer_networks(self) -> tuple[str, ...]:
+        """The load balancer's pool as IPv4 networks. Raises ValueError with what is wrong."""
+        found: list[str] = []
+        for part in filter(None, (part.strip() for part in self.load_balancer_pool.split(","))):
+            first, dash, last = part.partition("-")
+            if dash:
+                ends = ipaddress.IPv4Address(first.strip()), ipaddress.IPv4Address(last.strip())
+                found += [str(network) for network in ipaddress.summarize_address_range(*ends)]
+            else:
+                found.append(str(ipaddress.IPv4Network(part)))
+        return tuple(found)
 
     @property
     def data(self) -> Path:
@@ -147,6 +175,12 @@ def resolve(settings: Settings) -> Settings:
         raise ConfigError(
             f"--cluster-dns {filled.cluster_dns} is not in --service-cidr {services}: choose one of its addresses"
         )
+    try:
+        _ = filled.load_balancer_networks
+    except ValueError as error:
+        raise ConfigError(
+            f"--load-balancer-pool {filled.load_balancer_pool}: {error}: give IPv4 ranges such as 192.0.2.240/28"
+        ) from None
     _address("--bind-address", filled.bind_address)
     _each_family("--node-ip", filled.node_ips, _address)
     for plain in filled.plain_cidrs:

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from kone.net.firewall import Firewall
     from kone.net.ingress import IngressController
     from kone.net.ingress_rules import Certificate
+    from kone.net.load_balancer import LoadBalancerController
     from kone.net.modes import Mode
     from kone.net.policy_enforcer import PolicyEnforcer
     from kone.net.proxier import ServiceProxy
     from kone.net.rule_config import RuleConfig
+    from kone.net.uplink_addresses import UplinkAddresses
     from kone.runtime.docker import DockerRuntime
     from kone.runtime.kubelet import Kubelet
 
@@ -45,6 +47,7 @@ log = logging.getLogger(__name__)
 PROXY = User("system:kube-proxy", groups=("system:node-proxier", AUTHENTICATED))
 DNS = User("system:serviceaccount:kube-system:coredns", groups=("system:serviceaccounts", AUTHENTICATED))
 INGRESS = User("system:serviceaccount:kube-system:kone-ingress", groups=("system:serviceaccounts", AUTHENTICATED))
+BALANCER = service_account_user("kube-system", "service-controller")
 POLICIES = service_account_user("kube-system", "network-policy")
 NODE_PREFIX = {4: 24, 6: 64}  # how much of the cluster range one node's pods have, as upstream's node-cidr-mask-size
 
@@ -68,6 +71,9 @@ class Node:
         self._policies: PolicyEnforcer | None = None
         self._proxy: ServiceProxy | None = None
         self._proxy_mode: Mode | None = None
+        self._balancer: LoadBalancerController | None = None
+        self._balancer_events: EventRecorder | None = None
+        self._uplink: UplinkAddresses | None = None
         self._dns: DnsServer | None = None
         self._ingress: IngressController | None = None
         self._ingress_events: EventRecorder | None = None
@@ -94,6 +100,10 @@ class Node:
             stages.append(Stage("proxy", self._start_proxy, self._stop_proxy, 5.0))
         elif settings.runs("kubelet"):
             stages.append(Stage("proxy", self._without_proxy, self._stop_proxy, 5.0))
+        if settings.runs("proxy") and settings.runs("loadbalancer"):
+            stages.append(Stage("loadbalancer", self._start_balancer, self._stop_balancer, 2.0))
+        elif settings.runs("kubelet"):
+            stages.append(Stage("loadbalancer", self._without_balancer, self._stop_balancer, 2.0))
         if settings.runs("dns"):
             stages.append(Stage("dns", self._start_dns, self._stop_dns, 2.0))
         elif settings.runs("kubelet"):
@@ -261,6 +271,39 @@ class Node:
     async def _stop_proxy(self) -> None:
         if self._proxy is not None:
             await self._proxy.stop()
+
+    async def _start_balancer(self) -> None:
+        from kone.net.load_balancer import COMPONENT, BalancerConfig, LoadBalancerController
+        from kone.net.uplink_addresses import UplinkAddresses, is_listened_on
+
+        settings, client = self.settings, self._control_plane.client_for(BALANCER)
+        mine = [settings.secure_port, settings.kubelet_port]
+        if settings.runs("ingress"):
+            mine += [settings.ingress_http_port, settings.ingress_https_port]
+        config = BalancerConfig(
+            self.node_ips, settings.load_balancer_networks, frozenset(("TCP", port) for port in mine if port)
+        )
+        self._balancer_events = EventRecorder(client, COMPONENT, host=settings.node_name, clock=self.clock)
+        self._uplink = UplinkAddresses(settings.data, self.node_ip)
+        await self._uplink.start()
+        self._balancer = LoadBalancerController(
+            client, self._balancer_events, self.clock, config, self._uplink, is_listened_on
+        )
+        await self._balancer.start()
+
+    async def _without_balancer(self) -> None:
+        """Addresses that an earlier run gave the uplink would lead nowhere."""
+        from kone.net.uplink_addresses import remove_given
+
+        try:
+            remove_given(self.settings.data)
+        except OSError as error:
+            log.warning("addresses of load balancers stay on the uplink: %s", error)
+
+    async def _stop_balancer(self) -> None:
+        for part in (self._balancer, self._balancer_events, self._uplink):
+            if part is not None:
+                await part.stop()
 
     async def _start_dns(self) -> None:
         from kone.net.dns import DnsServer

@@ -41,6 +41,11 @@ def test_dns_is_the_tenth_address_of_the_service_range() -> None:
     assert settings("--service-cidr", "10.200.0.0/16").cluster_dns == "10.200.0.10"
 
 
+def test_the_load_balancers_pool_is_given_as_ranges_and_from_to() -> None:
+    found = settings("--load-balancer-pool", "192.0.2.240/28, 192.0.2.10,192.0.2.4-192.0.2.7")
+    assert found.load_balancer_networks == ("192.0.2.240/28", "192.0.2.10/32", "192.0.2.4/30")
+
+
 def test_a_named_instance_shares_nothing_with_the_default_one_or_another() -> None:
     default, a, b = settings(), settings("--instance", "a"), settings("--instance", "b")
     for name in ("data_dir", "cluster_cidr", "service_cidr", "cluster_dns", "datastore"):
@@ -54,6 +59,7 @@ def test_a_named_instance_shares_nothing_with_the_default_one_or_another() -> No
         (["--cluster-cidr", "10.96.0.0/12"], "overlaps"),
         (["--service-cidr", "x"], "give a range such as 10.96.0.0/16"),
         (["--cluster-dns", "10.1.1.1"], "is not in --service-cidr"),
+        (["--load-balancer-pool", "192.0.2.0/24,here"], "give IPv4 ranges such as 192.0.2.240/28"),
         (["--bind-address", "host"], "this is not an IP address"),
         (["--disable", "kubelet,nothing"], "--disable nothing: choose from"),
         (["--secure-port", "70000"], "give a port from 0 to 65535"),
