@@ -10,10 +10,10 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kone.admission.chain import default_chain
 from kone.aio.clock import Clock
@@ -274,6 +274,7 @@ class ControlPlane:
             collectable_resources=lambda: [r.gvr for r in self.registry if {"list", "watch", "delete"} <= set(r.verbs)],
             resource_of_kind=self._resource_of_kind,
             sign_request=self._sign_request,
+            policy_warnings=self._policy_warnings,
             sign_account_token=self._account_tokens.of_secret,
             local_storage=self._local_storage,
             node_name=self.settings.node_name if self.settings.runs("kubelet") else "",
@@ -291,6 +292,23 @@ class ControlPlane:
         """Where volumes of the class local-path lie; "" where no pod of this process could use them."""
         wanted = self.settings.runs("kubelet") and self.settings.runs("local-storage")
         return str(self.settings.data.absolute() / "storage") if wanted else ""
+
+    def _policy_warnings(self, policy: Object) -> list[Object]:
+        from kone.registry.policy_type_checks import TypeChecker
+
+        return TypeChecker(self.registry, self._custom_schema).warnings(policy)
+
+    def _custom_schema(self, gvk: GVK) -> Mapping[str, Any] | None:
+        """The OpenAPI schema that a definition gives its kind."""
+        assert self._verbs is not None
+        for entry in self._verbs.caches.of("apiextensions.k8s.io", "customresourcedefinitions").list():
+            spec = entry.obj["spec"]
+            if (spec["group"], spec["names"]["kind"]) == (gvk.group, gvk.kind):
+                for version in spec["versions"]:
+                    if version["name"] == gvk.version:
+                        found: Mapping[str, Any] = (version.get("schema") or {}).get("openAPIV3Schema") or {}
+                        return found
+        return None
 
     async def _sign_request(
         self, request_pem: bytes, usages: Sequence[str], not_before: float, not_after: float

@@ -428,16 +428,19 @@ class Verbs(Reads):
         options: DeleteOptions = DeleteOptions(),  # noqa: B008 (frozen)
         *,
         namespace: str = "",
+        of_collection: bool = False,
     ) -> Answer:
         """Delete the object, or mark it where finalizers or a grace period hold it. Answers the object in the second
-        case (and for kinds that always do), else a Status with its uid."""
+        case (and for kinds that always do), else a Status with its uid. Admission is not told the name of an object
+        that goes with its collection, as upstream."""
         for _ in range(CONFLICT_ATTEMPTS):
             live = self.cache(resource).get(namespace, name)
             if live is None:
                 raise not_found(resource.gvr.group_resource, name)
             old = served(resource, live.obj)
             check_preconditions(resource.gvk, old, options)
-            attributes = self.attributes(ctx, resource, "DELETE", "", namespace, name, None, old)
+            shown = "" if of_collection else name
+            attributes = self.attributes(ctx, resource, "DELETE", "", namespace, shown, None, old)
             attributes.options = options.as_object(ctx.dry_run)
             await self.admission.mutate(attributes)
             await self.admission.validate(attributes)
@@ -496,7 +499,8 @@ class Verbs(Reads):
         for entry in page.entries:
             meta = metadata(entry.obj)
             try:
-                await self.delete(ctx, resource, meta["name"], options, namespace=meta.get("namespace", ""))
+                space = meta.get("namespace", "")
+                await self.delete(ctx, resource, meta["name"], options, namespace=space, of_collection=True)
             except StatusError as error:
                 if error.reason != "NotFound":
                     raise

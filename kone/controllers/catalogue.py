@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kone.controllers.admission_policy_status import ADMISSION_POLICY_STATUS_CONTROLLER
 from kone.controllers.certificates import (
     APPROVING_CONTROLLER,
     CLEANER_CONTROLLER,
@@ -85,6 +86,7 @@ def all_controllers() -> list[Controller]:
         RESOURCE_CLAIM_CONTROLLER,
         RESOURCE_CLAIM_RELEASE_CONTROLLER,
         NODE_LIFECYCLE_CONTROLLER,
+        ADMISSION_POLICY_STATUS_CONTROLLER,
         NODE_TTL_CONTROLLER,
         TAINT_EVICTION_CONTROLLER,
         POD_GC_CONTROLLER,

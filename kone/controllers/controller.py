@@ -103,6 +103,8 @@ class Settings:
     """The directory in which volumes of the class local-path are made; "" where this process has no node."""
     node_name: str = ""
     """The node of this process; "" where it has none."""
+    policy_warnings: Callable[[Object], list[Object]] = lambda policy: []
+    """What the expressions of a ValidatingAdmissionPolicy get wrong of the kinds that it is for."""
     sign_account_token: Callable[[Object, Object], str] = lambda account, secret: ""
     """The lasting token of a service account for a secret."""
 

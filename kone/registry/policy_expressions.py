@@ -26,6 +26,7 @@ from kone.apimachinery.cel import (
     map_of,
     struct_type,
 )
+from kone.apimachinery.cel import Structs as StructsOf
 from kone.apimachinery.cel_functions import Functions
 
 _TEXTS = map_of(STRING, STRING)
@@ -80,7 +81,7 @@ VARIABLES_TYPE = "kubernetes.variables"
 class Structs(FieldTable):
     """The structs above, the policy's own variables, and where a policy mutates, what it makes."""
 
-    def __init__(self, variables: Mapping[str, Type] | None = None, made: FieldTable | None = None) -> None:
+    def __init__(self, variables: Mapping[str, Type] | None = None, made: StructsOf | None = None) -> None:
         super().__init__(_STRUCTS)
         if variables is not None:
             self.structs[VARIABLES_TYPE] = variables
@@ -100,7 +101,7 @@ def environment(
     params: bool = False,
     authorizer: bool = True,
     variables: Mapping[str, Type] | None = None,
-    made: FieldTable | None = None,
+    made: StructsOf | None = None,
     functions: Functions | None = None,
 ) -> Environment:
     """The environment of one expression; `variables` are those of the policy that come before it."""
@@ -137,17 +138,22 @@ class Made(FieldTable):
 
 
 class Expressions:
-    """Compiles the expressions of one policy's spec. `variables` are those that compile, in their order."""
+    """Compiles the expressions of one policy's spec. `variables` are those that compile, in their order.
 
-    def __init__(self, spec: Mapping[str, Any]) -> None:
+    `types` says better than dyn what some variables are, in terms of `structs`.
+    """
+
+    def __init__(
+        self, spec: Mapping[str, Any], *, types: Mapping[str, Type] | None = None, structs: StructsOf | None = None
+    ) -> None:
         self._params = spec.get("paramKind") is not None
-        self._declared = False
+        self._overwritten, self._structs = types, structs
+        self._declared = bool(spec.get("variables"))
         self.variables: dict[str, Program] = {}
         self._types: dict[str, Type] = {}
         self.errors: dict[int, CelSyntaxError] = {}
         """Of variables, by their place."""
         for i, variable in enumerate(spec.get("variables") or ()):
-            self._declared = self._declared or i > 0
             try:
                 program = self._environment().compile(variable.get("expression", "").strip())
             except CelSyntaxError as error:
@@ -155,18 +161,29 @@ class Expressions:
                 continue
             self.variables[variable.get("name", "")] = program
             self._types[variable.get("name", "")] = program.type
-        self._declared = bool(spec.get("variables"))
 
     def _environment(
         self,
         *,
         authorizer: bool = True,
-        made: FieldTable | None = None,
+        made: StructsOf | None = None,
         functions: Functions | None = None,
         variables: bool = True,
     ) -> Environment:
         types = dict(self._types) if variables and self._declared else None
-        return environment(params=self._params, authorizer=authorizer, variables=types, made=made, functions=functions)
+        found = environment(
+            params=self._params,
+            authorizer=authorizer,
+            variables=types,
+            made=made if made is not None else self._structs,
+            functions=functions,
+        )
+        found.variables.update(self._overwritten or {})
+        return found
+
+    def anything(self, source: str) -> Program:
+        """An expression that may give anything. Raises CelSyntaxError."""
+        return self._environment().compile(source.strip())
 
     def condition(self, source: str) -> Program:
         """A match condition; it knows no variables. Raises CelSyntaxError."""
