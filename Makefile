@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help venv deps up down clean check test ring3 ring4 replay bench generate binary unit image
+.PHONY: help venv deps up down clean check test vm ring3 ring4 replay bench generate binary unit image
 
 PYTHON ?= python3
 VENV := .venv
@@ -151,6 +151,19 @@ testdeps:
 		apt-get update -qq
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
 	fi
+
+# IPVS is in few kernels of machines that run tests: it is tested in a guest with Debian's own.
+vm: venv ## the ipvs proxier with real packets in a virtual machine (root)
+	@missing=""
+	for package in qemu-system-x86 busybox-static iptables ipset nftables; do
+		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
+	done
+	if [ -n "$$missing" ]; then
+		apt-get update -qq
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
+	fi
+	apt-cache show linux-image-amd64 >/dev/null 2>&1 || apt-get update -qq
+	$(BIN)/python -m tests.vm --timeout 350 -- .ci/ipvs
 
 replay: venv ## play the conversations recorded from upstream; the counts only rise (no root)
 	@$(BIN)/python -m tests.replay

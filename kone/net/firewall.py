@@ -63,6 +63,7 @@ class Saved:
     """What iptables-save tells of one table."""
 
     counts: dict[str, int] = field(default_factory=dict)  # rules of each chain that is not built in
+    prints: dict[str, int] = field(default_factory=dict)  # a number that stands for the text of its rules
     builtin: dict[str, list[str]] = field(default_factory=dict)  # rules of each built-in chain, without "-A NAME "
     policies: dict[str, str] = field(default_factory=dict)
 
@@ -78,6 +79,7 @@ def parse_save(text: str) -> dict[str, Saved]:
                 table.builtin[chain].append(rule)
             else:
                 table.counts[chain] = table.counts.get(chain, 0) + 1
+                table.prints[chain] = hash((table.prints.get(chain, 0), rule))
         elif line.startswith(":"):
             chain, policy = line[1:].split(" ")[:2]
             if policy == "-":
@@ -158,6 +160,7 @@ class Firewall:
         self._desired: dict[ChainId, tuple[str, ...]] = {}
         self._jumps: list[Jump] = []
         self._installed: dict[ChainId, tuple[str, ...]] = {}
+        self._prints: dict[ChainId, int] = {}  # how iptables-save tells of chains since they were last written
         self._known: set[ChainId] = set()  # own chains in the kernel, ours of now or left by an earlier run
         self._checked: set[tuple[str, str]] = set()  # built-in chains whose jumps are in place
         self._missing: set[tuple[str, str]] | None = None  # (table, built-in or "") that nf_tables did not have
@@ -165,7 +168,7 @@ class Firewall:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="kone-iptables")
         self._tasks = TaskGroup("firewall")
         self._changes = Changes()
-        self._shapes = LegacyShapes(("nat", "filter"))
+        self._shapes = LegacyShapes(("nat", "filter"), family)
         self.mended = 0
 
     @property
@@ -224,20 +227,30 @@ class Firewall:
         return chain in self._known
 
     async def verify(self) -> int:
-        """Compare the kernel with what it shall be and mend it; how many chains were wrong. Raises FirewallError."""
+        """Compare the kernel with what it shall be and mend it; how many chains were wrong. Raises FirewallError.
+
+        iptables-save words rules in its own way: how it words a chain is learned after the chain was written, when
+        someone else changes something for the first time. Until then the chain is written again, right or wrong.
+        """
         async with self._lock:
             tables = await self._call(self._look)
+            found = {chain: tables.get(chain.table) or Saved() for chain in self._desired}
+            counts = {chain: saved.counts.get(chain.chain, -1) for chain, saved in found.items()}
+            prints = {chain: saved.prints.get(chain.chain, 0) for chain, saved in found.items()}
             wrong = [
                 chain
                 for chain, rules in self._desired.items()
-                if (tables.get(chain.table) or Saved()).counts.get(chain.chain, -1) != len(rules)
+                if counts[chain] != len(rules) or self._prints.get(chain, prints[chain]) != prints[chain]
             ]
+            unlearned = [c for c, rules in self._desired.items() if rules and c not in self._prints]
             broken = {(j.table, j.builtin) for j in self._jumps if self._jump_lines(j.table, j.builtin, tables)}
-            if wrong or broken:
-                for chain in wrong:
+            if wrong or unlearned or broken:
+                for chain in {*wrong, *unlearned}:
                     self._installed.pop(chain, None)
                 self._checked -= broken
-                await self._write(wrong, set(), tables)
+                await self._write([*dict.fromkeys([*wrong, *unlearned])], set(), tables)
+                await self._learn([*wrong, *unlearned])
+            if wrong or broken:
                 self.mended += 1
                 log.warning(
                     "mended rules that someone else changed: chains=%d jumps=%d first=%s",
@@ -246,6 +259,14 @@ class Firewall:
                     wrong[0].chain if wrong else next(iter(broken))[1],
                 )
             return len(wrong) + len(broken)
+
+    async def _learn(self, chains: Iterable[ChainId]) -> None:
+        """Note how the kernel tells of chains that were just written, unless someone else wrote since."""
+        self._changes.clear()
+        tables = await self._call(self._look)
+        if not self._changes.is_set():
+            for chain in chains:
+                self._prints[chain] = (tables.get(chain.table) or Saved()).prints.get(chain.chain, 0)
 
     async def cleanup(self, which: Callable[[ChainId], bool] = lambda chain: True) -> None:
         """Remove the instance's chains for which `which` holds, jumps to them, and what nf_tables made for them.
@@ -257,6 +278,7 @@ class Firewall:
                 del self._desired[chain]
             self._jumps = [jump for jump in self._jumps if not which(ChainId(jump.table, jump.chain))]
             self._installed = {c: rules for c, rules in self._installed.items() if not which(c)}
+            self._prints = {c: number for c, number in self._prints.items() if not which(c)}
             self._known = {c for c in self._known if not which(c)}
             self._checked.clear()
             await self._call(lambda: self._remove_everywhere(which))
@@ -290,8 +312,11 @@ class Firewall:
             raise
         self._installed |= changed
         self._known |= set(changed)
+        for chain in changed:
+            self._prints.pop(chain, None)
         for chain in removed:
             self._installed.pop(chain, None)
+            self._prints.pop(chain, None)
             self._known.discard(chain)
         self._checked |= builtins
 

@@ -1,8 +1,8 @@
 """Noticing that someone else changed packet filter rules, without asking the kernel over and over.
 
 nf_tables tells of each transaction by netlink, with the process that made it; a socket filter lets only that one
-message through, so an idle node does nothing. The legacy tables tell nothing: their size is read once a second, by
-one system call.
+message through, so an idle node does nothing. The legacy tables tell nothing: they are read once a second, by two
+system calls each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import errno
 import logging
 import socket
 import struct
+import zlib
 from collections import deque
 from collections.abc import Sequence
 from typing import ClassVar
@@ -26,7 +27,9 @@ NETLINK_ADD_MEMBERSHIP = 1
 NFT_MSG_NEWGEN = 10 << 8 | 15  # subsystem nf_tables, message 15
 NFTA_GEN_PROC_PID = 2
 SO_ATTACH_FILTER = 26
-IPT_SO_GET_INFO = 64
+IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES = 64, 65  # the same numbers for both families
+INFO_SIZE, ENTRIES_HEADER = 84, 40  # struct ipt_getinfo and what stands before the rules in struct ipt_get_entries
+ADDRESSING = {4: 84, 6: 136}  # the size of struct ipt_ip and ip6t_ip6, with which a rule begins
 LEGACY_INTERVAL_S = 1.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,6 +55,9 @@ class Changes:
 
     def clear(self) -> None:
         self._event.clear()
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
 
     async def wait(self) -> None:
         await self._event.wait()
@@ -87,11 +93,12 @@ async def watch_nft(changes: Changes) -> None:
 
 
 class LegacyShapes:
-    """The shape of the legacy tables as kone last left it; a difference is somebody else's doing."""
+    """The legacy tables of one family as kone last left them; a difference is somebody else's doing."""
 
-    def __init__(self, tables: Sequence[str]) -> None:
+    def __init__(self, tables: Sequence[str], family: int = 4) -> None:
         self._tables = tables
-        self._left: bytes | None = None
+        self._family = family
+        self._left: int | None = None
 
     def changed(self) -> bool:
         return self._left is not None and self._left != self._now()
@@ -100,16 +107,39 @@ class LegacyShapes:
         """What they are now is as it shall be."""
         self._left = self._now()
 
-    def _now(self) -> bytes:
-        """Entry counts, sizes and hook offsets."""
-        shapes = b""
-        with socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
+    def _now(self) -> int:
+        """A number that stands for all rules, their counters left out."""
+        inet, level = (socket.AF_INET, socket.SOL_IP) if self._family == 4 else (socket.AF_INET6, socket.IPPROTO_IPV6)
+        number = 0
+        with socket.socket(inet, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
             for table in self._tables:
-                info = ctypes.create_string_buffer(table.encode().ljust(84, b"\0"), 84)
-                length = ctypes.c_uint32(84)
-                if _libc.getsockopt(raw.fileno(), socket.SOL_IP, IPT_SO_GET_INFO, info, ctypes.byref(length)) == 0:
-                    shapes += info.raw
-        return shapes
+                name = table.encode().ljust(32, b"\0")
+                info = _option(raw, level, IPT_SO_GET_INFO, name, INFO_SIZE)
+                if info is not None:
+                    (size,) = struct.unpack_from("I", info, INFO_SIZE - 4)
+                    asked = name + struct.pack("I", size)
+                    rules = _option(raw, level, IPT_SO_GET_ENTRIES, asked, ENTRIES_HEADER + size)
+                    number = zlib.crc32(without_counters(rules or bytearray(), ADDRESSING[self._family]), number)
+        return number
+
+
+def _option(raw: socket.socket, level: int, option: int, asked: bytes, size: int) -> bytearray | None:
+    """getsockopt with a question in the buffer; None where there is no answer."""
+    buffer = ctypes.create_string_buffer(asked, size)
+    length = ctypes.c_uint32(size)
+    done = _libc.getsockopt(raw.fileno(), level, option, buffer, ctypes.byref(length))
+    return bytearray(buffer.raw) if done == 0 else None
+
+
+def without_counters(rules: bytearray, addressing: int) -> bytearray:
+    """The rules of struct ipt_get_entries with their packet and byte counters made zero, in place."""
+    offset, nothing = ENTRIES_HEADER, bytes(16)
+    while offset + addressing + 28 <= len(rules):
+        (step,) = struct.unpack_from("H", rules, offset + addressing + 6)  # next_offset
+        counters = offset + (addressing + 12 + 7 & ~7)
+        rules[counters : counters + 16] = nothing
+        offset += max(step, 1)
+    return rules
 
 
 async def watch_legacy(changes: Changes, shapes: LegacyShapes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 from collections.abc import Callable
@@ -65,9 +66,20 @@ def _commands(*commands: str) -> Harm:
 
 def _iptables_harms(tool: str) -> tuple[Harm, ...]:
     return (
+        lambda: _edit_rule(tool),
         _commands(f"{tool} -F", f"{tool} -t nat -F"),
         _commands(f"{tool} -t nat -D PREROUTING -j {NAMES.chain('SERVICES')}"),
     )
+
+
+def _edit_rule(tool: str) -> None:
+    """The Service's rule leads to another port: as many rules as before."""
+    rules = run(tool, "-t", "nat", "-S").splitlines()
+    rule = next(line for line in rules if "--to-destination" in line)
+    chain = rule.split()[1]
+    number = [line for line in rules if line.startswith(f"-A {chain} ")].index(rule) + 1
+    words = shlex.split(rule.replace(":8080", ":8099"))[2:]
+    run(tool, "-t", "nat", "-R", chain, str(number), *words)
 
 
 def _ipvs_harms(family: int) -> tuple[Harm, ...]:
