@@ -163,7 +163,7 @@ vm: venv ## the ipvs proxier with real packets in a virtual machine (root)
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
 	fi
 	apt-cache show linux-image-amd64 >/dev/null 2>&1 || apt-get update -qq
-	$(BIN)/python -m tests.vm --timeout 350 -- .ci/ipvs
+	$(BIN)/python -m tests.vm --timeout 420 -- .ci/ipvs
 
 replay: venv ## play the conversations recorded from upstream; the counts only rise (no root)
 	@$(BIN)/python -m tests.replay

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol
 
 from kone.aio.clock import Clock, SystemClock
@@ -17,6 +17,8 @@ from kone.aio.tasks import TaskGroup
 from kone.apimachinery.kinds import ENDPOINTSLICES, NODES, SERVICES
 from kone.apimachinery.objects import Key, Object, key_of, labels_of, namespace_of
 from kone.client.client import EventType, Reader
+from kone.client.events import EventRecorder
+from kone.net.health_check import Check, HealthChecks
 from kone.net.service_map import (
     SERVICE_NAME,
     ZONE,
@@ -77,6 +79,7 @@ class ServiceProxy:
         node_name: str,
         clock: Clock | None = None,
         synced: Callable[[], Awaitable[None]] | None = None,
+        recorder: EventRecorder | None = None,
     ) -> None:
         self._client = client
         self._proxiers = proxiers
@@ -90,6 +93,9 @@ class ServiceProxy:
         self._dirty: set[Key] = set()
         self._zone = ""
         self._when_synced = synced
+        self._healthy = False
+        self._health_checks = HealthChecks(node_name, lambda: self._healthy, recorder)
+        self._checked: dict[Key, Check] = {}
         self._wake = asyncio.Event()
         self._synced = asyncio.Event()
         self._tasks = TaskGroup("service-proxy")
@@ -110,6 +116,7 @@ class ServiceProxy:
             unsubscribe()
         self._unsubscribe.clear()
         await self._tasks.cancel()
+        await self._health_checks.stop()
         for proxier in self._proxiers.values():
             await proxier.stop()
 
@@ -159,7 +166,26 @@ class ServiceProxy:
                 log.error("services are not all served: family=%s error=%s", family, error)
                 self.errors += 1
                 good = False
+        self._healthy = good
+        await self._check_health(dirty)
         return good
+
+    async def _check_health(self, dirty: Iterable[Key]) -> None:
+        """Have the health checks of these Services say what is so now."""
+        changed: dict[Key, Check | None] = {}
+        for key in dirty:
+            ports = [self._desired[family][name] for family, name in self._names.get(key, ())]
+            numbers = {port.health_check_node_port for port in ports if port.health_check_node_port}
+            check = Check(min(numbers), len({ip for port in ports for ip in port.local_ready})) if numbers else None
+            if check != self._checked.get(key):
+                changed[key] = check
+                if check is None:
+                    del self._checked[key]
+                else:
+                    self._checked[key] = check
+        if changed or self._health_checks.failed:
+            keys = {*changed, *self._health_checks.failed}
+            await self._health_checks.update(changed, {k: s for k in keys if (s := self._services.get(*k)) is not None})
 
     def _compute(self, key: Key) -> None:
         service = self._services.get(*key)

@@ -65,6 +65,7 @@ class ServicePort:
     external_local: bool = False
     internal_local: bool = False
     health_check_node_port: int = 0
+    local_ready: tuple[str, ...] = ()  # ready endpoints on this node, where there is a health check that counts them
     cluster_endpoints: tuple[Endpoint, ...] = ()
     local_endpoints: tuple[Endpoint, ...] = ()
     has_endpoints: bool = False
@@ -190,7 +191,12 @@ def _with_endpoints(port: ServicePort, candidates: Sequence[_Candidate], place: 
         cluster_endpoints=tuple(c.endpoint for c in cluster),
         local_endpoints=tuple(c.endpoint for c in local),
         has_endpoints=bool(usable),
+        local_ready=_local_ready(candidates) if port.health_check_node_port else (),
     )
+
+
+def _local_ready(candidates: Sequence[_Candidate]) -> tuple[str, ...]:
+    return tuple(sorted({c.endpoint.ip for c in candidates if c.on_node and c.ready}))
 
 
 def _ready_else_draining(candidates: Sequence[_Candidate]) -> list[_Candidate]:

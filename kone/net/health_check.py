@@ -1,0 +1,114 @@
+"""The health check node port of Services with externalTrafficPolicy Local: does this node have endpoints of its own?
+
+A load balancer outside asks each node by HTTP and sends traffic only where the answer is 200. Body, codes and headers
+are those of upstream's proxy: load balancers rely on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from kone.apimachinery.objects import Key, Object
+from kone.client.events import EventRecorder
+
+log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S = 5.0
+HEAD_MAX = 8192
+
+
+class Check(NamedTuple):
+    """A Service's port on the node, and how many of its ready endpoints are on this node."""
+
+    port: int
+    local_endpoints: int
+
+
+class HealthChecks:
+    """One listener for each Service that wants one. `healthy` says whether the proxy itself does its work."""
+
+    def __init__(
+        self,
+        node_name: str,
+        healthy: Callable[[], bool],
+        recorder: EventRecorder | None = None,
+        *,
+        address: str = "",
+    ) -> None:
+        self._node_name = node_name
+        self._healthy = healthy
+        self._recorder = recorder
+        self._address = address or None  # every address of every family
+        self._checks: dict[Key, Check] = {}
+        self._servers: dict[Key, asyncio.Server] = {}
+
+    @property
+    def failed(self) -> list[Key]:
+        """Services whose port could not be had."""
+        return [key for key in self._checks if key not in self._servers]
+
+    async def update(self, changed: Mapping[Key, Check | None], references: Mapping[Key, Object]) -> None:
+        """Listen for these from now on (None: no more); those that failed before are tried again.
+
+        A port that is taken is an event on the Service, of which `references` has the object.
+        """
+        for key, check in changed.items():
+            before = self._checks.pop(key, None)
+            if before is not None and (check is None or check.port != before.port):
+                await self._close(key)
+            if check is not None:
+                self._checks[key] = check
+        for key in self.failed:
+            await self._listen(key, self._checks[key].port, references.get(key))
+
+    async def stop(self) -> None:
+        for key in list(self._servers):
+            await self._close(key)
+
+    async def _listen(self, key: Key, port: int, reference: Object | None) -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            try:
+                async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                    request = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(self._response(key, head=request.startswith(b"HEAD ")))
+                    await writer.drain()
+            except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                pass  # nobody is there to be told
+            finally:
+                writer.close()
+
+        try:
+            self._servers[key] = await asyncio.start_server(answer, self._address, port, limit=HEAD_MAX)
+        except OSError as error:
+            message = f'node {self._node_name} failed to start healthcheck "{key}" on port {port}: {error.strerror}'
+            log.error("%s", message)
+            if self._recorder is not None and reference is not None:
+                self._recorder.event(reference, "Warning", "FailedToStartServiceHealthcheck", message)
+
+    async def _close(self, key: Key) -> None:
+        if (server := self._servers.pop(key, None)) is not None:
+            server.close()
+            await server.wait_closed()
+
+    def _response(self, key: Key, *, head: bool) -> bytes:
+        check = self._checks.get(key)
+        count = check.local_endpoints if check else 0
+        healthy = self._healthy()
+        content = body(key, count, healthy).encode()
+        status = "200 OK" if count and healthy else "503 Service Unavailable"
+        header = (
+            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n"
+            f"X-Load-Balancing-Endpoint-Weight: {count}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        )
+        return header.encode() + (b"" if head else content)
+
+
+def body(key: Key, local_endpoints: int, healthy: bool) -> str:
+    """What the check says, indented by tabs."""
+    service = {"namespace": key.namespace, "name": key.name}
+    said = {"service": service, "localEndpoints": local_endpoints, "serviceProxyHealthy": healthy}
+    return json.dumps(said, indent="\t")
