@@ -342,10 +342,10 @@ def _error_output(request: web.BaseRequest) -> Output:
     if accept is None or accept in ("*/*", negotiation.JSON):
         return PLAIN
     try:
-        found = negotiate(accept, streams=True)
+        found = negotiate(accept, streams=True, protobuf=True)
     except StatusError:
         return PLAIN
-    return Output(found.media) if found.media == "yaml" else PLAIN
+    return PLAIN if found.media == "json" else Output(found.media)
 
 
 def serving_context(files: TlsFiles) -> ssl.SSLContext:

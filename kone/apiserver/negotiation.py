@@ -1,4 +1,7 @@
-"""What a client accepts: JSON, YAML, a Table, only the metadata, and in which version. Decided once per header text.
+"""What a client accepts: JSON, YAML, protobuf, a Table, only the metadata, and in which version. Decided once per
+header text.
+
+Whoever takes JSON gets JSON, since that is what is stored; protobuf is for clients that take nothing else.
 
 Two doors, as upstream: the route knows which media types exist at all (406 with the available ones), then the handler
 looks for the first clause, best quality first, whose parameters it can keep.
@@ -6,13 +9,14 @@ looks for the first clause, best quality first, whose parameters it can keep.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
 
 from kone.apimachinery.errors import StatusError
 
-Media = Literal["json", "yaml"]
+Media = Literal["json", "yaml", "protobuf"]
 Transform = Literal["", "Table", "PartialObjectMetadata", "PartialObjectMetadataList"]
 
 JSON: Final = "application/json"
@@ -21,6 +25,9 @@ PROTOBUF: Final = "application/vnd.kubernetes.protobuf"
 OBJECT_TYPES: Final = (JSON, YAML, PROTOBUF)
 STREAM_TYPES: Final = (JSON, YAML, PROTOBUF, JSON + ";stream=watch", PROTOBUF + ";stream=watch")
 META_GROUP: Final = "meta.k8s.io"
+
+
+_CONTENT_TYPES: Final[Mapping[Media, str]] = {"json": JSON, "yaml": YAML, "protobuf": PROTOBUF}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,7 @@ class Output:
 
     @property
     def content_type(self) -> str:
-        return JSON if self.media == "json" else YAML
+        return _CONTENT_TYPES[self.media]
 
 
 PLAIN: Final = Output()
@@ -73,9 +80,16 @@ def parse_accept(header: str) -> tuple[Clause, ...]:
 
 @lru_cache(maxsize=512)
 def negotiate(
-    header: str, *, transforms: bool = True, tables: bool = True, streams: bool = False, routed: bool = True
+    header: str,
+    *,
+    transforms: bool = True,
+    tables: bool = True,
+    streams: bool = False,
+    routed: bool = True,
+    protobuf: bool = False,
 ) -> Output:
     """How to answer a request with this Accept header; not `routed`: upstream's route takes every header there.
+    `protobuf`: what is asked for has such a form.
 
     Raises 406 NotAcceptable.
     """
@@ -93,6 +107,8 @@ def negotiate(
         output = _output(clause, media, transforms)
         if output is not None and (tables or output.transform != "Table"):
             return output
+    if protobuf and any(clause.media_type == PROTOBUF and not _transforms(clause) for clause in parse_accept(header)):
+        return Output("protobuf")
     raise not_acceptable("only the following media types are accepted: " + ", ".join(OBJECT_TYPES))
 
 
@@ -109,6 +125,11 @@ def _check_route(header: str, available: tuple[str, ...]) -> None:
             return
     message = "406: Not Acceptable\n\nAvailable representations: " + ", ".join(available)
     raise StatusError(406, "NotAcceptable", message, details={})
+
+
+def _transforms(clause: Clause) -> bool:
+    """Whether a Table or metadata are asked for, which have no protobuf form here."""
+    return any(name == "as" for name, _ in clause.parameters)
 
 
 def _output(clause: Clause, media: Media, transforms: bool) -> Output | None:

@@ -37,6 +37,7 @@ from kone.apiserver.responses import (
     reply,
 )
 from kone.apiserver.streams import Streams, connect_options
+from kone.apiserver.tunnels import is_web_socket
 from kone.apiserver.verbs import Verbs
 from kone.apiserver.watching import Watching
 from kone.registry.resource import Resource
@@ -212,11 +213,16 @@ class _Call:
         if accept is None or accept == "application/json" or accept == "*/*":
             found = PLAIN
         else:
-            found = negotiate(accept, streams=streams, tables=tables)
+            found = negotiate(accept, streams=streams, tables=tables, protobuf=self._has_protobuf)
         pretty = self.query.get("pretty") if self.query else None
         if pretty and options.parse_bool(pretty[0]) and not found.pretty:
             return Output(found.media, found.transform, found.meta_version, True)
         return found
+
+    @property
+    def _has_protobuf(self) -> bool:
+        """Custom resources have no such form, and a WebSocket's messages are JSON."""
+        return self.resource.custom is None and not is_web_socket(self.request)
 
     def _include(self, output: Output) -> tables.Include:
         return tables.parse_include(first(self.query, "includeObject")) if output.transform == "Table" else "Metadata"

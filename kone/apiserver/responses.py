@@ -15,6 +15,7 @@ import orjson
 from aiohttp import web
 from multidict import CIMultiDict
 
+from kone.apimachinery import protobuf
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.objects import Object, metadata
 from kone.apiserver import tables, yaml_text
@@ -46,6 +47,8 @@ def warning_header(text: str) -> str:
 def render(value: Any, output: Output = PLAIN) -> bytes:
     if output.media == "yaml":
         return yaml_text.dump(value)
+    if output.media == "protobuf":
+        return protobuf.encode(value)
     if output.pretty:
         return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
     return orjson.dumps(value)
@@ -179,6 +182,13 @@ class Frames:
         return found
 
 
+def protobuf_frame(kind: str, obj: Object) -> bytes:
+    """A WatchEvent as protobuf, after its length in four bytes: type, and the object in an envelope of its own."""
+    event = protobuf.field_bytes(1, kind.encode())
+    event += protobuf.field_bytes(2, protobuf.field_bytes(1, protobuf.encode(obj)))
+    return len(event).to_bytes(4, "big") + event
+
+
 def frame(kind: str, obj: Any) -> bytes:
     return orjson.dumps({"type": kind, "object": obj}, option=orjson.OPT_APPEND_NEWLINE)
 
@@ -194,13 +204,17 @@ class WatchWriter:
         self._include = include
         self._frames = frames
         self._now = now
-        self._plain = not output.transform and watch.resource.from_storage is None
+        self._frame = protobuf_frame if output.media == "protobuf" else frame
+        self._plain = not output.transform and output.media != "protobuf" and watch.resource.from_storage is None
         self._definitions_sent = False
+        self.content_type = output.content_type + (";stream=watch" if output.media == "protobuf" else "")
+        if output.media == "yaml":
+            self.content_type = JSON  # a stream of YAML is none
 
     def events(self, events: Iterable[Event]) -> bytes:
         if self._plain:
             return b"".join(map(self._frames.plain, events))
-        return b"".join(frame(event.type, self._object(served(self._resource, event.obj))) for event in events)
+        return b"".join(self._frame(event.type, self._object(served(self._resource, event.obj))) for event in events)
 
     def _object(self, obj: Object) -> Object:
         output = self._output
@@ -231,8 +245,8 @@ class WatchWriter:
             self._include = "Metadata"  # or the client could not see the annotation
             made = self._object(obj)
             self._include = "None"
-            return frame("BOOKMARK", made)
-        return frame("BOOKMARK", self._object(obj) if self._output.transform else obj)
+            return self._frame("BOOKMARK", made)
+        return self._frame("BOOKMARK", self._object(obj) if self._output.transform else obj)
 
     def error(self, error: StatusError) -> bytes:
-        return frame("ERROR", error.status)
+        return self._frame("ERROR", {**error.status})

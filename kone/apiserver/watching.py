@@ -1,4 +1,4 @@
-"""Watches as streams: JSON lines in chunks over HTTP, or a message an event over a WebSocket."""
+"""Watches as streams: JSON lines (or protobuf frames) in chunks over HTTP, or a message an event over a WebSocket."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Watching:
         """Stream until the time is over (0: half an hour or more), the client goes, or the server stops."""
         task = asyncio.current_task()
         assert task is not None
-        out = await _open(request)
+        out = await _open(request, writer.content_type)
         self._tasks.add(task)
         try:
             with ends_with_client(request):
@@ -86,12 +86,12 @@ class _Output(Protocol):
     async def close(self) -> None: ...
 
 
-async def _open(request: web.BaseRequest) -> _Output:
+async def _open(request: web.BaseRequest, content_type: str) -> _Output:
     if is_web_socket(request):
         socket = web.WebSocketResponse(compress=False)
         await socket.prepare(request)
         return _Messages(socket)
-    headers = CIMultiDict({"Content-Type": "application/json", "Cache-Control": "no-cache, private"})
+    headers = CIMultiDict({"Content-Type": content_type, "Cache-Control": "no-cache, private"})
     response = web.StreamResponse(headers=headers)
     response.enable_chunked_encoding()
     await response.prepare(request)
