@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import logging
 import os
@@ -85,6 +86,16 @@ class ControlPlane:
         self._custom: CustomResources | None = None
         self._tasks = TaskGroup("control-plane")
         self.on_new_certificates: list[Callable[[], None]] = []
+
+    async def move(self, node_ip: str) -> None:
+        """The host has another address: certificates name it, and `kubernetes.default` leads there."""
+        old, self.node_ip = self.node_ip, node_ip
+        names = self.pki.names
+        ips = tuple(node_ip if ip == old else ip for ip in names.node_ips)
+        self.pki.names = dataclasses.replace(names, node_ips=ips)
+        await self.reload_certificates()
+        if self.api is not None:
+            await kubernetes_endpoints.reconcile(self.client_for(API_SERVER), node_ip, self.api.port)
 
     @property
     def url(self) -> str:

@@ -6,6 +6,7 @@ even imported, so that a bare API starts quickly.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from kone.aio.clock import Clock, SystemClock
 from kone.aio.stages import Stage, Stages
+from kone.aio.tasks import TaskGroup
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.users import AUTHENTICATED, User, service_account_user
 from kone.client.client import Client
@@ -49,6 +51,7 @@ DNS = User("system:serviceaccount:kube-system:coredns", groups=("system:servicea
 INGRESS = User("system:serviceaccount:kube-system:kone-ingress", groups=("system:serviceaccounts", AUTHENTICATED))
 BALANCER = service_account_user("kube-system", "service-controller")
 POLICIES = service_account_user("kube-system", "network-policy")
+ADDRESS_SETTLE_S = 0.5  # a change of address is usually several notices
 NODE_PREFIX = {4: 24, 6: 64}  # how much of the cluster range one node's pods have, as upstream's node-cidr-mask-size
 
 
@@ -62,6 +65,7 @@ class Node:
         self.node_ip = self.node_ips[0]
         self._lock: int | None = None
         self._stages = Stages()
+        self._tasks = TaskGroup("node")
         self._control_plane = ControlPlane(settings, self.node_ip, self.clock)
         self._firewalls: dict[int, Firewall] = {}
         self._network: BridgeNetwork | CniNetwork | None = None
@@ -114,6 +118,8 @@ class Node:
             stages.append(Stage("ingress", self._start_ingress, self._stop_ingress, 3.0))
         else:
             stages.append(Stage("ingress", self._without_ingress, self._stop_ingress, 3.0))
+        if not settings.node_ips and hasattr(socket, "AF_NETLINK"):
+            stages.append(Stage("addresses", self._watch_addresses, self._tasks.cancel, 1.0))
         for stage in stages:
             await self._stages.start(stage)
         took = " ".join(f"{name}={seconds * 1000:.0f}ms" for name, seconds in self._stages.took_s.items())
@@ -144,6 +150,32 @@ class Node:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    # ---- the host's addresses
+
+    async def _watch_addresses(self) -> None:
+        from kone.net.link_watch import watch_addresses
+
+        changed = asyncio.Event()
+        self._tasks.guard(lambda: watch_addresses(changed.set), name="addresses-watch")
+        self._tasks.guard(lambda: self._follow_addresses(changed), name="addresses-follow")
+
+    async def _follow_addresses(self, changed: asyncio.Event) -> None:
+        """When the host has lost an address of the node's, the node moves to those that lead to the world by then."""
+        while True:
+            await changed.wait()
+            await self.clock.sleep(ADDRESS_SETTLE_S)
+            changed.clear()
+            if all(is_here(ip) for ip in self.node_ips):
+                continue  # a host whose default route is gone is still the same
+            found = own_addresses(self.settings.cluster_cidrs)
+            if found[0].startswith("127.") or not is_here(found[0]):
+                continue  # it is between two addresses
+            log.warning("the host has another address: %s, it was %s", ",".join(found), ",".join(self.node_ips))
+            self.node_ips, self.node_ip = found, found[0]
+            await self._control_plane.move(self.node_ip)
+            if self._kubelet is not None:
+                self._kubelet.move(found)
 
     # ---- the network
 
@@ -413,6 +445,17 @@ class Node:
             await self._kubelet_events.stop()
         if self._runtime is not None:
             await self._runtime.close()
+
+
+def is_here(address: str) -> bool:
+    """Whether the host has the address."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def require_root() -> None:

@@ -1,4 +1,4 @@
-"""Noticing that someone else took the bridge, its addresses or its routes away, by netlink's own notices.
+"""Noticing by netlink that someone took the bridge, its addresses or its routes away, or that the host moved.
 
 Only what concerns the bridge and is a loss is passed on: pods that come and go wake nobody.
 """
@@ -19,7 +19,7 @@ RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_I
     0x400,
 )
 GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR | RTMGRP_IPV6_ROUTE
-RTM_NEWLINK, RTM_DELLINK, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 16, 17, 21, 24, 25
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR, RTM_NEWROUTE, RTM_DELROUTE = 16, 17, 20, 21, 24, 25
 RTA_OIF = 4
 IFF_UP = 1
 
@@ -56,6 +56,33 @@ async def watch_link(
     """Run for ever, calling `lost` when the link with that index lost something, and `moved` when the host's uplink
     may be another, or have another MTU.
     """
+
+    def heard(message: bytes) -> None:
+        if is_loss(message, index()):
+            lost()
+        if is_of_uplink(message, uplink()):
+            moved()
+
+    def missed() -> None:
+        lost()
+        moved()
+
+    await _listen(heard, missed)
+
+
+async def watch_addresses(changed: Callable[[], None]) -> None:
+    """Run for ever, calling `changed` when the host has an address more or less, or another default route."""
+
+    def heard(message: bytes) -> None:
+        _, kind = struct.unpack_from("IH", message)
+        if kind in (RTM_NEWADDR, RTM_DELADDR) or (kind in (RTM_NEWROUTE, RTM_DELROUTE) and message[17] == 0):
+            changed()
+
+    await _listen(heard, changed)
+
+
+async def _listen(heard: Callable[[bytes], None], missed: Callable[[], None]) -> None:
+    """Run for ever with rtnetlink's notices, one at a time; `missed` where the kernel had more than it could keep."""
     loop = asyncio.get_running_loop()
     broken: asyncio.Future[None] = loop.create_future()
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
@@ -69,18 +96,13 @@ async def watch_link(
                     offset = 0
                     while offset + 16 <= len(data):
                         (length,) = struct.unpack_from("I", data, offset)
-                        message = data[offset : offset + length]
-                        if is_loss(message, index()):
-                            lost()
-                        if is_of_uplink(message, uplink()):
-                            moved()
+                        heard(data[offset : offset + length])
                         offset += max(16, (length + 3) & ~3)
             except BlockingIOError:
                 pass
             except OSError as error:
-                if error.errno == errno.ENOBUFS:  # some were lost: one may have been ours
-                    lost()
-                    moved()
+                if error.errno == errno.ENOBUFS:
+                    missed()
                 elif not broken.done():
                     broken.set_exception(error)
 

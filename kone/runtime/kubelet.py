@@ -175,11 +175,20 @@ class Kubelet:
         if self._server is not None:
             self._server.reload_certificates()
 
+    def move(self, node_ips: tuple[str, ...]) -> None:
+        """The host has other addresses: the node says so at once, its pods with their next status."""
+        self._config.node_ips = node_ips
+        if self._node_status is not None:
+            self._node_status.move(self._addresses())
+
+    def _addresses(self) -> list[tuple[str, str]]:
+        return [*(("InternalIP", ip) for ip in self._config.node_ips), ("Hostname", self._config.node_name)]
+
     async def _start_node_status(self) -> None:
         config = self._config
         info = NodeInfo(
             name=config.node_name,
-            addresses=[*(("InternalIP", ip) for ip in config.node_ips), ("Hostname", config.node_name)],
+            addresses=self._addresses(),
             kubelet_port=self.port,
             pod_cidrs=config.pod_cidrs,
             max_pods=config.max_pods,

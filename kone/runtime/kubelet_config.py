@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class KubeletConfig:
     """What node.py tells the kubelet. Times are in seconds."""
 
     node_name: str
-    node_ips: tuple[str, ...]  # IPv4 first
+    node_ips: tuple[str, ...]  # IPv4 first; the one setting that changes (Kubelet.move)
     data_dir: Path  # kone's; the kubelet's files are below kubelet/
     cluster_dns: str = "10.96.0.10"
     cluster_domain: str = "cluster.local"

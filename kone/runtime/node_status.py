@@ -10,7 +10,7 @@ import logging
 import os
 import platform
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ KUBELET_VERSION = "v1.37.2"
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """What does not change while the kubelet runs."""
+    """What does not change while the kubelet runs, but for the addresses (NodeStatus.move)."""
 
     name: str
     addresses: Sequence[tuple[str, str]]  # (type, address): ("InternalIP", "10.0.0.5"), ("Hostname", "edge")
@@ -306,6 +306,11 @@ class NodeStatus:
         # A patch, as upstream's kubelet sends: the spec may change meanwhile (taints), and is not ours to say.
         await self._client.patch(NODES, self._info.name, {"status": new}, subresource="status")
         self._reported_at = self._clock.monotonic()
+
+    def move(self, addresses: Sequence[tuple[str, str]]) -> None:
+        """The node has other addresses."""
+        self._info = replace(self._info, addresses=addresses)
+        self.look_now()
 
     def look_now(self) -> None:
         """Something has changed that the status tells of: do not wait for the next look."""

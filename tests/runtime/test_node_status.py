@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kone.aio.clock import FakeClock
+from kone.aio.clock import FakeClock, settle
 from kone.apimachinery.kinds import LEASES, NAMESPACES, NODES
 from kone.apimachinery.objects import find_condition
 from kone.runtime.node_status import HostFacts, NodeInfo, NodeStatus, differs, node_status
@@ -45,6 +45,25 @@ def test_heartbeats_alone_are_no_change_and_keep_the_transition_time() -> None:
 
 class Silent:
     def event(self, *args: Any, **more: Any) -> None: ...
+
+
+async def test_a_node_that_moves_says_so_at_once() -> None:
+    clock = FakeClock()
+    client = FakeClient(clock=clock)
+
+    async def status() -> RuntimeStatus:
+        return UP
+
+    async def images() -> Sequence[Image]:
+        return []
+
+    node = NodeStatus(client, Silent(), clock, INFO, FACTS, status, images)  # type: ignore[arg-type]
+    await node.start()
+    node.move([("InternalIP", "10.0.0.6"), ("Hostname", "edge")])
+    await settle()
+    moved = await client.get(NODES, "n1")
+    assert moved["status"]["addresses"][0] == {"type": "InternalIP", "address": "10.0.0.6"}
+    await node.stop()
 
 
 async def test_a_node_registers_reports_and_renews_its_lease() -> None:
