@@ -1,0 +1,170 @@
+"""Webhooks over real TLS on loopback: by URL and by service, and what failures are called."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from kone.admission.webhooks import CallFailed
+from kone.apimachinery.kinds import GVR
+from kone.apiserver.webhook_client import WebhookClient
+from tests.memory_caches import MemoryCaches
+
+SERVICES = GVR("", "v1", "services")
+SLICES = GVR("discovery.k8s.io", "v1", "endpointslices")
+
+
+class Server:
+    """Answers what it was sent, or as told by the path; its certificate is of 127.0.0.1 and hook.ns.svc."""
+
+    def __init__(self, folder: Path) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hook")])
+        names = [x509.DNSName("hook.ns.svc"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        now = datetime.datetime.now(datetime.UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(1)
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        pem = certificate.public_bytes(Encoding.PEM)
+        file = folder / "tls.pem"
+        file.write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        self.bundle = base64.b64encode(pem).decode()
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(file)
+        self.queries: list[str] = []
+        self.port = 0
+        self._runner: web.ServerRunner | None = None
+
+    async def start(self) -> None:
+        self._runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._context)
+        await site.start()
+        self.port = self._runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        assert self._runner is not None
+        await self._runner.cleanup()
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.queries.append(request.raw_path)
+        if request.path == "/slow":
+            await asyncio.sleep(30)
+        if request.path == "/nonsense":
+            return web.Response(text="nonsense")
+        if request.path == "/broken":
+            return web.Response(status=500, text="it broke")
+        if request.path == "/missing":
+            return web.Response(status=404)
+        return web.json_response(await request.json())
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    found = Server(tmp_path)
+    await found.start()
+    yield found
+    await found.stop()
+
+
+@pytest.fixture
+def caches() -> MemoryCaches:
+    return MemoryCaches()
+
+
+@pytest.fixture
+async def client(caches: MemoryCaches) -> AsyncIterator[WebhookClient]:
+    found = WebhookClient(caches)
+    yield found
+    await found.close()
+
+
+def by_url(server: Server, path: str = "/") -> dict[str, Any]:
+    return {"url": f"https://127.0.0.1:{server.port}{path}", "caBundle": server.bundle}
+
+
+async def test_the_answer_comes_back_and_the_timeout_is_told(server: Server, client: WebhookClient) -> None:
+    assert await client.call(by_url(server, "/ask"), {"a": 1}, timeout_s=10) == {"a": 1}
+    assert server.queries == ["/ask?timeout=10s"]
+
+
+async def test_a_service_is_dialled_at_a_ready_endpoint(
+    server: Server, client: WebhookClient, caches: MemoryCaches
+) -> None:
+    config = {"service": {"namespace": "ns", "name": "hook", "path": "/x", "port": 8443}, "caBundle": server.bundle}
+    lead = 'Post "https://hook.ns.svc:8443/x?timeout=2s": '
+    with pytest.raises(CallFailed) as caught:
+        await client.call(config, {}, timeout_s=2)
+    assert str(caught.value) == lead + 'service "hook" not found'
+    ports = [{"name": "https", "port": 8443, "targetPort": 9443}]
+    service = {"metadata": {"name": "hook", "namespace": "ns"}, "spec": {"clusterIP": "None", "ports": ports}}
+    caches.put(SERVICES, service)
+    with pytest.raises(CallFailed, match='no endpoints available for service "hook"'):
+        await client.call(config, {}, timeout_s=2)
+    endpoint = {"addresses": ["127.0.0.1"], "conditions": {"ready": True}}
+    meta = {"name": "hook-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "hook"}}
+    caches.put(SLICES, {"metadata": meta, "endpoints": [endpoint], "ports": [{"name": "https", "port": server.port}]})
+    assert await client.call(config, {"b": 2}, timeout_s=2) == {"b": 2}
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/missing", "the server could not find the requested resource"),
+        ("/broken", 'an error on the server ("it broke") has prevented the request from succeeding'),
+        ("/nonsense", "couldn't get version/kind; json parse error"),
+    ],
+)
+async def test_bad_answers_are_failures(server: Server, client: WebhookClient, path: str, text: str) -> None:
+    with pytest.raises(CallFailed) as caught:
+        await client.call(by_url(server, path), {}, timeout_s=2)
+    assert text in str(caught.value)
+
+
+async def test_a_slow_webhook_is_given_up(server: Server, client: WebhookClient) -> None:
+    with pytest.raises(CallFailed, match="context deadline exceeded"):
+        await client.call(by_url(server, "/slow"), {}, timeout_s=0.05)
+
+
+async def test_a_stranger_is_not_believed(server: Server, client: WebhookClient) -> None:
+    config = {"url": f"https://127.0.0.1:{server.port}/"}
+    with pytest.raises(CallFailed) as caught:
+        await client.call(config, {}, timeout_s=2)
+    text = "tls: failed to verify certificate: x509: certificate signed by unknown authority"
+    assert str(caught.value).endswith(text)
+    with pytest.raises(CallFailed, match="unable to parse bytes as PEM block"):
+        await client.call({**config, "caBundle": base64.b64encode(b"no PEM").decode()}, {}, timeout_s=2)
+
+
+async def test_nobody_listens(client: WebhookClient) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(CallFailed) as caught:
+            await client.call({"url": f"https://127.0.0.1:{port}/"}, {}, timeout_s=2)
+    head = f'Post "https://127.0.0.1:{port}/?timeout=2s": dial tcp 127.0.0.1:{port}: connect: '
+    assert str(caught.value) == f"{head}connection refused"
