@@ -36,10 +36,13 @@ SCOPE_UNIVERSE = 0
 
 
 class DummyLink:
-    """One such link in the calling thread's namespace. Raises OSError."""
+    """One such link in the calling thread's namespace; `kind` "bridge" where the kernel may have no dummies. Raises
+    OSError.
+    """
 
-    def __init__(self, name: str, family: int) -> None:
+    def __init__(self, name: str, family: int, kind: str = "dummy") -> None:
         self.name = name
+        self._kind = kind
         self._inet = socket.AF_INET if family == 4 else socket.AF_INET6
         self._netlink = Netlink(NETLINK_ROUTE)
 
@@ -57,7 +60,7 @@ class DummyLink:
     def ensure(self) -> None:
         """Make it, up, unless it is there."""
         if not self.index:
-            kind = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "dummy"))
+            kind = nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, self._kind))
             body = _link(0, 0) + text(IFLA_IFNAME, self.name) + kind
             (number,) = self._netlink.request([Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)])
             if number not in (0, errno.EEXIST):

@@ -21,6 +21,7 @@ from kone.net.ipvs import IpvsProxier
 from kone.net.nftables import NftablesProxier
 from kone.net.proxier import Proxier, ProxySyncError
 from kone.net.rule_config import RuleConfig
+from kone.net.userspace import UserspaceProxier
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ KINDS: Mapping[Mode, Kind] = {
     "ipvs": Kind(IpvsProxier, ipvs_why_not),
     "nftables": Kind(NftablesProxier, nftables_why_not),
     "iptables": Kind(IptablesProxier, iptables_why_not),
+    "userspace": Kind(UserspaceProxier, lambda: ""),
 }
 
 

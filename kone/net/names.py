@@ -31,6 +31,11 @@ class Names:
         return f"kipv-{self.instance}"[:LINK_MAX] if self.instance else "kipvs0"
 
     @property
+    def userspace_link(self) -> str:
+        """The link whose routes make Services' addresses the host's own where relays serve them."""
+        return f"kusr-{self.instance}"[:LINK_MAX] if self.instance else "kusr0"
+
+    @property
     def chain_prefix(self) -> str:
         return f"KONE-{self.instance}-" if self.instance else "KONE-"
 

@@ -115,6 +115,7 @@ def _nftables_harms(family: int) -> tuple[Harm, ...]:
 
 
 IPVS_LACKS = frozenset({"affinity across addresses", "affinity ends on time"})
+USERSPACE_LACKS = frozenset({"source address", "drop", "takeover"})
 
 CONTESTANTS = [
     Contestant("ipvs", 4, "nft", IPVS_LACKS, _ipvs_harms(4)),
@@ -123,6 +124,8 @@ CONTESTANTS = [
     Contestant("nftables", 6, "nft", harms=_nftables_harms(6)),
     Contestant("iptables", 4, "nft", harms=_iptables_harms("iptables-nft")),
     Contestant("iptables", 6, "nft", harms=_iptables_harms("ip6tables-nft")),
+    Contestant("userspace", 4, lacks=USERSPACE_LACKS, harms=(_commands(f"ip link del {NAMES.userspace_link}"),)),
+    Contestant("userspace", 6, lacks=USERSPACE_LACKS, harms=(_commands(f"ip link del {NAMES.userspace_link}"),)),
     Contestant("iptables", 4, "legacy", harms=_iptables_harms("iptables-legacy")),
 ]
 
