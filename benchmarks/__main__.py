@@ -1,15 +1,15 @@
-"""`make bench`: print each figure beside its budget; `python -m benchmarks api`, `pods` or `network` for one group."""
+"""`make bench`: print each figure beside its budget; `python -m benchmarks ingress` for one group."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from benchmarks import api, network, pods
+from benchmarks import api, ingress, network, pods
 
 
 def main() -> int:
-    groups = {"api": api.measure, "pods": pods.measure, "network": network.measure}
+    groups = {"api": api.measure, "pods": pods.measure, "network": network.measure, "ingress": ingress.measure}
     chosen = sys.argv[1:] or list(groups)
     missed = 0
     for name in chosen:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import PurePath
 from urllib.parse import unquote
 
@@ -26,6 +27,9 @@ NO_ENDPOINTS = "no endpoint is ready\n"
 # How long a request waits for an endpoint that takes it: a pod that just went away is refused at once, and the next
 # one is tried; one that does not even refuse costs DIAL_TIMEOUT.
 TRY_DURATION, TRY_INTERVAL, DIAL_TIMEOUT = "5s", "25ms", "1s"
+# How long a part of an answer with a known length may wait for the next; all others are passed on at once. Passing on
+# each part at once costs a third of the throughput.
+FLUSH_INTERVAL = "50ms"
 KEEP_STREAMS = "24h"  # how long a WebSocket outlives a change of the configuration
 HEADER_TIMEOUT = "1m"  # until a client has said what it wants
 OVERLAP = "500ms"  # longer than most clients wait between two requests
@@ -81,16 +85,29 @@ def _server(fd: int, protocols: list[str], routes: list[Object]) -> Object:
 def _routes(rules: Rules, redirect_port: int) -> list[Object]:
     """What is tried one after the other; `redirect_port` is where those that ask for HTTPS are sent, 0 is nowhere."""
     routes = [_LEADING_OVER]
-    for host in rules.hosts:
-        if paths := [_path_route(path, redirect_port) for path in host.paths]:
-            routes.append(_host_route(host, paths))
-    for host in rules.hosts:
-        if host.default is not None:
-            routes.append(_host_route(host, [_path_route(host.default, redirect_port)]))
+    paths = [(host, [_path_route(path, redirect_port) for path in host.paths]) for host in rules.hosts if host.paths]
+    routes += _by_host(paths)
+    defaults = [(h, [_path_route(h.default, redirect_port)]) for h in rules.hosts if h.default is not None]
+    routes += _by_host(defaults)
     if rules.default is not None:
         routes.append(_path_route(rules.default, redirect_port))
     routes.append({"handle": [_say(404, NOT_FOUND)]})
     return routes
+
+
+def _by_host(routes: list[tuple[Host, list[Object]]]) -> list[Object]:
+    """A route for each host, in order; exact hosts, which come first, in groups of about the root of their number.
+
+    Caddy tries routes one by one, which costs 0.5 us each; to look through the names of one route costs 0.02 us each.
+    """
+    exact = [pair for pair in routes if pair[0].name and not pair[0].name.startswith("*.")]
+    size = isqrt(len(exact)) + 1
+    grouped: list[Object] = []
+    for first in range(0, len(exact), size):
+        group = exact[first : first + size]
+        handler = {"handler": "subroute", "routes": [_host_route(*pair) for pair in group]}
+        grouped.append({"match": [{"host": [host.name for host, _ in group]}], "handle": [handler]})
+    return grouped + [_host_route(*pair) for pair in routes[len(exact) :]]
 
 
 def _host_route(host: Host, routes: list[Object]) -> Object:
@@ -127,7 +144,7 @@ def _proxy(backend: Backend) -> Object:
         "handler": "reverse_proxy",
         "upstreams": [{"dial": dial} for dial in backend.dials],
         "transport": transport,
-        "flush_interval": -1,
+        "flush_interval": FLUSH_INTERVAL,
         "stream_close_delay": KEEP_STREAMS,
         "load_balancing": {
             "selection_policy": {"policy": "client_ip_hash" if backend.sticky else "random"},

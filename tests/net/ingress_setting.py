@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import datetime
 import socket
 import ssl
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448
 from cryptography.x509.oid import NameOID
 
-from kone.aio.clock import SystemClock
+from kone.aio.clock import SystemClock, settle
 from kone.apimachinery.kinds import ENDPOINTSLICES, EVENTS, INGRESSES, SECRETS, SERVICES
 from kone.apimachinery.objects import Object, name_of, replace_in
 from kone.client.events import EventRecorder
@@ -111,6 +112,7 @@ class Setting:
         for site in self._sites:
             site.close()
             await site.wait_closed()
+        await settle()  # closed transports let go of their sockets in the loop's next turns
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -183,6 +185,8 @@ class Setting:
         _, writer = await asyncio.open_connection(HERE, self.https_port, ssl=context, server_hostname=name or "")
         found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
         return bytes(found)
 
     async def eventually(self, look: Callable[[], Awaitable[object]], expected: object, within_s: float = 5.0) -> None:
