@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 
 from h2.config import H2Configuration
@@ -22,17 +23,34 @@ class GrpcServer:
     requests: list[bytes] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     _server: asyncio.Server | None = None
+    _connections: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def start(self) -> int:
         """Listen; the port."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
         assert self._server is not None
         self._server.close()
+        for connection in (open_ := list(self._connections)):  # a client may keep its connection for later calls
+            connection.cancel()
+        await asyncio.gather(*open_, return_exceptions=True)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._answer(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         h2.initiate_connection()
         writer.write(h2.data_to_send())
@@ -50,4 +68,3 @@ class GrpcServer:
                         h2.send_data(event.stream_id or 0, self.body)
                     h2.send_headers(event.stream_id or 0, self.trailers, end_stream=True)
             writer.write(h2.data_to_send())
-        writer.close()

@@ -203,7 +203,12 @@ async def test_what_a_container_uses_is_read_from_the_kernel(world: DockerWorld,
     status = await world.run("c", "sh", "-c", "busybox dd if=/dev/zero of=/f bs=1M count=4; " + SCRIPT)
     stats = Stats(world.source, world.docker, SystemClock(), "n1", tmp_path)  # type: ignore[arg-type]
     async with asyncio.timeout(5):
-        while not (uses := await stats.pods(disk=True)) or uses[0].containers[0].layer.bytes < 4 << 20:
+        # Docker writes the log when it comes to it, and the layer's blocks are counted once they are on the disk.
+        while (
+            not (uses := await stats.pods(disk=True))
+            or uses[0].containers[0].layer.bytes < 4 << 20
+            or not uses[0].containers[0].log.bytes
+        ):
             stats = Stats(world.source, world.docker, SystemClock(), "n1", tmp_path)  # type: ignore[arg-type]
             await asyncio.sleep(0.05)
     [container] = uses[0].containers
