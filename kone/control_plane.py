@@ -196,10 +196,16 @@ class ControlPlane:
             kubelet_tls=ClientTls(
                 self.pki.certificate(kubelet_client), self.pki.key(kubelet_client), self.pki.certificate(pki.CA)
             ),
+            front_proxy_tls=ClientTls(
+                self.pki.certificate("front-proxy-client"),
+                self.pki.key("front-proxy-client"),
+                self.pki.certificate(pki.FRONT_PROXY_CA),
+            ),
             tokens=tokens,
             clock=self.clock,
         )
         await self._bootstrap(caches)
+        self.api.aggregator.start(self.client_for(API_SERVER))
         self._custom = CustomResources(self._verbs, self.clock, API_SERVER)
         self._custom.start()
         tls = TlsFiles(self.pki.certificate("apiserver"), self.pki.key("apiserver"), self._client_ca)
@@ -234,6 +240,8 @@ class ControlPlane:
             return entry.obj if entry is not None else None
 
         objects = bootstrap.bootstrap_objects(self.settings.service_cidr, self.settings.secure_port, self.clock.now())
+        front_proxy_ca = self.pki.certificate(pki.FRONT_PROXY_CA).read_text()
+        objects.append(bootstrap.extension_authentication(self.ca_pem, front_proxy_ca))
         written = await bootstrap.reconcile(self.client_for(API_SERVER), get, objects)
         log.debug("bootstrap: objects=%d written=%d", len(objects), written)
 

@@ -27,6 +27,7 @@ from kone.apimachinery.errors import StatusError, internal_error
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
 from kone.apiserver import negotiation
+from kone.apiserver.aggregation import Aggregator
 from kone.apiserver.connections import Connection, Server
 from kone.apiserver.discovery import Discovery
 from kone.apiserver.health import Health
@@ -88,7 +89,8 @@ class ApiServer:
 
     `health` may be given checks of other parts at any time (`server.health.ready["scheduler"] = ...`). `port` is the
     one that was bound, which matters where 0 was asked for. `kubelet_tls` is what kubelets know the server by (logs,
-    exec, attach, port-forward); `tokens` is whose keys outsiders may ask for (OpenID discovery).
+    exec, attach, port-forward), `front_proxy_tls` what aggregated APIs know it by; `tokens` is whose keys outsiders
+    may ask for (OpenID discovery).
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class ApiServer:
         authorizer: Authorizer,
         health: Health | None = None,
         kubelet_tls: ClientTls | None = None,
+        front_proxy_tls: ClientTls | None = None,
         tokens: ServiceAccountTokens | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -114,6 +117,7 @@ class ApiServer:
         self._proxies = Proxies(verbs, self._kubelets)
         self._resources = Resources(verbs, self._clock, Streams(self._kubelets), self._proxies)
         self._discovery = Discovery(verbs.registry)
+        self.aggregator = Aggregator(verbs.caches, self._discovery, front_proxy_tls, self._clock)
         self._openapi = OpenApi(verbs.registry)
         self._openapi_v2 = OpenApiV2(self._openapi)
         self.metrics = Metrics(watching=lambda: len(self._resources.watching), objects=self._count_objects)
@@ -159,6 +163,7 @@ class ApiServer:
             self._tls.load_cert_chain(self._tls_files.certificate, self._tls_files.key)
             self._tls.load_verify_locations(self._tls_files.client_ca)
         self._kubelets.reload_certificates()
+        self.aggregator.reload_certificates()
 
     async def stop(self, drain_s: float = 5.0) -> None:
         """Take no more connections, end watches, let requests finish for at most `drain_s` seconds. May be called
@@ -173,6 +178,7 @@ class ApiServer:
             self._server = None
         await self._kubelets.close()
         await self._proxies.close()
+        await self.aggregator.stop()
         if self._unix_path is not None:
             self._unix_path.unlink(missing_ok=True)
             self._unix_path = None
@@ -216,6 +222,8 @@ class ApiServer:
         allowed, reason = self._authorizer.allowed(user, access)
         if not allowed:
             raise access_denied(user, access, reason)
+        if (api_service := self.aggregator.backend(info.path)) is not None:
+            return await self.aggregator.serve(request, user, api_service)
         if info.resource:
             return await self._resources.serve(request, info, query, user)
         return await self._other(request, info, query, user)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import orjson
@@ -50,6 +50,20 @@ class Discovery:
         self._version = -1
         self._groups: dict[str, dict[str, list[Resource]]] = {}
         self._aggregated: dict[bool, tuple[bytes, str]] = {}
+        self._joined: dict[str, dict[str, Object]] = {}
+
+    def join(self, group: str, version: str, resources: Object) -> None:
+        """A group-version of another server, as its APIResourceList says."""
+        versions = self._joined.setdefault(group, {})
+        if versions.get(version) != resources:
+            versions[version] = resources
+            self._version = -1
+
+    def leave(self, group: str, version: str) -> None:
+        """It is no longer there."""
+        if self._joined.get(group, {}).pop(version, None) is not None:
+            self._joined = {name: versions for name, versions in self._joined.items() if versions}
+            self._version = -1
 
     def _refresh(self) -> None:
         if self._version == self._registry.version:
@@ -57,6 +71,9 @@ class Discovery:
         groups: dict[str, dict[str, list[Resource]]] = {}
         for resource in sorted(self._registry.resources(), key=lambda r: r.gvr.resource):
             groups.setdefault(resource.gvr.group, {}).setdefault(resource.gvr.version, []).append(resource)
+        for name, versions in self._joined.items():
+            for version in versions:
+                groups.setdefault(name, {})[version] = []
         rank = {name: i for i, name in enumerate(GROUP_ORDER)}
         ordered = sorted(groups, key=lambda name: (rank.get(name, len(rank)), name))
         self._groups = {name: _newest_first(groups[name]) for name in ordered}
@@ -103,7 +120,11 @@ class Discovery:
         self._refresh()
         found = self._aggregated.get(core)
         if found is None:
-            items = [_group_discovery(name, versions) for name, versions in self._groups.items() if core == (not name)]
+            items = [
+                _group_discovery(name, versions, self._joined.get(name, {}))
+                for name, versions in self._groups.items()
+                if core == (not name)
+            ]
             document = {
                 "kind": "APIGroupDiscoveryList",
                 "apiVersion": "apidiscovery.k8s.io/v2",
@@ -162,18 +183,48 @@ def _subrow(resource: Resource, name: str, part: Subresource) -> Object:
     return row
 
 
-def _group_discovery(name: str, versions: dict[str, list[Resource]]) -> Object:
+def _group_discovery(name: str, versions: dict[str, list[Resource]], joined: Mapping[str, Object]) -> Object:
     return {
         "metadata": {"name": name, "creationTimestamp": None} if name else {"creationTimestamp": None},
         "versions": [
             {
                 "version": version,
-                "resources": [_resource_discovery(resource) for resource in resources],
+                "resources": _of_another(name, version, joined[version])
+                if version in joined
+                else [_resource_discovery(resource) for resource in resources],
                 "freshness": "Current",
             }
             for version, resources in versions.items()
         ],
     }
+
+
+def _of_another(group: str, version: str, listed: Object) -> list[Object]:
+    """The rows of an APIResourceList in the form of aggregated discovery; "pods/status" belongs to "pods"."""
+    found: dict[str, Object] = {}
+    for row in listed["resources"]:
+        kind = {
+            "group": row.get("group") or group,
+            "version": row.get("version") or version,
+            "kind": row.get("kind", ""),
+        }
+        name, _, part = row.get("name", "").partition("/")
+        if part:
+            if name in found:
+                sub = {"subresource": part, "responseKind": kind, "verbs": row.get("verbs") or []}
+                found[name].setdefault("subresources", []).append(sub)
+            continue
+        made = found[name] = {
+            "resource": name,
+            "responseKind": kind,
+            "scope": "Namespaced" if row.get("namespaced") else "Cluster",
+            "singularResource": row.get("singularName", ""),
+            "verbs": row.get("verbs") or [],
+        }
+        for key in ("shortNames", "categories"):
+            if row.get(key):
+                made[key] = row[key]
+    return list(found.values())
 
 
 def _resource_discovery(resource: Resource) -> Object:

@@ -31,7 +31,7 @@ from kone.registry.resource import Resource
 
 log = logging.getLogger(__name__)
 
-_HOP_BY_HOP: Final = frozenset(
+HOP_BY_HOP: Final = frozenset(
     (
         "connection",
         "keep-alive",
@@ -104,15 +104,15 @@ class Proxies:
             answer = await session.request(
                 request.method,
                 url,
-                headers=_forwarded(request),
-                data=_chunks(request) if request.body_exists else None,
+                headers=forwarded(request),
+                data=chunks(request) if request.body_exists else None,
                 allow_redirects=False,
                 skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
             )
         except (aiohttp.ClientError, OSError) as error:
             raise service_unavailable(f"error trying to reach service: {error}") from error
         async with answer:
-            headers = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in _HOP_BY_HOP)
+            headers = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP)
 
             def turn(address: str) -> str:
                 return through_proxy(address, prefix=prefix, backend=url.authority, asked_of=request.host)
@@ -132,7 +132,7 @@ class Proxies:
 
     async def _tunnel(self, request: web.BaseRequest, url: URL, tls: ssl.SSLContext | None) -> web.StreamResponse:
         """An upgrade, to whatever protocol; what the backend says instead is passed on."""
-        headers = _forwarded(request)
+        headers = forwarded(request)
         headers["Connection"], headers["Upgrade"] = "Upgrade", request.headers["Upgrade"]
         try:
             backend = await dial(url, tls=tls, method=request.method, headers=headers)
@@ -141,7 +141,7 @@ class Proxies:
         try:
             if backend.switched:
                 return await splice(request, backend)
-            kept = CIMultiDict((k, v) for k, v in backend.headers.items() if k.lower() not in _HOP_BY_HOP)
+            kept = CIMultiDict((k, v) for k, v in backend.headers.items() if k.lower() not in HOP_BY_HOP)
             return web.Response(status=backend.status, headers=kept, body=await backend.refusal())
         finally:
             await backend.close()
@@ -240,8 +240,8 @@ def _is_global(text: str) -> bool:
     return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
 
 
-def _forwarded(request: web.BaseRequest) -> CIMultiDict[str]:
-    headers = CIMultiDict((k, v) for k, v in request.headers.items() if k.lower() not in _HOP_BY_HOP)
+def forwarded(request: web.BaseRequest) -> CIMultiDict[str]:
+    headers = CIMultiDict((k, v) for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP)
     for name in [key for key in headers if key.lower().startswith("impersonate-")]:
         headers.popall(name, None)
     if request.remote:
@@ -251,7 +251,7 @@ def _forwarded(request: web.BaseRequest) -> CIMultiDict[str]:
     return headers
 
 
-async def _chunks(request: web.BaseRequest) -> AsyncIterator[bytes]:
+async def chunks(request: web.BaseRequest) -> AsyncIterator[bytes]:
     while data := await request.content.readany():
         yield data
 

@@ -73,11 +73,21 @@ class Backend:
             await self.writer.wait_closed()
 
 
-async def dial(url: URL, *, tls: ssl.SSLContext | None, method: str, headers: CIMultiDict[str]) -> Backend:
-    """Send a request for an upgrade and read the head of the answer. Raises OSError, TimeoutError included."""
+async def dial(
+    url: URL,
+    *,
+    tls: ssl.SSLContext | None,
+    method: str,
+    headers: CIMultiDict[str],
+    server_name: str | None = None,
+) -> Backend:
+    """Send a request for an upgrade and read the head of the answer; `server_name` is whom the certificate must name,
+    where that is not the URL's host. Raises OSError, TimeoutError included."""
     context = tls if url.scheme in ("https", "wss") else None
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        reader, writer = await asyncio.open_connection(url.host, url.port, ssl=context)
+        reader, writer = await asyncio.open_connection(
+            url.host, url.port, ssl=context, server_hostname=server_name if context is not None else None
+        )
     try:
         lines = [f"{method} {url.raw_path_qs} HTTP/1.1", f"Host: {url.authority}"]
         lines += (f"{name}: {value}" for name, value in headers.items())

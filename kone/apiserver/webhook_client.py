@@ -31,15 +31,15 @@ MAX_ANSWER_BYTES: Final = 16 * 2**20
 _CONTEXTS: Final = 64  # how many CA bundles' contexts are kept
 
 
-class _ServiceMissing(Exception):
-    pass
+class ServiceMissing(Exception):
+    """A service is not there, or has no such port or no endpoints."""
 
 
 class WebhookClient:
     """`caches` are where services and their endpoints are looked up."""
 
     def __init__(self, caches: Caches) -> None:
-        self._resolver = _Resolver(caches)
+        self._resolver = ServiceResolver(caches)
         self._contexts: dict[str, ssl.SSLContext] = {}
         self._session: aiohttp.ClientSession | None = None
 
@@ -57,7 +57,7 @@ class WebhookClient:
                 return await self._post(url, config, body)
         except TimeoutError:
             raise CallFailed(f"{shown}: context deadline exceeded") from None
-        except (aiohttp.ClientError, OSError, ssl.SSLError, ValueError, _ServiceMissing) as error:
+        except (aiohttp.ClientError, OSError, ssl.SSLError, ValueError, ServiceMissing) as error:
             raise CallFailed(f"{shown}: {self._words(error, url)}") from None
 
     async def _post(self, url: URL, config: Mapping[str, Any], body: Object) -> Any:
@@ -148,7 +148,7 @@ def _status_words(status: int, body: bytes) -> str:
     return f"the server responded with the status code {status} but did not return more details"
 
 
-class _Resolver(AbstractResolver):
+class ServiceResolver(AbstractResolver):
     """ "<service>.<namespace>.svc" is an endpoint of the service; other names are the host's to resolve."""
 
     def __init__(self, caches: Caches) -> None:
@@ -158,9 +158,9 @@ class _Resolver(AbstractResolver):
         self.last: dict[str, str] = {}
 
     def check(self, service: Mapping[str, Any]) -> None:
-        """Raises _ServiceMissing."""
+        """Raises ServiceMissing."""
         if self._services.get(service["namespace"], service["name"]) is None:
-            raise _ServiceMissing(f"service {go_quote(service['name'])} not found")
+            raise ServiceMissing(f"service {go_quote(service['name'])} not found")
         port = service.get("port", 443)
         self._target(service["namespace"], service["name"], port)
 
@@ -187,19 +187,19 @@ class _Resolver(AbstractResolver):
     def _target(self, namespace: str, name: str, port: int) -> tuple[str, int]:
         entry = self._services.get(namespace, name)
         if entry is None:
-            raise _ServiceMissing(f"service {go_quote(name)} not found")
+            raise ServiceMissing(f"service {go_quote(name)} not found")
         spec = entry.obj.get("spec") or {}
         if spec.get("type") == "ExternalName":
             return spec.get("externalName", ""), port
         wanted = next((each for each in spec.get("ports") or () if each.get("port") == port), None)
         if wanted is None:
-            raise _ServiceMissing(f"no service port {port} found for service {go_quote(name)}")
+            raise ServiceMissing(f"no service port {port} found for service {go_quote(name)}")
         found = self._endpoints(namespace, name, wanted.get("name", ""))
         if found:
             return random.choice(found)
         address = spec.get("clusterIP", "")
         if address in ("", "None"):
-            raise _ServiceMissing(f"no endpoints available for service {go_quote(name)}")
+            raise ServiceMissing(f"no endpoints available for service {go_quote(name)}")
         return address, port
 
     def _endpoints(self, namespace: str, name: str, port_name: str) -> list[tuple[str, int]]:

@@ -79,6 +79,21 @@ def bootstrap_objects(service_cidr: str = "10.96.0.0/16", api_port: int = 6443, 
     return list(_objects(service_cidr, api_port, now))
 
 
+def extension_authentication(client_ca_pem: str, front_proxy_ca_pem: str) -> Bootstrap:
+    """What servers of aggregated APIs read: whose certificates to trust, and who may speak for others."""
+    data = {
+        "client-ca-file": client_ca_pem,
+        "requestheader-allowed-names": '["front-proxy-client"]',
+        "requestheader-client-ca-file": front_proxy_ca_pem,
+        "requestheader-extra-headers-prefix": '["X-Remote-Extra-"]',
+        "requestheader-group-headers": '["X-Remote-Group"]',
+        "requestheader-uid-headers": '["X-Remote-Uid"]',
+        "requestheader-username-headers": '["X-Remote-User"]',
+    }
+    metadata = {"name": "extension-apiserver-authentication", "namespace": "kube-system"}
+    return Bootstrap(CONFIGMAPS, {"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata, "data": data})
+
+
 def node_rules() -> list[Object]:
     """The rules of the ClusterRole system:node, which the Node authorizer falls back to."""
     return next(role["rules"] for role in _load(CLUSTERROLES) if name_of(role) == "system:node")
