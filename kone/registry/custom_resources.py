@@ -352,7 +352,8 @@ def _resource(spec: Object, names: Object, version: Object, stored: Object) -> R
         scale=_scale_spec((version.get("subresources") or {}).get("scale")),
         storage=(group, plural),
         to_storage=_stored_as(f"{group}/{stored_as}", _schema_of(spec, stored)) if other else None,
-        from_storage=_as_version(gvk.api_version) if other else None,
+        # What was stored while another version was the stored one is still there.
+        from_storage=_as_version(gvk.api_version) if len(spec["versions"]) > 1 else None,
         custom=codec.decode,
         custom_schema=codec.root.raw,
         structure=structure.custom(_raw_schema(spec, version)),
@@ -363,7 +364,7 @@ def _resource(spec: Object, names: Object, version: Object, stored: Object) -> R
 
 
 def _as_version(api_version: str) -> Callable[[Object], Object]:
-    return lambda obj: {**obj, "apiVersion": api_version}
+    return lambda obj: obj if obj.get("apiVersion") == api_version else {**obj, "apiVersion": api_version}
 
 
 def _stored_as(api_version: str, root: Structural) -> Callable[[Object], Object]:

@@ -11,7 +11,7 @@ import pytest
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVR
-from kone.apimachinery.objects import Object, dig
+from kone.apimachinery.objects import Object, deep_copy, dig
 from kone.apiserver.openapi import OpenApi
 from kone.client.client import Client
 from kone.registry.custom_resources import resources
@@ -173,6 +173,22 @@ async def test_several_versions_read_what_one_of_them_stores(client: Client) -> 
     assert created["apiVersion"] == "example.com/v2beta1"
     assert created["spec"] == {}, "what the stored version does not name is lost"
     assert (await client.get(WIDGETS, "w", "default"))["apiVersion"] == "example.com/v1"
+
+
+async def test_what_was_stored_as_another_version_can_still_be_changed(client: Client) -> None:
+    made = definition()
+    [first] = made["spec"]["versions"]
+    made["spec"]["versions"].append({**first, "name": "v2", "storage": False})
+    made = await define(client, made)
+    await client.create(WIDGETS, widget(color="red"), namespace="default")
+    made = deep_copy(made)
+    for version in made["spec"]["versions"]:
+        version["storage"] = version["name"] == "v2"
+    await client.update(DEFINITIONS, made)
+    second = GVR("example.com", "v2", "widgets")
+    assert (await client.get(second, "w", "default"))["apiVersion"] == "example.com/v2"
+    changed = await client.patch(second, "w", {"spec": {"color": "blue"}}, namespace="default")
+    assert (changed["apiVersion"], changed["spec"]["color"]) == ("example.com/v2", "blue")
 
 
 def published(made: Object) -> Any:
