@@ -74,6 +74,7 @@ class Node:
         self._kubelet_events: EventRecorder | None = None
         self._policies: PolicyEnforcer | None = None
         self._proxy: ServiceProxy | None = None
+        self._proxy_events: EventRecorder | None = None
         self._proxy_mode: Mode | None = None
         self._balancer: LoadBalancerController | None = None
         self._balancer_events: EventRecorder | None = None
@@ -270,8 +271,10 @@ class Node:
         self._proxy_mode = choice.mode
         client, config = self._control_plane.client_for(PROXY), self._rule_config()
         proxier = modes.make(choice.mode, self._firewalls[4], config)
+        node_name = self.settings.node_name
+        self._proxy_events = EventRecorder(client, "kube-proxy", host=node_name, clock=self.clock)
         self._proxy = ServiceProxy(
-            client, {"IPv4": proxier}, self.settings.node_name, self.clock, synced=self._only_this_mode
+            client, {"IPv4": proxier}, node_name, self.clock, synced=self._only_this_mode, recorder=self._proxy_events
         )
         await self._proxy.start()
 
@@ -303,6 +306,8 @@ class Node:
     async def _stop_proxy(self) -> None:
         if self._proxy is not None:
             await self._proxy.stop()
+        if self._proxy_events is not None:
+            await self._proxy_events.stop()
 
     async def _start_balancer(self) -> None:
         from kone.net.load_balancer import COMPONENT, BalancerConfig, LoadBalancerController

@@ -261,8 +261,12 @@ class Firewall:
             return len(wrong) + len(broken)
 
     async def _learn(self, chains: Iterable[ChainId]) -> None:
-        """Note how the kernel tells of chains that were just written, unless someone else wrote since."""
-        self._changes.clear()
+        """Note how the kernel tells of chains that were just written, unless someone else wrote since.
+
+        Then the flag is up, and stays so: there is more to mend.
+        """
+        if self.backend == "legacy" and self._shapes.changed():
+            self._changes.set()
         tables = await self._call(self._look)
         if not self._changes.is_set():
             for chain in chains:
