@@ -6,6 +6,7 @@ orjson reads what is right; this looks again, slowly, only at what it refused or
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 _SPACE = b" \t\r\n"
@@ -224,6 +225,23 @@ def _walk(value: Any, path: str, found: list[str]) -> None:
     elif isinstance(value, list):
         for i, item in enumerate(value):
             _walk(item, f"{path}[{i}]", found)
+
+
+def in_order(value: Any, findings: list[str]) -> list[str]:
+    """Findings such as 'unknown field "spec.foo"' in the order in which the body gives their fields."""
+    places = {path: i for i, path in enumerate(_paths(value, ""))}
+    return sorted(findings, key=lambda finding: places.get(finding.partition('"')[2].rstrip('"'), len(places)))
+
+
+def _paths(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, member in value.items():
+            below = f"{path}.{key}" if path else key
+            yield below
+            yield from _paths(member, below)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _paths(item, f"{path}[{i}]")
 
 
 def count_keys(value: Any) -> int:

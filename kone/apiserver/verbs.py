@@ -28,6 +28,7 @@ from kone.apimachinery.errors import (
     invalid_value,
     not_found,
 )
+from kone.apimachinery.json_text import in_order
 from kone.apimachinery.kinds import GVK, parse_api_version
 from kone.apimachinery.names import generate_name
 from kone.apimachinery.objects import Object, deep_copy, metadata
@@ -534,7 +535,8 @@ class Verbs(Reads):
         """The object as its kind's schema reads it; nothing is shared with `obj`. Unknown fields are dropped, with a
         warning or an error as the request asked. Raises 400 for values of a wrong type."""
         known, unknown = schema.strict_decode(obj, gvk)
-        self._judge(ctx, gvk, [*ctx.strict_errors, *unknown])
+        findings = [*ctx.strict_errors, *unknown]
+        self._judge(ctx, gvk, in_order(obj, findings) if ctx.strict_errors and unknown else findings)
         return ordered(gvk, known)
 
     def _judge(self, ctx: RequestContext, gvk: GVK, findings: list[str]) -> None:
