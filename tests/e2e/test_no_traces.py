@@ -1,6 +1,6 @@
 """What a node leaves behind: nothing. And two nodes on one host: each removes its own and leaves the other's.
 
-It runs before the files that share a whole node: what that one does meanwhile would look like a trace.
+It runs before all else (conftest.py): what the shared node does meanwhile would look like a trace.
 """
 
 from __future__ import annotations
