@@ -228,9 +228,10 @@ def _walk(value: Any, path: str, found: list[str]) -> None:
 
 
 def in_order(value: Any, findings: list[str]) -> list[str]:
-    """Findings such as 'unknown field "spec.foo"' in the order in which the body gives their fields."""
+    """Findings such as 'unknown field "spec.foo"' in the order in which the body gives their fields; what YAML's reader
+    says of the text comes first."""
     places = {path: i for i, path in enumerate(_paths(value, ""))}
-    return sorted(findings, key=lambda finding: places.get(finding.partition('"')[2].rstrip('"'), len(places)))
+    return sorted(findings, key=lambda finding: places.get(finding.partition('"')[2].rstrip('"'), -1))
 
 
 def _paths(value: Any, path: str) -> Iterator[str]:
