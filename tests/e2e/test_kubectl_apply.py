@@ -82,9 +82,9 @@ async def test_diff_replace_and_edit() -> None:
             assert found.code == 1, found.err
             assert '+  k: "2"' in found.out
         assert (await kubectl("diff", "-f", "-", stdin=manifest("1"))).code == 0
-        assert (await kubectl("replace", "-f", "-", stdin=manifest("3"))).out == "configmap/a replaced\n"
-        edited = await kubectl("edit", "configmap", "a", KUBE_EDITOR="sed -i s/3/4/")
+        assert (await kubectl("replace", "-f", "-", stdin=manifest("three"))).out == "configmap/a replaced\n"
+        edited = await kubectl("edit", "configmap", "a", KUBE_EDITOR="sed -i s/three/four/")
         assert edited.out == "configmap/a edited\n", edited.err
-        assert (await kubectl("get", "configmap", "a", "-o", "jsonpath={.data.k}")).out == "4"
+        assert (await kubectl("get", "configmap", "a", "-o", "jsonpath={.data.k}")).out == "four"
         shown = (await kubectl("get", "configmap", "a", "-o", "yaml", "--show-managed-fields")).out
         assert "manager: kubectl-edit" in shown
