@@ -115,6 +115,15 @@ def replace_in(obj: Mapping[str, Any], path: Sequence[str], value: Any) -> Objec
     return copy
 
 
+def has_finalizer(obj: Mapping[str, Any], finalizer: str) -> bool:
+    return finalizer in (metadata(obj).get("finalizers") or ())
+
+
+def other_finalizers(obj: Mapping[str, Any], finalizer: str) -> list[str]:
+    """All but this one."""
+    return [name for name in metadata(obj).get("finalizers") or () if name != finalizer]
+
+
 def remove_in(obj: Mapping[str, Any], path: Sequence[str]) -> Object:
     """A copy of `obj` without the value at `path`."""
     head, *rest = path

@@ -14,7 +14,7 @@ from kone.aio.tasks import TaskGroup
 from kone.aio.workqueue import WorkQueue
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVR
-from kone.apimachinery.objects import Object, dig, is_deleting, metadata, name_of
+from kone.apimachinery.objects import Object, dig, is_deleting, metadata, name_of, other_finalizers
 from kone.apimachinery.timestamps import format_time
 from kone.apimachinery.users import User
 from kone.apiserver.context import RequestContext
@@ -174,7 +174,7 @@ class CustomResources:
 
         def without_finalizer(live: Object | None) -> Object:
             assert live is not None, "a definition is never made by an update"
-            finalizers = [f for f in metadata(live).get("finalizers") or () if f != CLEANUP_FINALIZER]
+            finalizers = other_finalizers(live, CLEANUP_FINALIZER)
             meta = {key: value for key, value in live["metadata"].items() if key != "finalizers"}
             return {**live, "metadata": {**meta, **({"finalizers": finalizers} if finalizers else {})}}
 

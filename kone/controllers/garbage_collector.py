@@ -17,11 +17,12 @@ from kone.apimachinery.kinds import GVR, parse_api_version
 from kone.apimachinery.objects import (
     Key,
     Object,
+    has_finalizer,
     is_deleting,
     key_of,
-    metadata,
     name_of,
     namespace_of,
+    other_finalizers,
     owner_references,
     resource_version_of,
     uid_of,
@@ -40,10 +41,6 @@ from kone.controllers.controller import (
 from kone.controllers.pod_control import first_error
 
 FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"
-
-
-def has_finalizer(obj: Object, finalizer: str) -> bool:
-    return finalizer in (metadata(obj).get("finalizers") or ())
 
 
 def waits_for_dependents(obj: Object) -> bool:
@@ -329,7 +326,7 @@ class GarbageCollector(Reconciler):
         await self._patch(node, {"ownerReferences": freed})
 
     async def _drop_finalizer(self, node: Node, finalizer: str) -> None:
-        kept = [name for name in metadata(node.obj).get("finalizers") or () if name != finalizer]
+        kept = other_finalizers(node.obj, finalizer)
         await self._patch(node, {"finalizers": kept or None})
 
     async def _patch(self, node: Node, changes: dict[str, Any]) -> None:

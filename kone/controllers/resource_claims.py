@@ -13,13 +13,14 @@ from kone.apimachinery.objects import (
     annotations_of,
     controller_of,
     dig,
+    has_finalizer,
     is_controlled_by,
     is_deleting,
     is_pod_terminal,
     key_of,
-    metadata,
     name_of,
     namespace_of,
+    other_finalizers,
     replace_in,
     uid_of,
 )
@@ -110,13 +111,8 @@ def reservations(claim: Object) -> list[Object]:
     return list(dig(claim, "status", "reservedFor", default=()))
 
 
-def has_finalizer(claim: Object) -> bool:
-    return FINALIZER in (metadata(claim).get("finalizers") or ())
-
-
 def without_finalizer(claim: Object) -> Object:
-    kept = [name for name in metadata(claim).get("finalizers") or () if name != FINALIZER]
-    return replace_in(claim, ("metadata", "finalizers"), kept)
+    return replace_in(claim, ("metadata", "finalizers"), other_finalizers(claim, FINALIZER))
 
 
 # Act
@@ -246,12 +242,12 @@ class ClaimsInUse(Reconciler):
         client = self._ctx.client
         if len(staying) < len(reserved):
             changed = replace_in(claim, ("status", "reservedFor"), staying)
-            if not staying and has_finalizer(claim):
+            if not staying and has_finalizer(claim, FINALIZER):
                 changed = _deallocated(changed)
             claim = await client.update(CLAIMS, changed, subresource="status")
-            if has_finalizer(claim) and dig(claim, "status", "allocation") is None:
+            if has_finalizer(claim, FINALIZER) and dig(claim, "status", "allocation") is None:
                 claim = await client.update(CLAIMS, without_finalizer(claim))
-        elif has_finalizer(claim) and is_deleting(claim) and not staying:
+        elif has_finalizer(claim, FINALIZER) and is_deleting(claim) and not staying:
             if dig(claim, "status", "allocation") is not None:
                 claim = await client.update(CLAIMS, _deallocated(claim), subresource="status")
             claim = await client.update(CLAIMS, without_finalizer(claim))

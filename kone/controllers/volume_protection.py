@@ -11,12 +11,14 @@ from kone.apimachinery.objects import (
     Object,
     dig,
     find_condition,
+    has_finalizer,
     is_deleting,
     is_pod_terminal,
     key_of,
     metadata,
     name_of,
     namespace_of,
+    other_finalizers,
     replace_in,
 )
 from kone.apimachinery.pod_references import claim_names
@@ -88,17 +90,12 @@ def with_unused_condition(claim: Object, condition: Object) -> Object:
     return replace_in(claim, ("status", "conditions"), [*others, condition])
 
 
-def has_finalizer(obj: Object, finalizer: str) -> bool:
-    return finalizer in (metadata(obj).get("finalizers") or ())
-
-
 def with_finalizer(obj: Object, finalizer: str) -> Object:
     return replace_in(obj, ("metadata", "finalizers"), [*(metadata(obj).get("finalizers") or ()), finalizer])
 
 
 def without_finalizer(obj: Object, finalizer: str) -> Object:
-    kept = [name for name in metadata(obj).get("finalizers") or () if name != finalizer]
-    return replace_in(obj, ("metadata", "finalizers"), kept)
+    return replace_in(obj, ("metadata", "finalizers"), other_finalizers(obj, finalizer))
 
 
 # Act

@@ -18,7 +18,17 @@ from kone.aio.tasks import TaskGroup
 from kone.aio.workqueue import WorkQueue
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import SERVICES
-from kone.apimachinery.objects import Key, Object, dig, key_of, name_of, namespace_of, resource_version_of
+from kone.apimachinery.objects import (
+    Key,
+    Object,
+    dig,
+    has_finalizer,
+    key_of,
+    name_of,
+    namespace_of,
+    other_finalizers,
+    resource_version_of,
+)
 from kone.client.client import Client, EventType
 from kone.client.events import EventRecorder
 
@@ -228,7 +238,7 @@ class LoadBalancerController:
 
     def _changed(self, kind: EventType, service: Object, previous: Object | None) -> None:
         key = key_of(service)
-        if kind == "DELETED" or is_mine(service) or _has_finalizer(service) or key in self._balanced:
+        if kind == "DELETED" or is_mine(service) or has_finalizer(service, FINALIZER) or key in self._balanced:
             self._queue.add(key)
 
     async def _reconcile(self, key: Key) -> None:
@@ -250,7 +260,7 @@ class LoadBalancerController:
                 await self._write(service, [], finalizer=True)
                 await self._hold(key, [])
             raise
-        news = chosen != addresses_of(service) or not _has_finalizer(service)
+        news = chosen != addresses_of(service) or not has_finalizer(service, FINALIZER)
         if news:
             self._recorder.event(service, "Normal", "EnsuringLoadBalancer", "Ensuring load balancer")
         await self._hold(key, chosen)
@@ -260,7 +270,7 @@ class LoadBalancerController:
 
     async def _withdraw(self, key: Key, service: Object | None) -> None:
         spec_class = dig(service, "spec", "loadBalancerClass", default=CLASS) if service is not None else CLASS
-        if service is not None and spec_class == CLASS and (_has_finalizer(service) or key in self._balanced):
+        if service is not None and spec_class == CLASS and (has_finalizer(service, FINALIZER) or key in self._balanced):
             self._recorder.event(service, "Normal", "DeletingLoadBalancer", "Deleting load balancer")
             await self._hold(key, [])
             await self._write(service, [], finalizer=False)
@@ -282,7 +292,7 @@ class LoadBalancerController:
 
     async def _write(self, service: Object, addresses: Sequence[str], *, finalizer: bool) -> None:
         """The status and the finalizer in one write of the status, which upstream's controller may do too."""
-        finalizers = [f for f in service["metadata"].get("finalizers") or () if f != FINALIZER]
+        finalizers = other_finalizers(service, FINALIZER)
         if finalizer:
             finalizers.append(FINALIZER)
         ingress = [{"ip": ip, "ipMode": "VIP"} for ip in addresses]
@@ -297,7 +307,3 @@ class LoadBalancerController:
         except StatusError as error:
             if error.reason != "NotFound":
                 raise
-
-
-def _has_finalizer(service: Object) -> bool:
-    return FINALIZER in (service["metadata"].get("finalizers") or ())

@@ -6,6 +6,7 @@ What CEL expressions say is judged in policy_expressions.py.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ _RESERVED = frozenset(
 _IDENTIFIER = re.compile(r"[_a-zA-Z][_a-zA-Z0-9]*")
 
 
-class _Policy(SpecStrategy):
+class _Policy(SpecStrategy, ABC):
     """What both kinds of policy have in common."""
 
     def default(self, obj: Object) -> None:
@@ -89,9 +90,9 @@ class _Policy(SpecStrategy):
     def judge_operations(self, errors: Errors, path: str, match: Mapping[str, Any]) -> None:
         """Whether the policy may be asked about all of these."""
 
+    @abstractmethod
     def judge(self, errors: Errors, obj: Object, spec: Mapping[str, Any], expressions: Expressions) -> None:
         """What the kind of policy adds."""
-        raise NotImplementedError
 
 
 class _ValidatingPolicy(_Policy):
