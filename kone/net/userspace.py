@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import itertools
 import logging
 import os
 import random
@@ -36,7 +37,7 @@ RTM_NEWROUTE, RTM_DELROUTE, RTA_DST, RTA_OIF = 24, 25, 1, 4
 NLM_F_REPLACE = 0x100
 TABLE_LOCAL, PROTOCOL_STATIC, SCOPE_HOST, TYPE_LOCAL = 255, 4, 254, 2
 IP_FREEBIND, IPV6_FREEBIND = 15, 78
-CONNECT_TIMEOUTS_S = (0.25, 0.5, 1.0, 2.0)  # kube-proxy's own, one endpoint after another
+CONNECT_TIMEOUTS_S = (0.25, 0.5, 1.0, 2.0)  # kube-proxy's own: four tries, the endpoints in turn
 UDP_IDLE_S = 10.0  # kube-proxy's --udp-timeout in this mode was 250 ms; DNS clients wait 5 s
 CHUNK = 65536
 BURST = 64  # datagrams that are relayed before others have a turn
@@ -318,9 +319,9 @@ class TcpRelay:
                 pass  # one side broke off: so does the other
 
     async def _connect(self, way: Way, peer: str, own: str) -> socket.socket | None:
-        """A connection to the first endpoint that answers."""
+        """A connection to the first endpoint that answers; a lone one is tried again, as its packets may be lost."""
         endpoints = self._choice.order(way, peer, own, self._loop.time())
-        for endpoint, timeout_s in zip(endpoints, CONNECT_TIMEOUTS_S, strict=False):
+        for endpoint, timeout_s in zip(itertools.cycle(endpoints), CONNECT_TIMEOUTS_S, strict=False):
             server = socket.socket(self._listening.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             try:
                 async with asyncio.timeout(timeout_s):

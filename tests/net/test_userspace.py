@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import socket
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from kone.net.names import Names
 from kone.net.rule_config import RuleConfig
 from kone.net.service_map import Endpoint, ServicePort, ServicePortName
-from kone.net.userspace import Choice, Door, Way, doors_of
+from kone.net.userspace import Choice, Door, TcpRelay, Way, doors_of
 
 CONFIG = RuleConfig(Names(), ["10.244.0.0/16"], ["10.96.0.0/16"], ["192.0.2.2"])
 WEB = ServicePortName("default", "web", "http", "TCP")
@@ -72,3 +74,27 @@ def test_every_endpoint_has_the_same_chance() -> None:
     even = choice()
     first = [even.order(Way(WEB, web(A, B, C), "internal"), POD, NODE, 0)[0] for _ in range(300)]
     assert min(first.count(e) for e in (A, B, C)) > 70
+
+
+async def test_a_lone_endpoint_that_does_not_answer_at_once_is_tried_again() -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as server, socket.socket() as door, socket.socket() as filler, socket.socket() as client:
+        for listening, backlog in ((server, 0), (door, 1)):
+            listening.bind(("127.0.0.1", 0))
+            listening.listen(backlog)
+        for one in (server, door, filler, client):
+            one.setblocking(False)
+        await loop.sock_connect(filler, server.getsockname())  # the queue is full: the kernel drops further SYNs
+        relay = TcpRelay(door, Way(WEB, web(Endpoint(*server.getsockname())), "internal"), choice())
+        await loop.sock_connect(client, door.getsockname())
+        answer = loop.create_task(loop.sock_recv(client, 10))
+        done, _ = await asyncio.wait([answer], timeout=0.1)
+        assert not done
+        (await loop.sock_accept(server))[0].close()
+        async with asyncio.timeout(5):
+            accepted = (await loop.sock_accept(server))[0]
+            await loop.sock_sendall(accepted, b"a")
+            assert await answer == b"a"
+        accepted.close()
+        relay.close()
+        await relay.end()
