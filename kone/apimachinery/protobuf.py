@@ -395,6 +395,16 @@ def field_bytes(number: int, data: bytes) -> bytes:
     return _write_varint(number << 3 | BYTES) + _write_varint(len(data)) + data
 
 
+def field_varint(number: int, value: int) -> bytes:
+    """One field that holds an integer or a boolean."""
+    return _write_varint(number << 3 | VARINT) + _write_varint(value)
+
+
+def field_double(number: int, value: float) -> bytes:
+    """One field that holds a float of 64 bits."""
+    return _write_varint(number << 3 | FIXED64) + struct.pack("<d", value)
+
+
 def _write_message(table: dict[int, _Slot], obj: Mapping[str, Any]) -> bytes:
     out = bytearray()
     for number, slot in sorted(table.items()):
@@ -421,9 +431,9 @@ def _write_message(table: dict[int, _Slot], obj: Mapping[str, Any]) -> bytes:
 
 def _write_field(number: int, go_type: GoType, value: Any) -> bytes:
     if go_type.code in (schema.INTEGER, schema.BOOLEAN):
-        return _write_varint(number << 3 | VARINT) + _write_varint(int(value))
+        return field_varint(number, int(value))
     if go_type.kind == "float64":
-        return _write_varint(number << 3 | FIXED64) + struct.pack("<d", value)
+        return field_double(number, value)
     return field_bytes(number, _write(go_type, value))
 
 

@@ -26,7 +26,7 @@ from kone.apimachinery.access import access_denied
 from kone.apimachinery.errors import StatusError, internal_error
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
-from kone.apiserver import negotiation
+from kone.apiserver import negotiation, openapi_proto
 from kone.apiserver.aggregation import Aggregator
 from kone.apiserver.connections import Connection, Server
 from kone.apiserver.discovery import Discovery
@@ -252,7 +252,7 @@ class ApiServer:
         if self._tokens is not None and path in (_OPENID_CONFIGURATION, _OPENID_KEYS):
             return _openid(request, path, self._tokens)
         if path == "/openapi/v2":
-            return self._swagger(request)
+            return await self._swagger(request)
         if path == "/openapi/v3":
             return reply(self._openapi.index())
         if path.startswith("/openapi/v3/"):
@@ -262,12 +262,15 @@ class ApiServer:
             return reply(render({"paths": self._paths()}, Output(pretty=True)))
         return _page_not_found()
 
-    def _swagger(self, request: web.BaseRequest) -> web.Response:
-        """OpenAPI v2 as JSON; whoever has it already by its ETag is told so."""
-        body, tag = self._openapi_v2.document()
+    async def _swagger(self, request: web.BaseRequest) -> web.Response:
+        """OpenAPI v2 as JSON, or as protobuf for whom that comes first; nothing for whoever has it by its ETag."""
+        as_proto = openapi_proto.wanted(request.headers.get("Accept", ""))
+        body, tag = await self._openapi_v2.document(proto=as_proto)
         unchanged = request.headers.get("If-None-Match", "").strip('"') == tag
-        response = reply(b"" if unchanged else body, code=304 if unchanged else 200)
+        content_type = openapi_proto.CONTENT_TYPE if as_proto else negotiation.JSON
+        response = reply(b"" if unchanged else body, code=304 if unchanged else 200, content_type=content_type)
         response.headers["ETag"] = f'"{tag}"'
+        response.headers["Vary"] = "Accept"
         return response
 
     def _paths(self) -> list[str]:

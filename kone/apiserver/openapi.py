@@ -19,6 +19,7 @@ from kone.apimachinery import schema
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object
 from kone.apimachinery.schema import Definition, Field, GoType
+from kone.apiserver import prose
 from kone.registry.resource import Registry, Resource
 
 _PACKAGES: Final[Mapping[str, str]] = {
@@ -116,8 +117,10 @@ class OpenApi:
         return ["version", *sorted(_prefix(group, version) for group, version in versions)]
 
     def _hash(self, path: str) -> str:
-        """What would change the document: built-in kinds are fixed by kone's version, custom ones by the registry's."""
-        return hashlib.sha256(f"{KUBERNETES_VERSION} {self._version} {path}".encode()).hexdigest()[:32].upper()
+        """What would change the document: built-in kinds are fixed by kone's version, custom ones by the registry's,
+        and descriptions by the package they are read from."""
+        facts = f"{KUBERNETES_VERSION} {self._version} {prose.source()} {path}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:32].upper()
 
     def _build(self, path: str) -> Object:
         schemas: dict[str, Object] = {}
@@ -148,13 +151,16 @@ def _add(schemas: dict[str, Object], identifier: str) -> str:
     name = schema_name(identifier)
     if name not in schemas:
         schemas[name] = {}
-        schemas[name] = _struct_schema(schemas, schema.definition(identifier))
+        schemas[name] = _struct_schema(schemas, schema.definition(identifier), prose.of_type(name))
     return name
 
 
-def _struct_schema(schemas: dict[str, Object], found: Definition) -> Object:
-    properties = {name: _field_schema(schemas, each) for name, each in sorted(found.fields.items())}
-    made: Object = {"type": "object"}
+def _struct_schema(schemas: dict[str, Object], found: Definition, texts: Mapping[str, str]) -> Object:
+    properties = {
+        name: _described(_field_schema(schemas, each), texts.get(name, ""))
+        for name, each in sorted(found.fields.items())
+    }
+    made: Object = _described({"type": "object"}, texts.get(prose.TYPE, ""))
     if required := sorted(name for name, each in found.fields.items() if each.required):
         made["required"] = required
     if properties:
@@ -162,6 +168,10 @@ def _struct_schema(schemas: dict[str, Object], found: Definition) -> Object:
     if found.atomic:
         made["x-kubernetes-map-type"] = "atomic"
     return made
+
+
+def _described(made: Object, text: str) -> Object:
+    return {"description": text, **made} if text else made
 
 
 def _field_schema(schemas: dict[str, Object], each: Field) -> Object:
@@ -205,7 +215,8 @@ def _type_schema(schemas: dict[str, Object], go_type: GoType) -> Object:
 
 
 def _special(schemas: dict[str, Object], name: str) -> Object:
-    schemas.setdefault(name, dict(_SPECIAL[name]))
+    if name not in schemas:
+        schemas[name] = _described(_SPECIAL[name], prose.of_type(name).get(prose.TYPE, ""))
     return _ref(name)
 
 
@@ -236,19 +247,26 @@ def _mark(gvk: GVK) -> Object:
 def _add_custom(schemas: dict[str, Object], resource: Resource) -> None:
     """Put a custom kind and its list among the schemas: what its definition says, and what every object has."""
     own: Object = dict(resource.custom_schema)
-    every = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}}
-    meta = _ref(_add(schemas, "meta.v1.ObjectMeta"))
+    every = {name: _described({"type": "string"}, prose.of_every_kind(name)) for name in ("apiVersion", "kind")}
+    meta = _holds(schemas, "meta.v1.ObjectMeta")
     own["properties"] = dict(sorted({**(own.get("properties") or {}), **every, "metadata": meta}.items()))
     schemas[custom_name(resource.gvk)] = {**own, "x-kubernetes-group-version-kind": [_mark(resource.gvk)]}
     listed = resource.gvk._replace(kind=resource.list_kind)
     items = {"type": "array", "items": _ref(custom_name(resource.gvk))}
-    list_meta = _ref(_add(schemas, "meta.v1.ListMeta"))
+    list_meta = _holds(schemas, "meta.v1.ListMeta")
     schemas[custom_name(listed)] = {
         "type": "object",
         "required": ["items"],
         "properties": {**every, "items": items, "metadata": list_meta},
         "x-kubernetes-group-version-kind": [_mark(listed)],
     }
+
+
+def _holds(schemas: dict[str, Object], identifier: str) -> Object:
+    """The metadata of a custom kind or list: an object, and what is said of it."""
+    text = prose.of_every_kind("metadata")
+    ref = _ref(_add(schemas, identifier))
+    return {"description": text, "allOf": [ref]} if text else ref
 
 
 # ---- paths

@@ -206,6 +206,9 @@ def test_their_schema_is_published() -> None:
     schemas = published(definition())
     properties = schemas["com.example.v1.Widget"]["properties"]
     assert properties["spec"]["properties"]["replicas"] == {"type": "integer", "minimum": 0, "default": 1}
-    assert properties["metadata"] == {"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}
+    assert properties["metadata"]["allOf"] == [
+        {"$ref": "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"}
+    ]
+    assert properties["metadata"]["description"].startswith("Standard object's metadata.")
     mark = {"group": "example.com", "kind": "WidgetList", "version": "v1"}
     assert schemas["com.example.v1.WidgetList"]["x-kubernetes-group-version-kind"] == [mark]

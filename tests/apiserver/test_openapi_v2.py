@@ -37,24 +37,24 @@ def test_schemas(schema: dict[str, Any], expected: dict[str, Any]) -> None:
     assert to_v2(schema) == expected
 
 
-def test_the_document_is_whole_and_kept_until_something_changes() -> None:
+async def test_the_document_is_whole_and_kept_until_something_changes() -> None:
     registry = builtin()
     documents = OpenApiV2(OpenApi(registry))
-    body, tag = documents.document()
+    body, tag = await documents.document()
     found = json.loads(body)
     assert found["swagger"] == "2.0"
     pod = found["definitions"]["io.k8s.api.core.v1.Pod"]
-    assert pod["properties"]["spec"] == {"$ref": "#/definitions/io.k8s.api.core.v1.PodSpec"}
+    assert pod["properties"]["spec"]["$ref"] == "#/definitions/io.k8s.api.core.v1.PodSpec"
     assert pod["x-kubernetes-group-version-kind"] == [{"group": "", "kind": "Pod", "version": "v1"}]
     create = found["paths"]["/api/v1/namespaces/{namespace}/pods"]["post"]
     assert create["parameters"][0]["schema"] == {"$ref": "#/definitions/io.k8s.api.core.v1.Pod"}
-    assert documents.document()[1] == tag
+    assert (await documents.document())[1] == tag
     registry.remove(next(iter(registry)).gvr)
-    assert documents.document()[1] != tag
+    assert (await documents.document())[1] != tag
 
 
-def test_every_reference_leads_somewhere() -> None:
-    found = json.loads(OpenApiV2(OpenApi(builtin())).document()[0])
+async def test_every_reference_leads_somewhere() -> None:
+    found = json.loads((await OpenApiV2(OpenApi(builtin())).document())[0])
 
     def references(value: Any) -> Any:
         if isinstance(value, dict):
