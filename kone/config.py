@@ -29,6 +29,7 @@ PARTS = (
     "networkpolicy",
     "local-storage",
     "loadbalancer",
+    "metrics",
 )
 PROXY_MODES = ("auto", "ipvs", "nftables", "iptables", "userspace")
 PROXY_MODE = "kone.dev/proxy-mode"  # annotation of the node: which one it is

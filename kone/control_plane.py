@@ -40,6 +40,7 @@ from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
 from kone.cache.watch_cache import Caches
 from kone.client.client import Client
 from kone.config import Settings, node_ports
+from kone.registry import metrics
 from kone.registry.allocators import AllocationError, Allocators
 from kone.registry.registry import builtin
 from kone.registry.resource import Registry
@@ -67,6 +68,10 @@ class ControlPlane:
     def __init__(self, settings: Settings, node_ip: str, clock: Clock) -> None:
         self.settings, self.node_ip, self.clock = settings, node_ip, clock
         self.registry: Registry = builtin(x509_checks.check_request)
+        self._measures = settings.runs("kubelet") and settings.runs("metrics")
+        if self._measures:
+            for resource in metrics.RESOURCES:
+                self.registry.add(resource)
         services = ip_network(settings.service_cidr)
         names = pki.Names(
             settings.node_name,
@@ -242,6 +247,8 @@ class ControlPlane:
         objects = bootstrap.bootstrap_objects(self.settings.service_cidr, self.settings.secure_port, self.clock.now())
         front_proxy_ca = self.pki.certificate(pki.FRONT_PROXY_CA).read_text()
         objects.append(bootstrap.extension_authentication(self.ca_pem, front_proxy_ca))
+        if self._measures:
+            objects.append(bootstrap.metrics_reader())
         written = await bootstrap.reconcile(self.client_for(API_SERVER), get, objects)
         log.debug("bootstrap: objects=%d written=%d", len(objects), written)
 
@@ -289,7 +296,9 @@ class ControlPlane:
 
         settings = ControllerSettings(
             ca_pem=self.ca_pem,
-            namespaced_resources=lambda: [r.gvr for r in self.registry if r.namespaced and "list" in r.verbs],
+            namespaced_resources=lambda: [
+                r.gvr for r in self.registry if r.namespaced and {"list", "create"} <= set(r.verbs)
+            ],
             collectable_resources=lambda: [r.gvr for r in self.registry if {"list", "watch", "delete"} <= set(r.verbs)],
             resource_of_kind=self._resource_of_kind,
             sign_request=self._sign_request,

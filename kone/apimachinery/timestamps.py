@@ -1,4 +1,4 @@
-"""metav1.Time and MicroTime: RFC 3339 in UTC, to the second or to the microsecond."""
+"""metav1.Time and MicroTime: RFC 3339 in UTC, to the second or to the microsecond; durations as Go prints them."""
 
 from __future__ import annotations
 
@@ -121,3 +121,14 @@ def _offset(rest: str, refuse: Callable[..., ValueError]) -> tuple[int, str]:
         raise refuse("Z07:00", rest, ": time zone offset minute out of range")
     total = hours * 60 + minutes
     return (total if shape[1] == "+" else -total), rest[6:]
+
+
+def go_duration(seconds: float) -> str:
+    """As Go prints a duration: "1s", "1m30s", "1h0m0s", "500ms"."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:g}ms"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    if hours:
+        return f"{hours}h{minutes}m{rest:g}s"
+    return f"{minutes}m{rest:g}s" if minutes else f"{rest:g}s"

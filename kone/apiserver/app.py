@@ -38,6 +38,7 @@ from kone.apiserver.openapi import OpenApi
 from kone.apiserver.openapi_v2 import OpenApiV2
 from kone.apiserver.proxies import Proxies
 from kone.apiserver.requests import Parameters, RequestInfo, parse_query, parse_request, selected_fields
+from kone.apiserver.resource_metrics import ResourceMetrics
 from kone.apiserver.resources import Resources
 from kone.apiserver.responses import NoSuchPage, no_such_method, no_such_route, render, reply, status_reply
 from kone.apiserver.streams import Streams
@@ -46,6 +47,7 @@ from kone.auth.authentication import Authenticator, Headers
 from kone.auth.authorizer import Authorizer
 from kone.auth.impersonation import impersonate
 from kone.auth.tokens import ServiceAccountTokens
+from kone.registry.metrics import NODE_METRICS, POD_METRICS
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,8 @@ class ApiServer:
         self._clock = clock or SystemClock()
         self._kubelets = KubeletClient(verbs, kubelet_tls)
         self._proxies = Proxies(verbs, self._kubelets)
+        self._resource_metrics = ResourceMetrics(verbs.caches, self._kubelets, self._clock)
+        verbs.computed = dict.fromkeys((NODE_METRICS, POD_METRICS), self._resource_metrics)
         self._resources = Resources(verbs, self._clock, Streams(self._kubelets), self._proxies)
         self._discovery = Discovery(verbs.registry)
         self.aggregator = Aggregator(verbs.caches, self._discovery, front_proxy_tls, self._clock)
@@ -176,6 +180,7 @@ class ApiServer:
             self._server.pre_shutdown()
             await self._server.shutdown(drain_s)
             self._server = None
+        await self._resource_metrics.stop()
         await self._kubelets.close()
         await self._proxies.close()
         await self.aggregator.stop()

@@ -42,7 +42,7 @@ class LocalClient:
         kind = self._find(resource)
         if subresource and subresource not in kind.all_subresources():
             raise _no_such_resource()
-        return subresources.read(self._verbs, kind, subresource, name, namespace, "").obj
+        return (await subresources.read(self._verbs, kind, subresource, name, namespace, "")).obj
 
     async def list(self, resource: GVR, namespace: str = "", *, labels: str = "", fields: str = "") -> Objects:
         kind = self._find(resource)

@@ -7,12 +7,15 @@ resourceVersionMatch=Exact) come from the store's history. Source of the rules: 
 from __future__ import annotations
 
 import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import orjson
 
 from kone.aio.clock import Clock
 from kone.apimachinery.errors import Status, StatusError, bad_request, expired, go_quote, not_found
+from kone.apimachinery.kinds import GVR
 from kone.apimachinery.objects import Object, labels_of, metadata, replace_in
 from kone.apimachinery.selectors import FieldSelector, LabelSelector, parse_field_selector, parse_label_selector
 from kone.apiserver.context import Answer
@@ -60,6 +63,16 @@ def too_large_version(version: int, current: int) -> StatusError:
         "retryAfterSeconds": 1,
     }
     return StatusError(504, "Timeout", f"Too large resource version: {version}, current: {current}", details=details)
+
+
+class Computed(Protocol):
+    """Who makes the objects of a resource of which nothing is stored, when they are asked for."""
+
+    async def get(self, gvr: GVR, name: str, namespace: str) -> Object:
+        """Raises StatusError."""
+
+    async def list(self, gvr: GVR, namespace: str) -> list[Object]:
+        """In the order of their names; of all namespaces where none is given."""
 
 
 class Selection:
@@ -124,6 +137,8 @@ class Reads:
         self.store = store
         self.caches = caches
         self.clock = clock
+        self.computed: Mapping[GVR, Computed] = {}
+        """Who answers for resources of which nothing is stored."""
         self._cache_of: dict[tuple[str, str], WatchCache] = {}
 
     def cache(self, resource: Resource) -> WatchCache:
@@ -156,6 +171,8 @@ class Reads:
         """The objects that the options select, in the order of their keys. Raises 400, 410 Expired, 504."""
         selection = Selection(resource, options)
         namespace = namespace or (selection.namespace if resource.namespaced else "")
+        if resource.virtual:
+            return await self._computed_page(resource, selection, namespace)
         version = options.resource_version
         number = _list_version(version)
         if options.continue_:
@@ -180,6 +197,15 @@ class Reads:
         # "Any version" is answered whole: upstream's cache does not page there.
         limit = 0 if version == "0" else options.limit
         return await self._page(resource, selection, namespace, limit, 0, "")
+
+    async def computed_answer(self, resource: Resource, name: str, namespace: str) -> Answer:
+        """An object that is made now."""
+        return Answer(await self.computed[resource.gvr].get(resource.gvr, name, namespace))
+
+    async def _computed_page(self, resource: Resource, selection: Selection, namespace: str) -> ListPage:
+        """All that is selected of what is made now; it has no revision and no pages."""
+        found = filter(selection.matches, await self.computed[resource.gvr].list(resource.gvr, namespace))
+        return ListPage([Entry("", 0, orjson.dumps(obj), obj) for obj in found], 0)
 
     async def _page(
         self, resource: Resource, selection: Selection, namespace: str, limit: int, revision: int, start: str

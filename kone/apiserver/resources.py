@@ -152,11 +152,11 @@ class _Call:
         raise no_such_method()
 
     async def _item(self, method: str) -> web.StreamResponse:
-        if self.resource.virtual:
-            raise no_such_route()
         verbs = self.resource.verbs
+        if self.resource.virtual and "get" not in verbs:
+            raise no_such_route()
         if method == "GET" and "get" in verbs:
-            return self._get()
+            return await self._get()
         if method == "PUT" and "update" in verbs:
             return await self._update()
         if method == "PATCH" and "patch" in verbs:
@@ -177,7 +177,7 @@ class _Call:
                 raise no_such_method()
             return await self._connect()
         if method == "GET" and "get" in verbs:
-            return self._get()
+            return await self._get()
         if method == "PUT" and "update" in verbs:
             return await self._update()
         if method == "PATCH" and "patch" in verbs:
@@ -231,9 +231,9 @@ class _Call:
         body = object_body(self.resource, answer, output, self._include(output), self.server._clock.now())
         return reply(body, code=answer.code, content_type=output.content_type, warnings=self.ctx.warnings)
 
-    def _get(self) -> web.Response:
+    async def _get(self) -> web.Response:
         output = self._output()
-        answer = subresources.read(
+        answer = await subresources.read(
             self.verbs,
             self.resource,
             self.info.subresource,

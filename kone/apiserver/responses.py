@@ -99,7 +99,7 @@ def object_body(resource: Resource, answer: Answer, output: Output, include: tab
 
 def list_body(resource: Resource, page: ListPage, output: Output, include: tables.Include, now: float) -> bytes:
     """A page of a list. Raises 406 where a single object was asked for."""
-    list_metadata: Object = {"resourceVersion": str(page.revision)}
+    list_metadata: Object = {"resourceVersion": str(page.revision)} if page.revision else {}
     if page.continue_ or (resource.custom is not None and not output.transform):
         list_metadata["continue"] = page.continue_
     if page.remaining is not None:

@@ -59,8 +59,10 @@ def body_kind(resource: Resource, subresource: str) -> GVK:
     return GVK(resource.gvr.group, resource.gvr.version, part.kind)
 
 
-def read(verbs: Verbs, resource: Resource, subresource: str, name: str, namespace: str, version: str) -> Answer:
+async def read(verbs: Verbs, resource: Resource, subresource: str, name: str, namespace: str, version: str) -> Answer:
     """GET of an object or of what lies under it."""
+    if resource.virtual:
+        return await verbs.computed_answer(resource, name, namespace)
     answer = verbs.get(resource, name, namespace, version)
     if subresource == "scale":
         spec = scale_spec(resource)

@@ -94,6 +94,15 @@ def extension_authentication(client_ca_pem: str, front_proxy_ca_pem: str) -> Boo
     return Bootstrap(CONFIGMAPS, {"kind": "ConfigMap", "apiVersion": "v1", "metadata": metadata, "data": data})
 
 
+def metrics_reader() -> Bootstrap:
+    """Who may view a namespace may see what its pods use (the role that metrics-server is installed with)."""
+    aggregated = {f"rbac.authorization.k8s.io/aggregate-to-{role}": "true" for role in ("admin", "edit", "view")}
+    metadata = {"name": "system:aggregated-metrics-reader", "labels": aggregated}
+    rules = [{"apiGroups": ["metrics.k8s.io"], "resources": ["pods", "nodes"], "verbs": ["get", "list", "watch"]}]
+    kind = {"kind": "ClusterRole", "apiVersion": CLUSTERROLES.api_version}
+    return Bootstrap(CLUSTERROLES, {**kind, "metadata": metadata, "rules": rules})
+
+
 def node_rules() -> list[Object]:
     """The rules of the ClusterRole system:node, which the Node authorizer falls back to."""
     return next(role["rules"] for role in _load(CLUSTERROLES) if name_of(role) == "system:node")

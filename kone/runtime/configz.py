@@ -5,8 +5,8 @@ read to learn a node's thresholds and intervals.
 from __future__ import annotations
 
 from kone.apimachinery.objects import Object
+from kone.apimachinery.timestamps import go_duration
 from kone.runtime import eviction_signals, image_gc, node_status, server_auth
-from kone.runtime.handlers import go_duration
 from kone.runtime.kubelet_config import KubeletConfig
 
 

@@ -20,6 +20,7 @@ from yarl import URL
 
 from kone.apimachinery.errors import go_quote
 from kone.apimachinery.objects import Object
+from kone.apimachinery.timestamps import go_duration
 from kone.runtime.runtime import ExecResult, Runtime, RuntimeFault
 
 BODY_MAX_BYTES = 10 * 1024  # what the kubelet reads of a probe's answer
@@ -246,14 +247,3 @@ def _connect_text(error: OSError) -> str:
         errno.ETIMEDOUT: "connect: connection timed out",
     }
     return known.get(error.errno or 0, str(error))
-
-
-def go_duration(seconds: float) -> str:
-    """As Go prints a duration: "1s", "1m30s", "1h0m0s", "500ms"."""
-    if 0 < seconds < 1:
-        return f"{seconds * 1000:g}ms"
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    if hours:
-        return f"{hours}h{minutes}m{rest:g}s"
-    return f"{minutes}m{rest:g}s" if minutes else f"{rest:g}s"

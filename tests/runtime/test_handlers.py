@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from kone.runtime.handlers import Answer, Handlers, NoAnswer, go_duration, resolve_port
+from kone.apimachinery.timestamps import go_duration
+from kone.runtime.handlers import Answer, Handlers, NoAnswer, resolve_port
 from kone.runtime.runtime import ExecResult, NotFound
 from tests.runtime.grpc_server import GrpcServer
 
