@@ -20,12 +20,22 @@ from kone.apimachinery import schema
 from kone.apimachinery.errors import StatusError, bad_request
 from kone.apimachinery.kinds import GVK, parse_api_version
 from kone.apimachinery.objects import Object
+from kone.apimachinery.protowire import (
+    BYTES,
+    FIXED64,
+    VARINT,
+    Malformed,
+    field_bytes,
+    field_double,
+    field_varint,
+    fixed_size,
+    read_parts,
+    read_varint,
+    write_varint,
+)
 from kone.apimachinery.schema import Field, GoType
 
 MAGIC: Final = b"k8s\x00"
-
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
-"""Wire types."""
 
 # What a field's bytes are. The read loop compares these numbers, most frequent first.
 TEXT, MESSAGE, MESSAGES, TEXTS, MAP, EMBEDDED, SPECIAL, LIST, SCALAR = range(9)
@@ -90,10 +100,6 @@ def _is_wrapped(go_type: GoType) -> bool:
     return go_type.code == schema.STRINGS and not go_type.text.startswith("[")
 
 
-class _Malformed(ValueError):
-    """Bytes that are no message."""
-
-
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
@@ -113,7 +119,7 @@ def decode(body: bytes) -> Object:
         obj: Object = {"kind": kind, "apiVersion": api_version}
         _message(_table(found.name), raw, 0, len(raw), obj)
         return obj
-    except (_Malformed, UnicodeDecodeError, IndexError, struct.error, RecursionError) as error:
+    except (Malformed, UnicodeDecodeError, IndexError, struct.error, RecursionError) as error:
         raise bad_request(f"unable to decode protobuf: {error or 'unexpected EOF'}") from None
 
 
@@ -121,9 +127,9 @@ def _envelope(body: bytes) -> tuple[tuple[str, str], bytes]:
     """((apiVersion, kind), the object's message)."""
     api_version = kind = ""
     raw = b""
-    for number, value in _parts(body, len(MAGIC), len(body)):
+    for number, value in read_parts(body, len(MAGIC), len(body)):
         if number == 1 and isinstance(value, bytes):
-            for inner, text in _parts(value, 0, len(value)):
+            for inner, text in read_parts(value, 0, len(value)):
                 if isinstance(text, bytes):
                     if inner == 1:
                         api_version = text.decode()
@@ -134,45 +140,6 @@ def _envelope(body: bytes) -> tuple[tuple[str, str], bytes]:
     return (api_version, kind), raw
 
 
-def _varint(data: bytes, pos: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[pos]
-        pos += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, pos
-        shift += 7
-        if shift > 63:
-            raise _Malformed("integer overflow")
-
-
-def _parts(data: bytes, pos: int, end: int) -> list[tuple[int, int | bytes]]:
-    """A message's fields as they stand: (number, integer or bytes)."""
-    parts: list[tuple[int, int | bytes]] = []
-    while pos < end:
-        tag, pos = _varint(data, pos)
-        wire = tag & 7
-        if wire == VARINT:
-            value, pos = _varint(data, pos)
-            parts.append((tag >> 3, value))
-            continue
-        size, pos = _varint(data, pos) if wire == BYTES else (_fixed_size(wire), pos)
-        if pos + size > end:
-            raise _Malformed("unexpected EOF")
-        parts.append((tag >> 3, data[pos : pos + size]))
-        pos += size
-    return parts
-
-
-def _fixed_size(wire: int) -> int:
-    if wire == FIXED64:
-        return 8
-    if wire == FIXED32:
-        return 4
-    raise _Malformed(f"illegal wireType {wire}")
-
-
 def _message(table: dict[int, _Slot], data: bytes, pos: int, end: int, out: Object) -> None:
     """Reads data[pos:end] into `out`. The hot loop: no call for plain fields."""
     get = table.get
@@ -180,17 +147,17 @@ def _message(table: dict[int, _Slot], data: bytes, pos: int, end: int, out: Obje
         tag = data[pos]
         pos += 1
         if tag > 0x7F:
-            tag, pos = _varint(data, pos - 1)
+            tag, pos = read_varint(data, pos - 1)
         wire = tag & 7
         slot = get(tag >> 3)
         if wire == BYTES:
             size = data[pos]
             pos += 1
             if size > 0x7F:
-                size, pos = _varint(data, pos - 1)
+                size, pos = read_varint(data, pos - 1)
             start, pos = pos, pos + size
             if pos > end:
-                raise _Malformed("unexpected EOF")
+                raise Malformed("unexpected EOF")
             if slot is None:
                 continue
             code, name, kept, go_type, inner = slot
@@ -225,7 +192,7 @@ def _message(table: dict[int, _Slot], data: bytes, pos: int, end: int, out: Obje
             value_ = data[pos]
             pos += 1
             if value_ > 0x7F:
-                value_, pos = _varint(data, pos - 1)
+                value_, pos = read_varint(data, pos - 1)
             if slot is None or slot.type is None:
                 continue
             if slot.code == LIST:
@@ -234,9 +201,9 @@ def _message(table: dict[int, _Slot], data: bytes, pos: int, end: int, out: Obje
             elif value_ or slot.kept:
                 out[slot.name] = _integer(value_, slot.type)
         else:
-            size = _fixed_size(wire)
+            size = fixed_size(wire)
             if pos + size > end:
-                raise _Malformed("unexpected EOF")
+                raise Malformed("unexpected EOF")
             if slot is not None and slot.type is not None and wire == FIXED64:
                 out[slot.name] = _plain_float(struct.unpack_from("<d", data, pos)[0])
             pos += size
@@ -250,7 +217,7 @@ def _add_other(out: Object, slot: _Slot, go_type: GoType, data: bytes) -> None:
         if element.code in (schema.INTEGER, schema.BOOLEAN):  # packed
             pos = 0
             while pos < len(data):
-                value, pos = _varint(data, pos)
+                value, pos = read_varint(data, pos)
                 values.append(_integer(value, element))
         else:
             values.append(_read(element, data))
@@ -264,7 +231,7 @@ def _integer(value: int, go_type: GoType) -> int | bool:
     if go_type.code == schema.BOOLEAN:
         return bool(value)
     if go_type.code != schema.INTEGER:
-        raise _Malformed("proto: wrong wireType = 0")
+        raise Malformed("proto: wrong wireType = 0")
     value &= (1 << go_type.bits) - 1
     return value - (1 << go_type.bits) if go_type.bits > 8 and value >> (go_type.bits - 1) else value
 
@@ -277,7 +244,7 @@ def _entry(data: bytes, element: GoType) -> tuple[str, Any]:
     """One entry of a map; what it leaves out is empty."""
     key = ""
     value: Any = "" if element.kind == "bytes" else schema.zero_value(element)
-    for number, part in _parts(data, 0, len(data)):
+    for number, part in read_parts(data, 0, len(data)):
         if number == 1 and isinstance(part, bytes):
             key = part.decode()
         elif number == 2:
@@ -297,7 +264,7 @@ def _read(go_type: GoType, data: bytes) -> Any:
         return base64.b64encode(data).decode()
     if go_type.kind == "float64":
         return _plain_float(struct.unpack("<d", data)[0])
-    parts = _parts(data, 0, len(data))
+    parts = read_parts(data, 0, len(data))
     if _is_wrapped(go_type):
         return [part.decode() for number, part in parts if number == 1 and isinstance(part, bytes)]
     found: dict[int, int | bytes] = dict(parts)
@@ -325,12 +292,12 @@ def _read_time(go_type: GoType, found: Mapping[int, int | bytes]) -> str:
     """Seconds only for Time, microseconds for MicroTime, whatever the sender's clock knew."""
     seconds, nanos = found.get(1, 0), found.get(2, 0)
     if not isinstance(seconds, int) or not isinstance(nanos, int):
-        raise _Malformed("proto: wrong wireType for field Seconds")
+        raise Malformed("proto: wrong wireType for field Seconds")
     seconds = seconds - (1 << 64) if seconds >> 63 else seconds
     try:
         moment = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
     except (OverflowError, ValueError, OSError):
-        raise _Malformed("time out of range") from None
+        raise Malformed("time out of range") from None
     return f"{moment}Z" if go_type.kind == schema.TIME else f"{moment}.{nanos // 1000:06d}Z"
 
 
@@ -343,7 +310,7 @@ def _read_raw(value: int | bytes | None) -> Any:
     try:
         return json.loads(value)
     except ValueError:
-        raise _Malformed("raw field holds no JSON") from None
+        raise Malformed("raw field holds no JSON") from None
 
 
 def _read_schema_or(kind: str, parts: list[tuple[int, int | bytes]]) -> Any:
@@ -378,31 +345,6 @@ def encode(obj: Object) -> bytes:
         + field_bytes(2, _write_message(_table(found.name), obj))
         + b"\x1a\x00\x22\x00"
     )
-
-
-def _write_varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def field_bytes(number: int, data: bytes) -> bytes:
-    """One length-delimited field: tag, size, bytes."""
-    return _write_varint(number << 3 | BYTES) + _write_varint(len(data)) + data
-
-
-def field_varint(number: int, value: int) -> bytes:
-    """One field that holds an integer or a boolean."""
-    return _write_varint(number << 3 | VARINT) + _write_varint(value)
-
-
-def field_double(number: int, value: float) -> bytes:
-    """One field that holds a float of 64 bits."""
-    return _write_varint(number << 3 | FIXED64) + struct.pack("<d", value)
 
 
 def _write_message(table: dict[int, _Slot], obj: Mapping[str, Any]) -> bytes:
@@ -453,7 +395,7 @@ def _write(go_type: GoType, value: Any) -> bytes:
     if go_type.kind == schema.INT_OR_STRING:
         if isinstance(value, str):
             return b"\x08\x01\x10\x00" + field_bytes(3, value.encode())
-        return b"\x08\x00\x10" + _write_varint(value) + b"\x1a\x00"
+        return b"\x08\x00\x10" + write_varint(value) + b"\x1a\x00"
     if go_type.kind in schema.RAW:
         return field_bytes(1, json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode())
     return _write_schema_or(go_type.kind, value)
@@ -462,12 +404,12 @@ def _write(go_type: GoType, value: Any) -> bytes:
 def _write_time(text: str) -> bytes:
     moment = datetime.fromisoformat(text)
     seconds = int(moment.replace(microsecond=0).timestamp())
-    return b"\x08" + _write_varint(seconds) + b"\x10" + _write_varint(moment.microsecond * 1000)
+    return b"\x08" + write_varint(seconds) + b"\x10" + write_varint(moment.microsecond * 1000)
 
 
 def _write_schema_or(kind: str, value: Any) -> bytes:
     if kind == schema.SCHEMA_OR_BOOL:
-        allows = b"\x08" + _write_varint(bool(value))
+        allows = b"\x08" + write_varint(bool(value))
         return allows + field_bytes(2, _write(_SCHEMA, value)) if isinstance(value, dict) else allows
     if isinstance(value, dict):
         return field_bytes(1, _write(_SCHEMA, value))

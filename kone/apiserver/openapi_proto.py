@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from kone.apimachinery.objects import Object
-from kone.apimachinery.protobuf import field_bytes, field_double, field_varint
+from kone.apimachinery.protowire import field_bytes, field_double, field_varint
 from kone.apiserver.negotiation import JSON, parse_accept
 
 ASKED_FOR: Final = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"

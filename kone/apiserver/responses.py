@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 from kone.apimachinery import protobuf
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.objects import Object, metadata
+from kone.apimachinery.protowire import field_bytes
 from kone.apiserver import tables, yaml_text
 from kone.apiserver.codec import internal_type
 from kone.apiserver.context import Answer
@@ -184,8 +185,8 @@ class Frames:
 
 def protobuf_frame(kind: str, obj: Object) -> bytes:
     """A WatchEvent as protobuf, after its length in four bytes: type, and the object in an envelope of its own."""
-    event = protobuf.field_bytes(1, kind.encode())
-    event += protobuf.field_bytes(2, protobuf.field_bytes(1, protobuf.encode(obj)))
+    event = field_bytes(1, kind.encode())
+    event += field_bytes(2, field_bytes(1, protobuf.encode(obj)))
     return len(event).to_bytes(4, "big") + event
 
 

@@ -28,42 +28,21 @@ from h2.events import (
 )
 from h2.exceptions import ProtocolError
 
+from kone.apimachinery.protowire import field_bytes
+from kone.runtime.grpc_status import DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, UNIMPLEMENTED, UNKNOWN, RpcError
+
 PATH: Final = "/grpc.health.v1.Health/Check"
 RETRY_S: Final = 1.0  # gRPC's first back-off between tries to connect
 READ_BYTES: Final = 64 * 1024
 STATUSES: Final = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
-UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE = 2, 4, 12, 13, 14
-CODES: Final = (
-    "OK",
-    "Canceled",
-    "Unknown",
-    "InvalidArgument",
-    "DeadlineExceeded",
-    "NotFound",
-    "AlreadyExists",
-    "PermissionDenied",
-    "ResourceExhausted",
-    "FailedPrecondition",
-    "Aborted",
-    "OutOfRange",
-    "Unimplemented",
-    "Internal",
-    "Unavailable",
-    "DataLoss",
-    "Unauthenticated",
-)
 
 
 class NotConnected(Exception):
     """No HTTP/2 server was reached in time."""
 
 
-class RpcFailed(Exception):
+class RpcFailed(RpcError):
     """The call ended with a gRPC status that is not OK."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code, self.message = code, message
 
     def explain(self, within: str) -> str:
         """The kubelet's words; `within` is the probe's time limit as Go prints it."""
@@ -72,8 +51,7 @@ class RpcFailed(Exception):
             return f"{what}: {self.message}"
         if self.code == DEADLINE_EXCEEDED:
             return f"timeout: health rpc did not complete within {within}"
-        name = CODES[self.code] if 0 <= self.code < len(CODES) else f"Code({self.code})"
-        return f"error: health rpc probe failed: rpc error: code = {name} desc = {self.message}"
+        return f"error: health rpc probe failed: {self}"
 
 
 async def check(host: str, port: int, service: str, authority: str, agent: str, timeout_s: float) -> str:
@@ -218,7 +196,7 @@ def _framed(message: bytes) -> bytes:
 def _request(service: str) -> bytes:
     """HealthCheckRequest: field 1 is the service's name; the empty one is not written."""
     name = service.encode()
-    return b"\x0a" + _varint(len(name)) + name if name else b""
+    return field_bytes(1, name) if name else b""
 
 
 def _response(body: bytes) -> str:
@@ -228,11 +206,3 @@ def _response(body: bytes) -> str:
     message = body[5:]
     value = message[1] if len(message) == 2 and message[0] == 0x08 else 0
     return STATUSES[value] if value < len(STATUSES) else str(value)
-
-
-def _varint(number: int) -> bytes:
-    out = b""
-    while number > 0x7F:
-        out += bytes((number & 0x7F | 0x80,))
-        number >>= 7
-    return out + bytes((number,))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from kone.apimachinery import protobuf, schema
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.objects import gvk_of
+from kone.apimachinery.protowire import field_bytes
 from tests.apimachinery.strategies import objects
 
 RECORDED = json.loads(Path(__file__).with_name("protobuf_bodies.json").read_text())
@@ -97,16 +98,16 @@ def test_deep_nesting_is_refused() -> None:
     assert protobuf.decode(shallow)["spec"]["versions"] == versions
     inner = b""
     for _ in range(3000):  # what no encoder of ours could write
-        inner = protobuf.field_bytes(schema.definition("apiextensions.v1.JSONSchemaProps").fields["not"].number, inner)
+        inner = field_bytes(schema.definition("apiextensions.v1.JSONSchemaProps").fields["not"].number, inner)
     for identifier, name in (
         ("apiextensions.v1.CustomResourceValidation", "openAPIV3Schema"),
         ("apiextensions.v1.CustomResourceDefinitionVersion", "schema"),
         ("apiextensions.v1.CustomResourceDefinitionSpec", "versions"),
         ("apiextensions.v1.CustomResourceDefinition", "spec"),
     ):
-        inner = protobuf.field_bytes(schema.definition(identifier).fields[name].number, inner)
+        inner = field_bytes(schema.definition(identifier).fields[name].number, inner)
     envelope = protobuf.encode(crd)
     type_meta = envelope[: 6 + envelope[5]]
     with pytest.raises(StatusError) as caught:
-        protobuf.decode(type_meta + protobuf.field_bytes(2, inner))
+        protobuf.decode(type_meta + field_bytes(2, inner))
     assert caught.value.code == 400
