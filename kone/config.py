@@ -95,6 +95,13 @@ class Settings:
         -1, "port of the kubelet's HTTPS server (default 10250; 0 takes a free one)", metavar="PORT"
     )
     max_pods: int = _setting(110, "how many pods this node takes", metavar="N")
+    audit_policy_file: str = _setting(
+        "", "what the audit log records, a file of kind Policy (audit.k8s.io/v1)", metavar="FILE"
+    )
+    audit_log_path: str = _setting("", "where the audit log is kept; - is standard output", metavar="FILE")
+    audit_log_maxage: int = _setting(0, "days that a full audit log is kept; 0 keeps it", metavar="DAYS")
+    audit_log_maxbackup: int = _setting(0, "how many full audit logs are kept; 0 keeps all", metavar="N")
+    audit_log_maxsize: int = _setting(100, "megabytes at which an audit log is full", metavar="MB")
     log_level: str = _setting("info", "how much is logged", choices=LOG_LEVELS)
     config: str = _setting("", "YAML file of these settings", metavar="FILE")
 
@@ -196,6 +203,8 @@ def resolve(settings: Settings) -> Settings:
             raise ConfigError(f"{flag} {port}: give a port from 0 to 65535")
     if filled.ingress_http_port == filled.ingress_https_port != 0:
         raise ConfigError(f"--ingress-https-port {filled.ingress_https_port} is --ingress-http-port too: give another")
+    if filled.audit_log_path and not filled.audit_policy_file:
+        raise ConfigError("--audit-log-path needs --audit-policy-file: say what is recorded")
     if unknown := filled.disabled - set(PARTS):
         raise ConfigError(f"--disable {','.join(sorted(unknown))}: choose from {','.join(PARTS)}")
     node_ports(filled)

@@ -16,6 +16,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kone import api_files
 from kone.admission.chain import default_chain
 from kone.aio.clock import Clock
 from kone.aio.stages import Stage
@@ -25,6 +26,7 @@ from kone.apimachinery.objects import Object
 from kone.apimachinery.users import AUTHENTICATED, SYSTEM_MASTERS, User, service_account_user
 from kone.apiserver import kubernetes_endpoints
 from kone.apiserver.app import ApiServer, TlsFiles
+from kone.apiserver.audit import Audit
 from kone.apiserver.custom_resources import CustomResources
 from kone.apiserver.kubelet_client import ClientTls
 from kone.apiserver.local_client import LocalClient
@@ -86,6 +88,7 @@ class ControlPlane:
         self._verbs: Verbs | None = None
         self._allocators: Allocators | None = None
         self._webhooks: WebhookClient | None = None
+        self._audit: Audit | None = None
         self._manager: Manager | None = None
         self._scheduler: Scheduler | None = None
         self._custom: CustomResources | None = None
@@ -194,6 +197,7 @@ class ControlPlane:
             actions=actions(Reviews(authenticator, authorizer, tokens)),
         )
         kubelet_client = "apiserver-kubelet-client"
+        self._audit = api_files.audit_of(settings, self.clock)
         self.api = ApiServer(
             verbs=self._verbs,
             authenticator=authenticator,
@@ -207,6 +211,7 @@ class ControlPlane:
                 self.pki.certificate(pki.FRONT_PROXY_CA),
             ),
             tokens=tokens,
+            audit=self._audit,
             clock=self.clock,
         )
         await self._bootstrap(caches)
@@ -271,6 +276,9 @@ class ControlPlane:
             await self.api.stop()
         if self._webhooks is not None:
             await self._webhooks.close()
+        if self._audit is not None:
+            self._audit.close()
+            self._audit = None
 
     async def _renew_certificates(self) -> None:
         while True:

@@ -1,7 +1,8 @@
 """PodSecurity: a namespace's labels say which Pod Security Standard its pods must keep, or are warned about.
 
 enforce refuses pods; warn tells the client about pods and about what makes pods (Deployments, Jobs, …). Changing
-enforce on a namespace tells of the pods that already break the new level. What audit asks for has no reader here.
+enforce on a namespace tells of the pods that already break the new level. What breaks the audit level is noted for the
+audit log.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Bar(NamedTuple):
 
 class Policy(NamedTuple):
     enforce: Bar
+    audit: Bar
     warn: Bar
     errors: list[FieldError]
 
@@ -112,6 +114,8 @@ class PodSecurity(Plugin):
     def _pod(self, a: Attributes) -> None:
         policy = self._policy_for(a)
         spec, annotations = a.object.get("spec") or {}, annotations_of(a.object)
+        a.annotate(f"{PREFIX}enforce-policy", str(policy.enforce))
+        _audit(a, policy.audit, annotations, spec)
         findings = evaluate(policy.enforce.level, policy.enforce.minor, annotations, spec)
         if findings:
             raise a.refuse(f'violates PodSecurity "{policy.enforce}": {details(findings)}')
@@ -121,6 +125,7 @@ class PodSecurity(Plugin):
         template = dig(a.obj, *TEMPLATES[a.group_resource])
         if template:
             policy = self._policy_for(a)
+            _audit(a, policy.audit, annotations_of(template), template.get("spec") or {})
             self._warn_of(a, policy.warn, annotations_of(template), template.get("spec") or {})
 
     def _warn_of(self, a: Attributes, bar: Bar, annotations: Mapping[str, str], spec: Object) -> None:
@@ -139,12 +144,12 @@ def policy_of(labels: Mapping[str, str]) -> Policy:
     of nothing; both are among the errors."""
     errors: list[FieldError] = []
     enforce, enforce_is_given = _bar(labels, "enforce", errors)
-    _bar(labels, "audit", errors)
+    audit, _ = _bar(labels, "audit", errors)
     warn, _ = _bar(labels, "warn", errors)
     if f"{PREFIX}warn" not in labels and enforce_is_given and STRICTNESS[enforce.level] > STRICTNESS[warn.level]:
         minor = warn.minor if f"{PREFIX}warn-version" in labels else enforce.minor
         warn = Bar(enforce.level, minor)
-    return Policy(enforce, warn, errors)
+    return Policy(enforce, audit, warn, errors)
 
 
 def _bar(labels: Mapping[str, str], mode: str, errors: list[FieldError]) -> tuple[Bar, bool]:
@@ -172,6 +177,11 @@ def _bar(labels: Mapping[str, str], mode: str, errors: list[FieldError]) -> tupl
 
 def _wrong(label: str, value: str, why: str) -> FieldError:
     return invalid_value(f"metadata.labels[{label}]", value, why)
+
+
+def _audit(a: Attributes, bar: Bar, annotations: Mapping[str, str], spec: Object) -> None:
+    if findings := evaluate(bar.level, bar.minor, annotations, spec):
+        a.annotate(f"{PREFIX}audit-violations", f'would violate PodSecurity "{bar}": {details(findings)}')
 
 
 def _warn(a: Attributes, text: str) -> None:

@@ -8,6 +8,7 @@ failurePolicy says. With no configurations a write costs one look at an empty li
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -66,9 +67,9 @@ def finisher(registry: Registry) -> Finish:
 class _Hook:
     """One webhook of one configuration."""
 
-    def __init__(self, configuration: Object, hook: Mapping[str, Any], key: str) -> None:
+    def __init__(self, configuration: Object, hook: Mapping[str, Any], key: str, index: int) -> None:
         self.configuration: str = configuration["metadata"]["name"]
-        self.spec, self.key = hook, key
+        self.spec, self.key, self.index = hook, key, index
         self.name: str = hook["name"]
         self._conditions: list[tuple[str, Program | CelSyntaxError]] | None = None
 
@@ -112,7 +113,7 @@ class _Webhooks(Plugin):
     def hooks(self) -> list[_Hook]:
         if self._hooks is None:
             found = hooks_of(entry.obj for entry in self._cache.list())
-            self._hooks = [_Hook(*each) for each in found]
+            self._hooks = [_Hook(*each, i) for i, each in enumerate(found)]
         return self._hooks
 
     def _concerned(self, a: Attributes, hook: _Hook) -> Invocation | None:
@@ -167,7 +168,7 @@ class _Webhooks(Plugin):
             text = f"failed calling webhook {go_quote(hook.name)}: {error}"
             if hook.fails_open:
                 log.warning("%s; failurePolicy is Ignore", text)
-                a.annotate(f"failed-open.{self.annotated}.webhook.admission.k8s.io/{hook.key}", hook.name)
+                a.annotate(f"failed-open.{self._annotation(a, hook)}", hook.name)
                 return None
             raise internal_error(text) from None
         for key, value in response.annotations.items():
@@ -179,6 +180,9 @@ class _Webhooks(Plugin):
         return response
 
     annotated: str
+
+    def _annotation(self, a: Attributes, hook: _Hook) -> str:
+        return f"{self.annotated}.webhook.admission.k8s.io/round_{int(a.reinvoking)}_index_{hook.index}"
 
 
 class MutatingAdmissionWebhook(_Webhooks):
@@ -204,7 +208,10 @@ class MutatingAdmissionWebhook(_Webhooks):
             invocation = self._concerned(a, hook)
             if invocation is None:
                 continue
-            if await self._mutate(a, hook, invocation):
+            mutated = await self._mutate(a, hook, invocation)
+            said = {"configuration": hook.configuration, "webhook": hook.name, "mutated": mutated}
+            a.annotate(self._annotation(a, hook), json.dumps(said, separators=(",", ":")))
+            if mutated:
                 a.changed = True
                 a.reinvoke |= asked
             if hook.spec.get("reinvocationPolicy") == "IfNeeded":

@@ -22,13 +22,14 @@ from typing import Final, cast
 from aiohttp import web
 
 from kone.aio.clock import Clock, SystemClock
-from kone.apimachinery.access import access_denied
+from kone.apimachinery.access import AccessRequest, access_denied
 from kone.apimachinery.errors import StatusError, internal_error
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
 from kone.apiserver import negotiation, openapi_proto
 from kone.apiserver.aggregation import Aggregator
-from kone.apiserver.connections import Connection, Server
+from kone.apiserver.audit import Audit
+from kone.apiserver.connections import Connection, Request, Server
 from kone.apiserver.discovery import Discovery
 from kone.apiserver.health import Health
 from kone.apiserver.kubelet_client import ClientTls, KubeletClient
@@ -43,7 +44,7 @@ from kone.apiserver.resources import Resources
 from kone.apiserver.responses import NoSuchPage, no_such_method, no_such_route, render, reply, status_reply
 from kone.apiserver.streams import Streams
 from kone.apiserver.verbs import Verbs
-from kone.auth.authentication import Authenticator, Headers
+from kone.auth.authentication import Authenticator, Headers, bearer_token
 from kone.auth.authorizer import Authorizer
 from kone.auth.impersonation import impersonate
 from kone.auth.tokens import ServiceAccountTokens
@@ -92,7 +93,7 @@ class ApiServer:
     `health` may be given checks of other parts at any time (`server.health.ready["scheduler"] = ...`). `port` is the
     one that was bound, which matters where 0 was asked for. `kubelet_tls` is what kubelets know the server by (logs,
     exec, attach, port-forward), `front_proxy_tls` what aggregated APIs know it by; `tokens` is whose keys outsiders
-    may ask for (OpenID discovery).
+    may ask for (OpenID discovery); `audit` records requests.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class ApiServer:
         kubelet_tls: ClientTls | None = None,
         front_proxy_tls: ClientTls | None = None,
         tokens: ServiceAccountTokens | None = None,
+        audit: Audit | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.verbs = verbs
@@ -114,6 +116,7 @@ class ApiServer:
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._tokens = tokens
+        self._audit = audit
         self._clock = clock or SystemClock()
         self._kubelets = KubeletClient(verbs, kubelet_tls)
         self._proxies = Proxies(verbs, self._kubelets)
@@ -192,6 +195,7 @@ class ApiServer:
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Every request comes through here, and every error ends here."""
+        assert isinstance(request, Request)
         began = time.perf_counter()
         raw_path, _, raw_query = request.raw_path.partition("?")
         query = parse_query(raw_query)
@@ -205,26 +209,36 @@ class ApiServer:
         except StatusError as error:
             response = status_reply(error, _error_output(request), error.warnings)
         except (asyncio.CancelledError, ConnectionError):
+            if request.record is not None:
+                request.record.ends(None)
             raise
         except Exception as error:
             log.exception("%s %s failed", request.method, info.path)
+            if request.record is not None:
+                request.record.panics(error)
             why = internal_error(f"{type(error).__name__}: {error}")
             response = status_reply(why, _error_output(request))
         finally:
             metrics.inflight -= 1
+        if request.record is not None:
+            request.record.ends(response)
         key = (info.verb, info.group, info.version, info.resource, info.subresource)
         metrics.observe(key, response.status, time.perf_counter() - began)
         return response
 
-    async def _serve(self, request: web.BaseRequest, info: RequestInfo, query: Parameters) -> web.StreamResponse:
-        connection = request.protocol
-        assert isinstance(connection, Connection)
-        headers = cast(Headers, request.headers)  # a multi-dict's get() has overloads that no protocol can say
-        user = await self._authenticator.authenticate(connection.certificate, headers, connection.peer)
+    async def _serve(self, request: Request, info: RequestInfo, query: Parameters) -> web.StreamResponse:
         access = info.access(selected_fields(query) if "fieldSelector" in query else ())
+        headers = cast(Headers, request.headers)  # a multi-dict's get() has overloads that no protocol can say
+        user = await self._authenticated(request, headers, info, access)
+        if self._audit is not None:
+            request.record = self._audit.begin(request, info, access, user)
         if any(name in request.headers for name in _IMPERSONATE):
             user = impersonate(user, headers, access, self._authorizer)
+            if request.record is not None:
+                request.record.impersonates(user)
         allowed, reason = self._authorizer.allowed(user, access)
+        if request.record is not None:
+            request.record.authorized(allowed, reason)
         if not allowed:
             raise access_denied(user, access, reason)
         if (api_service := self.aggregator.backend(info.path)) is not None:
@@ -232,6 +246,19 @@ class ApiServer:
         if info.resource:
             return await self._resources.serve(request, info, query, user)
         return await self._other(request, info, query, user)
+
+    async def _authenticated(
+        self, request: Request, headers: Headers, info: RequestInfo, access: AccessRequest
+    ) -> User:
+        connection = request.protocol
+        assert isinstance(connection, Connection)
+        try:
+            return await self._authenticator.authenticate(connection.certificate, headers, connection.peer)
+        except StatusError:
+            if self._audit is not None:
+                tried = (("bearer", bearer_token(headers)), ("x509", connection.certificate))
+                self._audit.refused(request, info, access, ", ".join(name for name, given in tried if given))
+            raise
 
     async def _other(
         self, request: web.BaseRequest, info: RequestInfo, query: Parameters, user: User

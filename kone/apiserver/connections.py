@@ -16,12 +16,14 @@ from aiohttp.web_protocol import RequestHandler
 
 from kone.apimachinery.errors import StatusError, internal_error
 from kone.apiserver import codec
+from kone.apiserver.audit import Record
 from kone.apiserver.responses import no_such_method, status_reply
 from kone.auth.authentication import UnixPeer
 
 log = logging.getLogger(__name__)
 
 HEADER_MAX_BYTES: Final = 32 * 1024
+IDLE_MAX_S: Final = 90.0  # a connection without a whole request for so long is closed
 STREAM_BYTES: Final = 128 * 1024
 
 
@@ -102,6 +104,17 @@ def ends_with_client(request: web.BaseRequest) -> Iterator[None]:
         connection.on_lost = None
 
 
+class Request(web.BaseRequest):
+    """A request, and what is recorded of it where that is wanted."""
+
+    record: Record | None = None
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        """Called before the head of any answer is sent."""
+        if self.record is not None:
+            self.record.answer_begins(response)
+
+
 class Server(web.Server):
     """aiohttp's low-level server with our connections, and bodies as large as upstream takes them."""
 
@@ -110,11 +123,10 @@ class Server(web.Server):
             self,
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type] # what aiohttp documents for "none"
+            keepalive_timeout=IDLE_MAX_S,
             max_field_size=HEADER_MAX_BYTES,
             max_line_size=HEADER_MAX_BYTES,
         )
 
     def _make_request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
-        return web.BaseRequest(
-            message, payload, protocol, writer, task, self._loop, client_max_size=codec.BODY_MAX_BYTES
-        )
+        return Request(message, payload, protocol, writer, task, self._loop, client_max_size=codec.BODY_MAX_BYTES)

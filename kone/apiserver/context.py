@@ -32,6 +32,8 @@ class RequestContext:
     """What strict decoding found wrong with the body's text: fields given twice."""
     body_bytes: int = 0
     warnings: list[str] = field(default_factory=list)
+    annotations: dict[str, str] = field(default_factory=dict)
+    """What admission notes for the audit log."""
 
     def write_options(self, operation: str) -> Object:
         """CreateOptions or UpdateOptions, as admission plugins and webhooks see them."""

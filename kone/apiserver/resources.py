@@ -19,6 +19,7 @@ from kone.apimachinery.objects import Object
 from kone.apimachinery.patch import Patch, PatchKind
 from kone.apimachinery.users import User
 from kone.apiserver import codec, options, subresources, tables
+from kone.apiserver.connections import Request
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
 from kone.apiserver.negotiation import PLAIN, Output, negotiate
 from kone.apiserver.options import ListOptions, first, parse_list_options, parse_write_options
@@ -71,9 +72,7 @@ class Resources:
         self._frames = Frames()
         self.watching = Watching()
 
-    async def serve(
-        self, request: web.BaseRequest, info: RequestInfo, query: Parameters, user: User
-    ) -> web.StreamResponse:
+    async def serve(self, request: Request, info: RequestInfo, query: Parameters, user: User) -> web.StreamResponse:
         """Answer a request for a resource. Raises StatusError."""
         resource = self._verbs.registry.find(info.group, info.version, info.resource)
         if resource is None:
@@ -88,7 +87,7 @@ class _Call:
     def __init__(
         self,
         server: Resources,
-        request: web.BaseRequest,
+        request: Request,
         info: RequestInfo,
         query: Parameters,
         user: User,
@@ -103,6 +102,9 @@ class _Call:
         self.name = info.parts[1] if len(info.parts) > 1 else ""
         self.namespace = info.namespace if resource.namespaced else ""
         self.ctx = RequestContext(user, user_agent_manager=manager_of_agent(request.headers.get("User-Agent", "")))
+        self.record = request.record
+        if self.record is not None:
+            self.ctx.annotations = self.record.annotations
         if (deprecated := DEPRECATED.get((info.group, info.resource))) is not None:
             self.ctx.warn(deprecated)
         if resource.deprecation:
@@ -314,6 +316,8 @@ class _Call:
         also = EVICTIONS if want.kind == "Eviction" else ()
         found = codec.decode(body, content_type, want, also=also)
         self.ctx.strict_errors = found.strict_errors
+        if self.record is not None:
+            self.record.brings(found.obj)
         return found.obj
 
     async def _create(self) -> web.Response:
@@ -345,6 +349,8 @@ class _Call:
         body = await self._body()
         self._take_options("PatchOptions", apply=True)
         config, twice = parse_apply(body)
+        if self.record is not None:
+            self.record.brings(config)
         judge_twice(self.ctx, twice)
         answer = await subresources.apply(
             self.verbs, self.ctx, self.resource, self.info.subresource, self.name, config, namespace=self.namespace
@@ -361,6 +367,8 @@ class _Call:
             raise StatusError(415, "UnsupportedMediaType", "415: Unsupported Media Type", details={})
         content, twice = codec.parse_patch(await self._body())
         self._take_options("PatchOptions")
+        if self.record is not None:
+            self.record.brings(content)
         answer = await subresources.amend(
             self.verbs,
             self.ctx,
@@ -377,6 +385,8 @@ class _Call:
         body = await self._body()
         if body:
             found = codec.parse_delete_options(body, self.request.headers.get("Content-Type", ""))
+            if self.record is not None:
+                self.record.brings(found)
             chosen, self.ctx.dry_run = options.parse_delete_body(found)
         else:
             chosen, self.ctx.dry_run = options.parse_delete_query(self.query)

@@ -596,6 +596,7 @@ class Verbs(Reads):
             dry_run=ctx.dry_run,
             options=ctx.write_options(operation),
             warnings=ctx.warnings,
+            annotations=ctx.annotations,
         )
 
     async def _commit(

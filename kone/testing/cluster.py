@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from kone.aio.clock import Clock
 from kone.client.client import Client
@@ -15,9 +15,15 @@ from kone.node import Node
 
 
 class Cluster:
-    """An async context manager. `client` acts as an administrator; `kubeconfig` is for programs that speak HTTPS."""
+    """An async context manager. `client` acts as an administrator; `kubeconfig` is for programs that speak HTTPS.
 
-    def __init__(self, *, controllers: bool = True, scheduler: bool = True, clock: Clock | None = None) -> None:
+    `settings` are further settings of the node by their names, e.g. `audit_policy_file=…` (docs/configuration.md).
+    """
+
+    def __init__(
+        self, *, controllers: bool = True, scheduler: bool = True, clock: Clock | None = None, **settings: Any
+    ) -> None:
+        self._settings = settings
         self._disable = ["kubelet", "proxy", "dns"]
         if not controllers:
             self._disable.append("controllers")
@@ -48,16 +54,16 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="kone-cluster-"))
-        settings = Settings(
-            data_dir=str(self._folder),
-            bind_address="127.0.0.1",
-            secure_port=0,
-            node_ip="127.0.0.1",
-            datastore="memory://",
-            disable=",".join(self._disable),
-        )
-        node = Node(resolve(settings), clock=self._clock)
+        given: dict[str, Any] = {
+            "data_dir": str(self._folder),
+            "bind_address": "127.0.0.1",
+            "secure_port": 0,
+            "node_ip": "127.0.0.1",
+            "datastore": "memory://",
+            "disable": ",".join(self._disable),
+        } | self._settings
         try:
+            node = Node(resolve(Settings(**given)), clock=self._clock)
             await node.start()
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
