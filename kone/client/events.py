@@ -33,7 +33,7 @@ REMEMBERED = 4096  # entries of each memory below
 SIMILAR_MAX, SIMILAR_WINDOW_S = 10, 600.0
 BURST, REFILL_S = 25, 300.0
 QUEUE_MAX = 1000
-BATCH = 16
+BATCH = 64
 LINGER_S = 0.002  # an event may wait this long, so that the work it speaks of goes first
 RETRIES, RETRY_S = 12, 10.0
 
@@ -87,6 +87,7 @@ class EventRecorder:
         self._pending: dict[int, _Series] = {}
         self._tasks = TaskGroup(f"events of {component}")
         self._writing = False
+        self._dropped = 0  # since all that waited were written last
         self._last_nanos = 0
 
     def event(
@@ -113,9 +114,9 @@ class EventRecorder:
         if series is None:
             return
         if len(self._pending) >= QUEUE_MAX:
-            log.error(
-                "event dropped, too many wait: component=%s reason=%s message=%s", self.component, reason, message
-            )
+            if not self._dropped:
+                log.error("events are dropped, too many wait: component=%s reason=%s", self.component, reason)
+            self._dropped += 1
             return
         self._pending[id(series)] = series
         if not self._writing:
@@ -218,6 +219,9 @@ class EventRecorder:
                 elif unreachable:
                     self._pending = {id(series): series for series in unreachable} | self._pending
                     await self._clock.sleep(RETRY_S)
+            if self._dropped:
+                log.error("%d events were dropped: component=%s", self._dropped, self.component)
+                self._dropped = 0
         finally:
             self._writing = False
 

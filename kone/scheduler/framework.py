@@ -6,15 +6,18 @@ functions on the cluster as it is now; what has to be done (binding, preempting)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
 from typing import Any, ClassVar
 
 from kone.apimachinery.objects import Object
-from kone.scheduler.snapshot import Cluster, NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import REMEMBERED, Cluster, NodeInfo
 
 MAX_SCORE = 100
+SIGNATURES_MAX = 10_000  # remembered; then all are numbered anew
 
 
 class Code(Enum):
@@ -118,6 +121,12 @@ class Plugin:
 
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
         return True
+
+    def sign(self, pod: PodInfo) -> Hashable:
+        """What of the pod `filter` and `score` read, where beside it they read the node alone and `pre_filter` and
+        `pre_score` remember nothing: pods with equal signs are judged alike, so a node that has not changed is not
+        asked again. None: they read more."""
+        return None
 
     def pre_enqueue(self, pod: PodInfo) -> Status | None:
         """May the pod be scheduled at all? Otherwise it is gated until an event of `wakes_on`."""
@@ -233,6 +242,9 @@ class Nominator:
         self._by_node: dict[str, dict[str, PodInfo]] = {}
         self._where: dict[str, str] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._where)
+
     def set(self, pod: PodInfo, node: str) -> None:
         """Promise the pod a node; "" takes the promise back."""
         self.remove(pod.uid)
@@ -254,7 +266,12 @@ class Nominator:
         return list(self._by_node.get(node, {}).values())
 
 
-Point = Callable[..., Any]
+@dataclass(slots=True)
+class Judgement:
+    """What the signing plugins say of a node for all pods of one signature: why it does not fit, or how good it is."""
+
+    status: Status | None
+    score: int | None = None  # weighted; of those that need no normalizing
 
 
 class Framework:
@@ -283,6 +300,15 @@ class Framework:
                 "post_bind",
             )
         }
+        normalizing = self.at("normalize")
+        signing = {p for p in self.plugins if type(p).sign is not Plugin.sign}
+        self._signing = tuple(p for p in self.plugins if p in signing)
+        self._signed_filters = tuple(p for p in self.at("filter") if p in signing)
+        self._other_filters = tuple(p for p in self.at("filter") if p not in signing)
+        self._signed_scores = tuple(p for p in self.at("score") if p in signing and p not in normalizing)
+        self._other_scores = tuple(p for p in self.at("score") if p not in self._signed_scores)
+        self._signatures: dict[tuple[Hashable, ...], int] = {}
+        self._next_signature = itertools.count()
         self.by_name: Mapping[str, Plugin] = {plugin.name: plugin for plugin in self.plugins}
 
     def at(self, point: str) -> tuple[Plugin, ...]:
@@ -350,9 +376,13 @@ class Framework:
         feasible: list[NodeInfo] = []
         start = self._next_start % len(nodes) if nodes else 0
         looked_at = 0
+        signature = self._signature(pod)
+        # Most pods are judged by what they share with those before them: then a node costs one look-up.
+        others = self.nominator or any(plugin.name not in state.skip_filter for plugin in self._other_filters)
         for node in (*nodes[start:], *nodes[:start]):
             looked_at += 1
-            status = self.fits(state, pod, node)
+            judgement = node.judged.get(signature) or self._judge(signature, state, pod, node)
+            status = self.fits(state, pod, node) if others else judgement.status
             if status is None:
                 feasible.append(node)
                 if len(feasible) >= wanted:
@@ -381,8 +411,33 @@ class Framework:
         return self.filter(state, pod, node)
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
-        """The first plugin's refusal, named after it."""
-        for plugin in self.at("filter"):
+        """The first plugin's refusal, named after it; those that sign are asked first."""
+        if (status := self._judge(self._signature(pod), state, pod, node).status) is not None:
+            return status
+        return self._first_refusal(self._other_filters, state, pod, node)
+
+    def _judge(self, signature: int, state: CycleState, pod: PodInfo, node: NodeInfo) -> Judgement:
+        found: Judgement | None = node.judged.get(signature)
+        if found is None:
+            if len(node.judged) >= REMEMBERED:
+                node.judged.clear()
+            found = Judgement(self._first_refusal(self._signed_filters, state, pod, node))
+            node.judged[signature] = found
+        return found
+
+    def _signature(self, pod: PodInfo) -> int:
+        """A number for what the signing plugins read of the pod."""
+        found = pod.signatures.get(self)
+        if found is None:
+            signs = tuple(plugin.sign(pod) for plugin in self._signing)
+            found = pod.signatures[self] = self._signatures.setdefault(signs, next(self._next_signature))
+            if len(self._signatures) > SIGNATURES_MAX:
+                self._signatures.clear()
+        return found
+
+    @staticmethod
+    def _first_refusal(plugins: Iterable[Plugin], state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
+        for plugin in plugins:
             if plugin.name in state.skip_filter:
                 continue
             if (status := plugin.filter(state, pod, node)) is not None:
@@ -406,9 +461,15 @@ class Framework:
             status = plugin.pre_score(state, pod, nodes)
             if status is not None and status.code is Code.SKIP:
                 state.skip_score.add(plugin.name)
-        totals = {node.name: 0 for node in nodes}
+        signature = self._signature(pod)
+        totals = {
+            node.name: judgement.score
+            if (judgement := node.judged.get(signature)) and judgement.score is not None
+            else self._signed_score(signature, state, pod, node)
+            for node in nodes
+        }
         normalizing = self.at("normalize")
-        for plugin in self.at("score"):
+        for plugin in self._other_scores:
             if plugin.name in state.skip_score:
                 continue
             scores = {node.name: plugin.score(state, pod, node) for node in nodes}
@@ -416,7 +477,19 @@ class Framework:
                 plugin.normalize(state, pod, scores)
             for name, score in scores.items():
                 totals[name] += plugin.weight * score
-        return max(nodes, key=lambda node: totals[node.name])
+        best = self.cluster.node(max(totals, key=totals.__getitem__))
+        assert best is not None
+        return best
+
+    def _signed_score(self, signature: int, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
+        judgement = self._judge(signature, state, pod, node)
+        if judgement.score is None:
+            judgement.score = sum(
+                plugin.weight * plugin.score(state, pod, node)
+                for plugin in self._signed_scores
+                if plugin.name not in state.skip_score
+            )
+        return judgement.score
 
     def reserve(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
         """Reserve and permit; a refusal gives back what was set aside."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from kone.apimachinery.objects import Object, dig, find_condition, namespace_of
 from kone.apimachinery.selectors import from_label_selector
 from kone.scheduler.framework import Code, CycleState, Diagnosis, Framework, NoFit, Status, unresolvable
-from kone.scheduler.snapshot import NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 NO_VICTIMS = "No preemption victims found for incoming pod"
 NOT_HELPFUL = "Preemption is not helpful for scheduling"

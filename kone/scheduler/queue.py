@@ -13,13 +13,13 @@ import heapq
 import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
 from kone.scheduler.framework import ClusterEvent, Framework
 from kone.scheduler.plugins.priority_sort import sort_key
-from kone.scheduler.snapshot import PodInfo
+from kone.scheduler.pod_info import PodInfo
 
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 10.0
 UNSCHEDULABLE_MAX_S = 300.0
@@ -47,6 +47,10 @@ class QueuedPod:
         return self.info.uid
 
 
+K = TypeVar("K", float, tuple[int, float])
+Heap = list[tuple[K, int, QueuedPod]]
+
+
 class SchedulingQueue:
     """One scheduler's queue; `pop` waits for the next pod to try."""
 
@@ -54,8 +58,11 @@ class SchedulingQueue:
         self._framework = framework
         self._clock = clock
         self._pods: dict[str, QueuedPod] = {}
-        self._active: list[tuple[tuple[int, float], int, QueuedPod]] = []
-        self._backoff: list[tuple[float, int, QueuedPod]] = []
+        self._active: Heap[tuple[int, float]] = []
+        self._backoff: Heap[float] = []  # after finding no node
+        self._error_backoff: Heap[float] = []
+        self._unschedulable: dict[str, QueuedPod] = {}  # by uid; who waits longest comes first
+        self._gated: dict[str, QueuedPod] = {}
         self._tickets = itertools.count(1)
         self._filled = asyncio.Event()
         self._timer_moved = asyncio.Event()
@@ -94,17 +101,18 @@ class SchedulingQueue:
         queued.info = info
         if queued.place == "active":
             self._push_active(queued)  # its priority may be another
-        elif queued.place == "unschedulable":
-            if queued.gated_by:
-                self._try_to_activate(queued)
-            elif any(self._is_good_news(queued, event) for event in events):
-                self._move(queued)
+        elif queued.gated_by:
+            self._try_to_activate(queued)
+        elif queued.place == "unschedulable" and any(self._is_good_news(queued, event) for event in events):
+            self._move(queued)
 
     def remove(self, uid: str) -> None:
         """The pod was deleted, or bound."""
         queued = self._pods.pop(uid, None)
         if queued is not None:
             queued.ticket = 0
+            self._unschedulable.pop(uid, None)
+            self._gated.pop(uid, None)
 
     async def pop(self) -> QueuedPod:
         """The next pod to try; it is in flight until `requeue` or `remove`."""
@@ -117,15 +125,8 @@ class SchedulingQueue:
             await self._filled.wait()
 
     def _next(self) -> QueuedPod | None:
-        while self._active:
-            _, ticket, queued = heapq.heappop(self._active)
-            if queued.ticket == ticket and queued.place == "active":
-                return queued
         # Idle: who backs off after finding no node may as well try now. An error backs off in full.
-        for _, ticket, queued in sorted(self._backoff, key=lambda entry: entry[:2]):
-            if queued.ticket == ticket and queued.place == "backoff" and not queued.errors:
-                return queued
-        return None
+        return _pop_living(self._active) or _pop_living(self._backoff)
 
     def requeue(self, queued: QueuedPod, plugins: Iterable[str], *, is_error: bool = False) -> None:
         """The attempt found no node (`plugins` refused), or ended in an error: then the pod backs off at once."""
@@ -143,13 +144,14 @@ class SchedulingQueue:
             self._push_backoff(queued)
         else:
             queued.place = "unschedulable"
+            self._unschedulable[queued.uid] = queued
             self._timer_moved.set()
 
     # -- moving --------------------------------------------------------------------------------------------------
 
     def move(self, event: ClusterEvent) -> None:
         """Something changed in the cluster: move the pods for which that may be good news."""
-        for queued in [q for q in self._pods.values() if q.place == "unschedulable"]:
+        for queued in (*self._unschedulable.values(), *self._gated.values()):
             if self._is_good_news(queued, event):
                 self._move(queued)
 
@@ -177,10 +179,13 @@ class SchedulingQueue:
 
     def _try_to_activate(self, queued: QueuedPod) -> None:
         status = self._framework.pre_enqueue(queued.info)
+        self._unschedulable.pop(queued.uid, None)
+        self._gated.pop(queued.uid, None)
         if status is not None:
             queued.gated_by = status.plugin
             queued.place = "unschedulable"
             queued.ticket = 0
+            self._gated[queued.uid] = queued
             return
         queued.gated_by = ""
         self._push_active(queued)
@@ -196,7 +201,10 @@ class SchedulingQueue:
     def _push_backoff(self, queued: QueuedPod) -> None:
         queued.place = "backoff"
         queued.ticket = next(self._tickets)
-        heapq.heappush(self._backoff, (queued.backoff_until, queued.ticket, queued))
+        self._unschedulable.pop(queued.uid, None)
+        heapq.heappush(
+            self._error_backoff if queued.errors else self._backoff, (queued.backoff_until, queued.ticket, queued)
+        )
         self._timer_moved.set()
         self._filled.set()
 
@@ -218,32 +226,38 @@ class SchedulingQueue:
 
     def _next_due(self) -> float | None:
         """When the next pod is to be moved by time alone, in seconds of the monotonic clock."""
-        self._drop_dead_entries()
-        times = [self._backoff[0][0]] if self._backoff else []
-        times += [q.since + UNSCHEDULABLE_MAX_S for q in self._pods.values() if _waits_in_vain(q)]
+        times = [heap[0][0] for heap in self._backoffs()]
+        times += [queued.since + UNSCHEDULABLE_MAX_S for queued in itertools.islice(self._unschedulable.values(), 1)]
         return min(times, default=None)
 
     def _flush(self) -> None:
         now = self._clock.monotonic()
-        self._drop_dead_entries()
-        while self._backoff and self._backoff[0][0] <= now:
-            _, _, queued = heapq.heappop(self._backoff)
-            self._try_to_activate(queued)
-            self._drop_dead_entries()
-        for queued in list(self._pods.values()):
-            if _waits_in_vain(queued) and queued.since + UNSCHEDULABLE_MAX_S <= now:
-                self._move(queued)
+        for heap in self._backoffs():
+            while heap and heap[0][0] <= now:
+                _, ticket, queued = heapq.heappop(heap)
+                if queued.ticket == ticket:
+                    self._try_to_activate(queued)
+        for queued in list(self._unschedulable.values()):
+            if queued.since + UNSCHEDULABLE_MAX_S > now:
+                break
+            self._move(queued)
 
-    def _drop_dead_entries(self) -> None:
-        while self._backoff:
-            _, ticket, queued = self._backoff[0]
-            if queued.ticket == ticket and queued.place == "backoff":
-                return
-            heapq.heappop(self._backoff)
+    def _backoffs(self) -> list[Heap[float]]:
+        """The heaps that are not empty, with a living entry on top."""
+        for heap in (self._backoff, self._error_backoff):
+            while heap and heap[0][2].ticket != heap[0][1]:
+                heapq.heappop(heap)
+        return [heap for heap in (self._backoff, self._error_backoff) if heap]
 
 
-def _waits_in_vain(queued: QueuedPod) -> bool:
-    return queued.place == "unschedulable" and not queued.gated_by
+def _pop_living(heap: Heap[K]) -> QueuedPod | None:
+    """The first entry that is still its pod's newest."""
+    while heap:
+        _, ticket, queued = heapq.heappop(heap)
+        if queued.ticket == ticket:
+            queued.ticket = 0
+            return queued
+    return None
 
 
 def backoff_s(failures: int) -> float:

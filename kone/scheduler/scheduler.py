@@ -7,7 +7,9 @@ say what might help the pods that wait.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol
 
@@ -44,9 +46,10 @@ from kone.scheduler.framework import ClusterEvent, Framework, Happened, NoFit, N
 from kone.scheduler.plugins import DEFAULT
 from kone.scheduler.plugins.default_preemption import DefaultPreemption
 from kone.scheduler.plugins.volume_binding import VolumeBinding
+from kone.scheduler.pod_info import PodInfo
 from kone.scheduler.preemption import Victims, preempt
 from kone.scheduler.queue import QueuedPod, SchedulingQueue
-from kone.scheduler.snapshot import Cluster, PodInfo
+from kone.scheduler.snapshot import Cluster
 from kone.scheduler.volume_binder import VolumeBinder
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ log = logging.getLogger(__name__)
 DEFAULT_SCHEDULER = "default-scheduler"
 NO_NODES = "no nodes available to schedule pods"
 NOT_TRIED = "not found"  # what upstream says of preemption where no node was looked at
+TELLING_MAX = 64  # bindings under way; the next pod waits then
 NOTE_MAX = 1024  # of an event's message
 UNSCHEDULABLE, SCHEDULER_ERROR = "Unschedulable", "SchedulerError"
 
@@ -89,6 +93,9 @@ class Scheduler:
         self._framework = Framework(self._cluster, plugins, self._nominator)
         self._queue = SchedulingQueue(self._framework, clock)
         self._tasks = TaskGroup("scheduler")
+        self._telling = 0  # bindings that the API has not answered
+        self._told = asyncio.Event()
+        self.placing_s = 0.0  # that plugins have taken to find nodes
         self._subscriptions: list[Unsubscribe] = []
 
     async def start(self) -> None:
@@ -122,6 +129,10 @@ class Scheduler:
 
     async def _run(self) -> None:
         while True:
+            await asyncio.sleep(0)  # the API is served between two cycles
+            if self._telling >= TELLING_MAX:
+                self._told.clear()
+                await self._told.wait()
             queued = await self._queue.pop()
             try:
                 self._schedule(queued)
@@ -140,7 +151,9 @@ class Scheduler:
             self._queue.requeue(queued, ())
             self._report_failure(pod, UNSCHEDULABLE, NO_NODES)
             return
+        began = time.perf_counter()
         found = self._framework.place(pod)
+        self.placing_s += time.perf_counter() - began
         if isinstance(found, NoFit):
             self._no_fit(queued, found)
             return
@@ -190,7 +203,7 @@ class Scheduler:
                 "metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
                 "target": {"kind": "Node", "name": node.name},
             }
-            await self._client.create(PODS, binding, namespace=pod.namespace, subresource="binding", name=pod.name)
+            await self._tell(binding)
         except (StatusError, OSError, PreBindError) as error:
             self._binding_failed(queued, pod, placement, error)
             return
@@ -199,6 +212,15 @@ class Scheduler:
         self._recorder.event(pod.pod, "Normal", "Scheduled", message, action="Binding")
         for plugin in self._framework.at("post_bind"):
             await plugin.post_bind(placement.state, pod, node)
+
+    async def _tell(self, binding: Object) -> None:
+        self._telling += 1
+        try:
+            namespace, name = namespace_of(binding), name_of(binding)
+            await self._client.create(PODS, binding, namespace=namespace, subresource="binding", name=name)
+        finally:
+            self._telling -= 1
+            self._told.set()
 
     def _binding_failed(
         self, queued: QueuedPod, pod: PodInfo, placement: Placement, error: StatusError | OSError | PreBindError
@@ -294,7 +316,7 @@ class Scheduler:
         if kind == "DELETED":
             self._cluster.namespaces.pop(name_of(namespace), None)
             return
-        self._cluster.namespaces[name_of(namespace)] = labels_of(namespace)
+        self._cluster.set_namespace(name_of(namespace), labels_of(namespace))
         if old is not None and labels_of(old) != labels_of(namespace):
             self._queue.move(ClusterEvent(Happened.NAMESPACE_LABELS, old, namespace))
 

@@ -19,7 +19,8 @@ from kone.apimachinery.volume_claims import (
 from kone.client.client import Client
 from kone.scheduler.framework import CycleState, Status, unschedulable
 from kone.scheduler.plugins.volume_binding import VolumeBinding, VolumePlan, plan_of, with_node
-from kone.scheduler.snapshot import Cluster, NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import Cluster, NodeInfo
 
 TIMEOUT_S = 600.0
 

@@ -9,7 +9,8 @@ from typing import Any
 from kone.apimachinery.objects import Object
 from kone.scheduler.framework import Framework, NoFit, Nominator, Placement
 from kone.scheduler.plugins import DEFAULT
-from kone.scheduler.snapshot import Cluster, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import Cluster
 
 _uids = itertools.count(1)
 

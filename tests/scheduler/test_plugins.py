@@ -11,7 +11,8 @@ from kone.scheduler.framework import ClusterEvent, Happened
 from kone.scheduler.plugins.node_affinity import NodeAffinity
 from kone.scheduler.plugins.node_resources_fit import NodeResourcesFit
 from kone.scheduler.plugins.tolerations import tolerates
-from kone.scheduler.snapshot import Cluster, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import Cluster
 from tests.scheduler.support import World, node, pod
 
 NO_MATCH = "node(s) didn't match Pod's node affinity/selector"

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kone.apimachinery.objects import Key, Object
+from kone.scheduler.pod_info import PodInfo
 from kone.scheduler.preemption import Preemption, preempt
-from kone.scheduler.snapshot import PodInfo
 from tests.scheduler.support import World, node, pod
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from kone.aio.clock import FakeClock, settle
 from kone.scheduler.framework import ClusterEvent, Happened
+from kone.scheduler.pod_info import PodInfo
 from kone.scheduler.queue import QueuedPod, SchedulingQueue, backoff_s
-from kone.scheduler.snapshot import PodInfo
 from tests.scheduler.support import World, node, pod
 
 GONE = ClusterEvent(Happened.POD_GONE, pod("gone", on="n1"), None)

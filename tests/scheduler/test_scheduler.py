@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from kone.apimachinery.errors import StatusError, conflict
 from kone.apimachinery.kinds import EVENTS, GVR, NODES, PODS
 from kone.apimachinery.objects import Object, dig, find_condition, replace_in
 from kone.client.events import EventRecorder
-from kone.scheduler.scheduler import Scheduler
+from kone.scheduler.scheduler import TELLING_MAX, Scheduler
 from tests.fakes import FakeClient
 from tests.scheduler.support import node, pod
 
@@ -212,3 +213,39 @@ async def test_a_pod_that_cannot_be_understood_does_not_stop_the_others(
     assert world.where(strange) == ""
     assert world.why(strange)[0] == "SchedulerError"
     assert "scheduling failed: pod=ns/strange" in caplog.text
+
+
+async def test_others_are_served_between_two_cycles(world: World) -> None:
+    """A hundred waiting pods do not hold the event loop: whoever else is ready runs before they are all bound."""
+    world.node("n1", pods=200)
+    made = [world.pod(f"p{number}") for number in range(100)]
+    await world.scheduler.start()
+    seen: list[int] = []
+    for _ in range(50):
+        await asyncio.sleep(0)
+        seen.append(sum(bool(world.where(one)) for one in made))
+    assert any(0 < count < 100 for count in seen)
+    await world.settle()
+    assert all(world.where(one) == "n1" for one in made)
+
+
+async def test_a_pod_waits_while_many_bindings_are_not_answered(world: World) -> None:
+    world.node("n1", pods=200)
+    asked: list[Object] = []
+    answer = asyncio.Event()
+    create = world.client.create
+
+    async def slow(resource: GVR, obj: Object, **more: Any) -> Object:
+        if obj["kind"] == "Binding":
+            asked.append(obj)
+            await answer.wait()
+        return await create(resource, obj, **more)
+
+    world.client.create = slow  # type: ignore[method-assign]
+    made = [world.pod(f"p{number}") for number in range(100)]
+    await world.scheduler.start()
+    await world.settle()
+    assert TELLING_MAX <= len(asked) <= TELLING_MAX + 2
+    answer.set()
+    await world.settle()
+    assert all(world.where(one) == "n1" for one in made)

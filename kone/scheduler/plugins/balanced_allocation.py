@@ -6,11 +6,12 @@ makes it 50 % and 50 %: better balanced than before, so the node scores above 75
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from kone.apimachinery.pod_resources import Amounts
 from kone.scheduler.framework import MAX_SCORE, SKIP, CycleState, Plugin, Status
-from kone.scheduler.snapshot import NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 BALANCED = ("cpu", "memory")
 
@@ -21,6 +22,9 @@ class NodeResourcesBalancedAllocation(Plugin):
     def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
         # A pod that asks for nothing changes no balance: it would always go to the same node.
         return None if any(pod.requests.get(name) for name in BALANCED) else SKIP
+
+    def sign(self, pod: PodInfo) -> Hashable:
+        return tuple(pod.requests.items())
 
     def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
         after = {name: node.requested.get(name, 0) + pod.requests.get(name, 0) for name in BALANCED}

@@ -6,7 +6,8 @@ Whom it asks away is decided in scheduler/preemption.py.
 from __future__ import annotations
 
 from kone.scheduler.framework import Plugin, Status, unresolvable
-from kone.scheduler.snapshot import Cluster, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import Cluster
 
 
 class DefaultPreemption(Plugin):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from kone.scheduler.framework import MAX_SCORE, CycleState, Plugin
-from kone.scheduler.snapshot import NodeInfo, PodInfo
+from collections.abc import Sequence
+
+from kone.scheduler.framework import MAX_SCORE, SKIP, CycleState, Plugin, Status
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 MIB = 1024 * 1024
 LEAST_BYTES = 23 * MIB  # images together smaller than this do not count
@@ -13,15 +16,18 @@ MOST_BYTES = 1000 * MIB  # of each container
 class ImageLocality(Plugin):
     name = "ImageLocality"
 
+    def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
+        # Where no node has an image of the pod, all are alike.
+        return None if any(image in self.cluster.image_nodes for image in _images_of(pod)) else SKIP
+
     def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
-        nodes = self.cluster.nodes()
+        node_count = len(self.cluster.nodes())
         images = _images_of(pod)
         total = 0
         for image in images:
             if image in node.images:
                 # An image that few nodes have counts less: not every pod shall go to the one node that has it.
-                having = sum(image in other.images for other in nodes)
-                total += int(node.images[image] * having / len(nodes))
+                total += int(node.images[image] * self.cluster.image_nodes[image] / node_count)
         most = MOST_BYTES * len(images)
         if most <= LEAST_BYTES:
             return 0

@@ -7,8 +7,9 @@ does not want, and those that do not want it. A node is then judged by its label
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from kone.scheduler.framework import (
     MAX_SCORE,
@@ -21,29 +22,33 @@ from kone.scheduler.framework import (
     unresolvable,
     unschedulable,
 )
-from kone.scheduler.snapshot import AffinityTerm, Cluster, NodeInfo, PodInfo
+from kone.scheduler.pod_info import AffinityTerm, PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 EXISTING_ANTI_AFFINITY = "node(s) didn't satisfy existing pods anti-affinity rules"
 AFFINITY = "node(s) didn't match pod affinity rules"
 ANTI_AFFINITY = "node(s) didn't match pod anti-affinity rules"
-REQUIRED_WEIGHT = 1  # what an existing pod's required affinity adds to a node's score (hardPodAffinityWeight)
+HARD_WEIGHT = 1  # what an existing pod's required affinity adds to a node's score (hardPodAffinityWeight)
 
-Pair = tuple[str, str]  # (topology label, its value)
+Sums = dict[str, Counter[str]]  # by topology label, by its value
 
 
 @dataclass(slots=True)
 class Counts:
-    wanted: Counter[Pair] = field(default_factory=Counter)
-    unwanted: Counter[Pair] = field(default_factory=Counter)
-    refusing: Counter[Pair] = field(default_factory=Counter)
+    wanted: Sums = field(default_factory=dict)
+    unwanted: Sums = field(default_factory=dict)
+    refusing: Sums = field(default_factory=dict)
 
     def clone(self) -> Counts:
-        return Counts(Counter(self.wanted), Counter(self.unwanted), Counter(self.refusing))
+        return Counts(
+            *({k: Counter(v) for k, v in sums.items()} for sums in (self.wanted, self.unwanted, self.refusing))
+        )
 
 
 class InterPodAffinity(Plugin):
     name = "InterPodAffinity"
     weight = 2
+    hard_weight = HARD_WEIGHT
     wakes_on = (
         Happened.POD_ADDED
         | Happened.POD_LABELS
@@ -67,25 +72,54 @@ class InterPodAffinity(Plugin):
 
     def pre_filter(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
         counts = Counts()
-        has_terms = bool(pod.affinity_terms or pod.anti_affinity_terms)
-        if has_terms:
-            for node in nodes:
-                for other in node.pods.values():
-                    _count(self.cluster, counts, pod, other, node, 1)
-        else:
-            own = self.cluster.namespace_labels(pod.namespace)
-            for node, other in self.cluster.pods_with_affinity():
-                _count_terms(counts.refusing, other.anti_affinity_terms, pod, own, node, 1)
-            if not counts.refusing:
-                return SKIP
+        if pod.affinity_terms or pod.anti_affinity_terms:
+            self._count_all(counts, pod, nodes)
+        own = self.cluster.namespace_labels(pod.namespace)
+        refuses = _per_group(lambda other: [t for t in other.anti_affinity_terms if t.matches(pod, own)])
+        for node, groups in self.cluster.affine_groups():
+            for group in groups:
+                for term in refuses(group.pod):
+                    _add(counts.refusing, term, node, group.size)
+        if not (pod.affinity_terms or pod.anti_affinity_terms or counts.refusing):
+            return SKIP
         state.data[self.name] = counts
         return None
 
+    def _count_all(self, counts: Counts, pod: PodInfo, nodes: Sequence[NodeInfo]) -> None:
+        """The pods that the pod wants near or far. A pod is wanted where it meets all terms of affinity."""
+        wanted = tuple(term.sign for term in pod.affinity_terms)
+        for node in nodes:
+            if wanted and (size := node.tally(wanted, lambda other: self._is_meant(pod.affinity_terms, other))):
+                for term in pod.affinity_terms:
+                    _add(counts.wanted, term, node, size)
+            for term in pod.anti_affinity_terms:
+                _add(counts.unwanted, term, node, self._size(term, node))
+
+    def _size(self, term: AffinityTerm, node: NodeInfo) -> int:
+        """How many pods on the node the term means."""
+        return node.tally((term.sign,), lambda other: self._is_meant((term,), other))
+
+    def _is_meant(self, terms: Sequence[AffinityTerm], other: PodInfo) -> bool:
+        labels = self.cluster.namespace_labels(other.namespace)
+        return all(term.matches(other, labels) for term in terms)
+
     def add_pod(self, state: CycleState, pod: PodInfo, added: PodInfo, node: NodeInfo) -> None:
-        _count(self.cluster, state.data[self.name], pod, added, node, 1)
+        self._shift(state.data[self.name], pod, added, node, 1)
 
     def remove_pod(self, state: CycleState, pod: PodInfo, removed: PodInfo, node: NodeInfo) -> None:
-        _count(self.cluster, state.data[self.name], pod, removed, node, -1)
+        self._shift(state.data[self.name], pod, removed, node, -1)
+
+    def _shift(self, counts: Counts, pod: PodInfo, other: PodInfo, node: NodeInfo, sign: int) -> None:
+        if pod.affinity_terms and self._is_meant(pod.affinity_terms, other):
+            for term in pod.affinity_terms:
+                _add(counts.wanted, term, node, sign)
+        for term in pod.anti_affinity_terms:
+            if self._is_meant((term,), other):
+                _add(counts.unwanted, term, node, sign)
+        own = self.cluster.namespace_labels(pod.namespace)
+        for term in other.anti_affinity_terms:
+            if term.matches(pod, own):
+                _add(counts.refusing, term, node, sign)
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
         counts: Counts = state.data[self.name]
@@ -93,49 +127,54 @@ class InterPodAffinity(Plugin):
         if not self._is_wanted(counts, pod, labels):
             return unresolvable(AFFINITY)
         for term in pod.anti_affinity_terms:
-            value = labels.get(term.topology_key)
-            if value is not None and counts.unwanted[term.topology_key, value] > 0:
+            if _at(counts.unwanted, term.topology_key, labels) > 0:
                 return unschedulable(ANTI_AFFINITY)
-        if any(count > 0 and labels.get(key) == value for (key, value), count in counts.refusing.items()):
+        if any(_at(counts.refusing, key, labels) > 0 for key in counts.refusing):
             return unschedulable(EXISTING_ANTI_AFFINITY)
         return None
 
     def _is_wanted(self, counts: Counts, pod: PodInfo, labels: Mapping[str, str]) -> bool:
         missing = False
         for term in pod.affinity_terms:
-            value = labels.get(term.topology_key)
-            if value is None:
+            if term.topology_key not in labels:
                 return False
-            missing = missing or counts.wanted[term.topology_key, value] <= 0
+            missing = missing or _at(counts.wanted, term.topology_key, labels) <= 0
         if not missing:
             return True
         # The first pod of a group that wants its own kind near must be allowed to begin.
         own = self.cluster.namespace_labels(pod.namespace)
-        nobody = not any(count > 0 for count in counts.wanted.values())
+        nobody = not any(count > 0 for values in counts.wanted.values() for count in values.values())
         return nobody and all(term.matches(pod, own) for term in pod.affinity_terms)
 
     def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
-        sums: Counter[Pair] = Counter()
+        sums: Sums = {}
         own = self.cluster.namespace_labels(pod.namespace)
         if pod.preferred_affinity_terms or pod.preferred_anti_affinity_terms:
             for node in self.cluster.nodes():
-                for other in node.pods.values():
-                    labels = self.cluster.namespace_labels(other.namespace)
-                    _count_terms(sums, pod.preferred_affinity_terms, other, labels, node, 1, weighted=True)
-                    _count_terms(sums, pod.preferred_anti_affinity_terms, other, labels, node, -1, weighted=True)
-        for node, other in self.cluster.pods_with_affinity():
-            _count_terms(sums, other.affinity_terms, pod, own, node, REQUIRED_WEIGHT)
-            _count_terms(sums, other.preferred_affinity_terms, pod, own, node, 1, weighted=True)
-            _count_terms(sums, other.preferred_anti_affinity_terms, pod, own, node, -1, weighted=True)
+                for term in pod.preferred_affinity_terms:
+                    _add(sums, term, node, term.weight * self._size(term, node))
+                for term in pod.preferred_anti_affinity_terms:
+                    _add(sums, term, node, -term.weight * self._size(term, node))
+
+        def weights(other: PodInfo) -> list[tuple[AffinityTerm, int]]:
+            terms = [(term, self.hard_weight) for term in other.affinity_terms]
+            terms += [(term, term.weight) for term in other.preferred_affinity_terms]
+            terms += [(term, -term.weight) for term in other.preferred_anti_affinity_terms]
+            return [(term, weight) for term, weight in terms if term.matches(pod, own)]
+
+        matching = _per_group(weights)
+        for node, groups in self.cluster.affine_groups():
+            for group in groups:
+                for term, weight in matching(group.pod):
+                    _add(sums, term, node, weight * group.size)
         if not sums:
             return SKIP
         state.data[f"{self.name} score"] = sums
         return None
 
     def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
-        sums: Counter[Pair] = state.data[f"{self.name} score"]
-        labels = node.labels
-        return sum(weight for (key, value), weight in sums.items() if labels.get(key) == value)
+        sums: Sums = state.data[f"{self.name} score"]
+        return sum(_at(sums, key, node.labels) for key in sums)
 
     def normalize(self, state: CycleState, pod: PodInfo, scores: dict[str, int]) -> None:
         lowest, highest = min(scores.values()), max(scores.values())
@@ -144,31 +183,29 @@ class InterPodAffinity(Plugin):
             scores[name] = int(MAX_SCORE * (score - lowest) / span) if span else 0
 
 
-def _count(cluster: Cluster, counts: Counts, pod: PodInfo, other: PodInfo, node: NodeInfo, sign: int) -> None:
-    """Add what `other` on the node means for the pod; the affinity terms count only where it meets all of them."""
-    labels = cluster.namespace_labels(other.namespace)
-    if pod.affinity_terms and all(term.matches(other, labels) for term in pod.affinity_terms):
-        for term in pod.affinity_terms:
-            if (value := node.labels.get(term.topology_key)) is not None:
-                counts.wanted[term.topology_key, value] += sign
-    _count_terms(counts.unwanted, pod.anti_affinity_terms, other, labels, node, sign)
-    if other.has_pod_affinity:
-        own = cluster.namespace_labels(pod.namespace)
-        _count_terms(counts.refusing, other.anti_affinity_terms, pod, own, node, sign)
+T = TypeVar("T")
 
 
-def _count_terms(
-    into: Counter[Pair],
-    terms: Sequence[AffinityTerm],
-    pod: PodInfo,
-    namespace_labels: Mapping[str, str],
-    node: NodeInfo,
-    sign: int,
-    *,
-    weighted: bool = False,
-) -> None:
-    """Count, at the node's topology values, each term that means the pod."""
-    for term in terms:
-        value = node.labels.get(term.topology_key)
-        if value is not None and term.matches(pod, namespace_labels):
-            into[term.topology_key, value] += sign * (term.weight if weighted else 1)
+def _per_group(work_out: Callable[[PodInfo], list[T]]) -> Callable[[PodInfo], list[T]]:
+    """`work_out` asked once for all pods whose terms are the same."""
+    known: dict[bytes, list[T]] = {}
+
+    def recall(other: PodInfo) -> list[T]:
+        found = known.get(other.affinity_sign)
+        if found is None:
+            found = known[other.affinity_sign] = work_out(other)
+        return found
+
+    return recall
+
+
+def _at(sums: Sums, key: str, labels: Mapping[str, str]) -> int:
+    """The sum at a node with these labels."""
+    value = labels.get(key)
+    return sums[key][value] if value is not None and key in sums else 0
+
+
+def _add(into: Sums, term: AffinityTerm, node: NodeInfo, amount: int) -> None:
+    """Count at the node's value of the term's topology label."""
+    if amount and (value := node.labels.get(term.topology_key)) is not None:
+        into.setdefault(term.topology_key, Counter())[value] += amount

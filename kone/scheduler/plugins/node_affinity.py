@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from kone.apimachinery.node_selectors import matches, matches_term
 from kone.apimachinery.objects import Object, dig, labels_of, name_of
@@ -18,7 +20,8 @@ from kone.scheduler.framework import (
     spread_scores,
     unresolvable,
 )
-from kone.scheduler.snapshot import NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 NO_MATCH = "node(s) didn't match Pod's node affinity/selector"
 CONFLICT = "pod affinity terms conflict"
@@ -42,6 +45,9 @@ class NodeAffinity(Plugin):
         if names is None:
             return None
         return OnlyNodes(frozenset(names)) if names else unresolvable(CONFLICT)
+
+    def sign(self, pod: PodInfo) -> Hashable:
+        return orjson.dumps([pod.spec.get("nodeSelector"), _required(pod)])
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
         return None if node.node is not None and matches_required(pod, node.node) else unresolvable(NO_MATCH)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from kone.scheduler.framework import CycleState, Happened, Plugin, Status, unresolvable
-from kone.scheduler.snapshot import NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 
 class NodeName(Plugin):
     name = "NodeName"
     wakes_on = Happened.NODE_ADDED
+
+    def sign(self, pod: PodInfo) -> Hashable:
+        return pod.node_name
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
         if pod.node_name in ("", node.name):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from kone.scheduler.framework import SKIP, ClusterEvent, CycleState, Happened, Plugin, Status, unschedulable
-from kone.scheduler.snapshot import NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 
 class NodePorts(Plugin):
@@ -21,6 +22,9 @@ class NodePorts(Plugin):
 
     def pre_filter(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
         return None if pod.host_ports else SKIP
+
+    def sign(self, pod: PodInfo) -> Hashable:
+        return pod.host_ports
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
         if any(node.has_conflict(port) for port in pod.host_ports):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from kone.scheduler.framework import (
     MAX_SCORE,
     ClusterEvent,
@@ -11,7 +13,8 @@ from kone.scheduler.framework import (
     Plugin,
     Status,
 )
-from kone.scheduler.snapshot import NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 SCORED = ("cpu", "memory")
 _FIRST = ("cpu", "memory", "ephemeral-storage")
@@ -33,6 +36,9 @@ class NodeResourcesFit(Plugin):
             empty.set_node(event.new)
             return not insufficient(pod, empty)[0]
         return True
+
+    def sign(self, pod: PodInfo) -> Hashable:
+        return (*pod.requests.items(), *pod.scored_requests.items())
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
         reasons, never = insufficient(pod, node)

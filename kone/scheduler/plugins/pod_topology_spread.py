@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import orjson
+
 from kone.apimachinery.selectors import LabelSelector
 from kone.scheduler.framework import (
     MAX_SCORE,
@@ -25,7 +27,8 @@ from kone.scheduler.framework import (
 )
 from kone.scheduler.plugins.node_affinity import matches_required
 from kone.scheduler.plugins.tolerations import keeps_away
-from kone.scheduler.snapshot import NodeInfo, PodInfo, with_label_keys
+from kone.scheduler.pod_info import PodInfo, with_label_keys
+from kone.scheduler.snapshot import NodeInfo
 
 SKEWED = "node(s) didn't match pod topology spread constraints"
 NO_LABEL = f"{SKEWED} (missing required label)"
@@ -40,6 +43,7 @@ class Constraint:
     min_domains: int
     honors_affinity: bool
     honors_taints: bool
+    sign: bytes  # equal where the selectors are
 
     def includes(self, pod: PodInfo, node: NodeInfo) -> bool:
         """Whether the node's domain counts, by nodeAffinityPolicy and nodeTaintsPolicy."""
@@ -47,12 +51,15 @@ class Constraint:
             return False
         return not (self.honors_taints and keeps_away(node.taints, pod.tolerations))
 
-    def count(self, pods: Iterable[PodInfo], namespace: str) -> int:
+    def count(self, node: NodeInfo, namespace: str) -> int:
+        """How many pods of the kind the node has."""
         if self.selector.empty:
             return 0
-        return sum(
-            pod.namespace == namespace and not pod.is_terminating and self.selector.matches(pod.labels) for pod in pods
-        )
+
+        def is_counted(pod: PodInfo) -> bool:
+            return pod.namespace == namespace and not pod.is_terminating and self.selector.matches(pod.labels)
+
+        return node.tally((namespace, self.sign), is_counted)
 
 
 @dataclass(slots=True)
@@ -104,7 +111,7 @@ class PodTopologySpread(Plugin):
                 continue
             for constraint, counts in zip(constraints, spread.counts, strict=True):
                 if constraint.includes(pod, node):
-                    counts[node.labels[constraint.topology_key]] += constraint.count(node.pods.values(), pod.namespace)
+                    counts[node.labels[constraint.topology_key]] += constraint.count(node, pod.namespace)
         state.data[self.name] = spread
         return None
 
@@ -150,7 +157,7 @@ class PodTopologySpread(Plugin):
                     and _has_labels(node, constraints)
                     and constraint.includes(pod, node)
                 ):
-                    counts[value] += constraint.count(node.pods.values(), pod.namespace)
+                    counts[value] += constraint.count(node, pod.namespace)
         state.data[f"{self.name} score"] = spread
         return None
 
@@ -187,6 +194,9 @@ def constraints_of(pod: PodInfo, action: str) -> tuple[Constraint, ...]:
             int(c.get("minDomains") or 1),
             (c.get("nodeAffinityPolicy") or "Honor") == "Honor",
             c.get("nodeTaintsPolicy") == "Honor",
+            orjson.dumps(
+                [c.get("labelSelector"), [[key, pod.labels.get(key)] for key in c.get("matchLabelKeys") or ()]]
+            ),
         )
         for c in pod.spec.get("topologySpreadConstraints") or ()
         if c.get("whenUnsatisfiable") == action

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.scheduler.snapshot import PodInfo
+from kone.scheduler.pod_info import PodInfo
 
 
 def sort_key(pod: PodInfo, waiting_since: float) -> tuple[int, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kone.scheduler.framework import Happened, Plugin, Status, unresolvable
-from kone.scheduler.snapshot import PodInfo
+from kone.scheduler.pod_info import PodInfo
 
 
 class SchedulingGates(Plugin):

@@ -36,7 +36,8 @@ from kone.apimachinery.volume_claims import (
     waits_for_consumer,
 )
 from kone.scheduler.framework import SKIP, ClusterEvent, CycleState, Happened, Plugin, Status, unresolvable
-from kone.scheduler.snapshot import NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 OUT_OF_REACH = "node(s) didn't match PersistentVolume's node affinity"
 NO_VOLUME = "node(s) didn't find available persistent volumes to bind"

@@ -18,7 +18,8 @@ from kone.scheduler.framework import (
     unschedulable,
 )
 from kone.scheduler.plugins.volume_binding import not_found
-from kone.scheduler.snapshot import NodeInfo, PodInfo
+from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.snapshot import NodeInfo
 
 IN_USE = "node has pod using PersistentVolumeClaim with the same name and ReadWriteOncePod access mode"
 
@@ -55,11 +56,7 @@ class VolumeRestrictions(Plugin):
             if "ReadWriteOncePod" in dig(claim, "spec", "accessModes", default=()):
                 exclusive.add(name)
         users = Counter(
-            name
-            for node in (nodes if exclusive else ())
-            for other in node.pods.values()
-            if other.namespace == pod.namespace
-            for name in other.claims & exclusive
+            {name: used for name in exclusive if (used := self.cluster.claim_users.get(Key(pod.namespace, name)))}
         )
         if not users:
             return SKIP
