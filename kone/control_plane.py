@@ -69,7 +69,7 @@ class ControlPlane:
 
     def __init__(self, settings: Settings, node_ip: str, clock: Clock) -> None:
         self.settings, self.node_ip, self.clock = settings, node_ip, clock
-        self.registry: Registry = builtin(x509_checks.check_request)
+        self.registry: Registry = builtin(x509_checks)
         self._measures = settings.runs("kubelet") and settings.runs("metrics")
         if self._measures:
             for resource in metrics.RESOURCES:

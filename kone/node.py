@@ -409,6 +409,7 @@ class Node:
     # ---- the kubelet
 
     async def _start_kubelet(self) -> None:
+        from kone.auth.pod_keys import new_key
         from kone.runtime.docker import DockerRuntime
         from kone.runtime.kubelet import Kubelet
         from kone.runtime.kubelet_config import KubeletConfig
@@ -434,7 +435,9 @@ class Node:
         assert self._network is not None
         self._kubelet_events = EventRecorder(client, "kubelet", host=settings.node_name, clock=self.clock)
         self._runtime = DockerRuntime(settings.docker_host, instance=config.instance)
-        self._kubelet = Kubelet(client, self._runtime, self._network, self._kubelet_events, self.clock, config)
+        self._kubelet = Kubelet(
+            client, self._runtime, self._network, self._kubelet_events, self.clock, config, new_key=new_key
+        )
         self._control_plane.on_new_certificates.append(self._kubelet.reload_certificates)
         try:
             await self._kubelet.start()

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from kone.admission.chain import Attributes, Authorizer, Plugin
 from kone.apimachinery.access import AccessRequest
+from kone.apimachinery.errors import forbidden_field, invalid
 from kone.apimachinery.objects import dig
 from kone.apimachinery.users import SYSTEM_MASTERS, User
 
 REQUESTS = ("certificates.k8s.io", "certificatesigningrequests")
+POD_REQUESTS = ("certificates.k8s.io", "podcertificaterequests")
 BUNDLES = ("certificates.k8s.io", "clustertrustbundles")
 CLIENT_SIGNER = "kubernetes.io/kube-apiserver-client"
 
@@ -38,22 +40,29 @@ class CertificateApproval(Plugin):
 
 
 class CertificateSigning(Plugin):
+    """Of pods' requests upstream's registry judges it, so there the refusal reads as that of a field."""
+
     name = "CertificateSigning"
     operations = frozenset({"UPDATE"})
-    resources = frozenset({REQUESTS})
+    resources = frozenset({REQUESTS, POD_REQUESTS})
     subresources = frozenset({"status"})
 
     def __init__(self, authorizer: Authorizer) -> None:
         self._authorizer = authorizer
 
     async def validate(self, a: Attributes) -> None:
-        changed = any(
-            (dig(a.old, "status", key) or None) != (dig(a.obj, "status", key) or None)
-            for key in ("certificate", "conditions")
-        )
+        of_pod = a.group_resource == POD_REQUESTS
+        old, new = dig(a.old, "status", default={}), dig(a.obj, "status", default={})
+        keys = {*old, *new} if of_pod else {"certificate", "conditions"}
+        changed = any((old.get(key) or None) != (new.get(key) or None) for key in keys)
         signer = str(dig(a.old, "spec", "signerName", default=""))
-        if changed and not may_use_signer(self._authorizer, a.user, "sign", signer):
-            raise a.refuse(f'user not permitted to sign requests with signerName "{signer}"')
+        if not changed or may_use_signer(self._authorizer, a.user, "sign", signer):
+            return
+        if of_pod:
+            text = f'User "{a.user.name}" is not permitted to "sign" for signer "{signer}"'
+            kind = "PodCertificateRequest.certificates.k8s.io"
+            raise invalid(kind, a.name, [forbidden_field("spec.signerName", text)])
+        raise a.refuse(f'user not permitted to sign requests with signerName "{signer}"')
 
 
 class ClusterTrustBundleAttest(Plugin):

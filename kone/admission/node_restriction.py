@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from kone.admission.chain import Attributes, Caches, Plugin
-from kone.apimachinery.errors import not_found
+from kone.apimachinery.errors import internal_error, not_found
 from kone.apimachinery.objects import Object, annotations_of, dig, labels_of, name_of, owner_references, uid_of
 from kone.apimachinery.pod_references import claim_names, config_map_names, secret_names
 from kone.apimachinery.users import node_identity
@@ -45,6 +45,7 @@ class NodeRestriction(Plugin):
     def __init__(self, caches: Caches) -> None:
         self._pods = caches.of("", "pods")
         self._nodes = caches.of("", "nodes")
+        self._accounts = caches.of("", "serviceaccounts")
         self._checks: Mapping[tuple[str, str], Check] = {
             ("", "pods"): self._pod,
             ("", "nodes"): self._node,
@@ -53,6 +54,7 @@ class NodeRestriction(Plugin):
             ("coordination.k8s.io", "leases"): self._lease,
             ("storage.k8s.io", "csinodes"): self._csi_node,
             ("resource.k8s.io", "resourceslices"): self._resource_slice,
+            ("certificates.k8s.io", "podcertificaterequests"): self._pod_certificate,
         }
 
     def handles(self, a: Attributes) -> bool:
@@ -191,6 +193,59 @@ class NodeRestriction(Plugin):
         if audience not in _audiences_of(pod):
             raise a.refuse(f'{a.user.name} is not authorized to request tokens for audience "{audience}"')
 
+    def _pod_certificate(self, node: str, a: Attributes) -> None:
+        """A kubelet asks for a pod of its own, by what that pod is and for a signer that the pod names."""
+        if a.operation != "CREATE":
+            raise a.refuse(f"unexpected operation {a.operation}")
+        if a.subresource:
+            raise a.refuse(f"unexpected subresource {a.subresource}")
+        spec = a.object["spec"]
+        if spec.get("nodeName") != node:
+            raise a.refuse(
+                f'PodCertificateRequest.Spec.NodeName="{spec.get("nodeName", "")}", which is not the requesting node '
+                f'"{node}"'
+            )
+        subject = f'PodCertificateRequest for pod "{a.namespace}/{spec.get("podName", "")}"'
+        entry = self._nodes.get("", node)
+        if entry is None:
+            raise not_found("nodes", node)
+        if uid_of(entry.obj) != spec.get("nodeUID"):
+            raise internal_error(
+                f'{subject} names node UID "{spec.get("nodeUID", "")}", inconsistent with the running node '
+                f'("{uid_of(entry.obj)}")'
+            )
+        pod = self._existing_pod(a, spec.get("podName", ""))
+        if uid_of(pod) != spec.get("podUID"):
+            raise internal_error(
+                f'{subject} contains pod UID ("{spec.get("podUID", "")}") which differs from running pod '
+                f'"{uid_of(pod)}"'
+            )
+        self._asks_for_pod(a, pod, subject)
+
+    def _asks_for_pod(self, a: Attributes, pod: Object, subject: str) -> None:
+        spec, named = a.object["spec"], f'pod "{a.namespace}/{name_of(pod)}"'
+        if dig(pod, "spec", "nodeName") != spec["nodeName"]:
+            raise a.refuse(f'{named} is not running on node "{spec["nodeName"]}" named in the PodCertificateRequest')
+        if MIRROR_POD in annotations_of(pod):
+            raise a.refuse(f"{named} is a mirror pod")
+        account, own = spec.get("serviceAccountName", ""), dig(pod, "spec", "serviceAccountName", default="")
+        if account != own:
+            raise a.refuse(
+                f'{subject} contains serviceAccountName ("{account}") that differs from running pod ("{own}")'
+            )
+        entry = self._accounts.get(a.namespace, account)
+        if entry is None:
+            raise not_found("serviceaccounts", account)
+        if uid_of(entry.obj) != spec.get("serviceAccountUID"):
+            raise internal_error(
+                f'{subject} names service account UID "{spec.get("serviceAccountUID", "")}", which differs from the '
+                f'running service account ("{uid_of(entry.obj)}")'
+            )
+        if spec.get("signerName") not in _signers_of(pod):
+            raise a.refuse(
+                f'{named} does not mount a podCertificate projected volume for signer "{spec.get("signerName", "")}"'
+            )
+
     def _lease(self, node: str, a: Attributes) -> None:
         if a.namespace != LEASE_NAMESPACE:
             raise a.refuse(f'can only access leases in the "{LEASE_NAMESPACE}" system namespace')
@@ -268,3 +323,13 @@ def _referenced_kind(pod: Object) -> str:
                 if source.get(key) is not None:
                     return words
     return ""
+
+
+def _signers_of(pod: Object) -> set[str]:
+    """Whose certificates a pod's volumes want."""
+    return {
+        source["podCertificate"].get("signerName", "")
+        for volume in pod["spec"].get("volumes") or ()
+        for source in dig(volume, "projected", "sources", default=())
+        if source.get("podCertificate")
+    }

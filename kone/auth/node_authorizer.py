@@ -54,6 +54,7 @@ class NodeAuthorizer:
             ("coordination.k8s.io", "leases"): self._lease,
             ("storage.k8s.io", "csinodes"): self._csi_node,
             ("resource.k8s.io", "resourceslices"): self._resource_slice,
+            ("certificates.k8s.io", "podcertificaterequests"): self._pod_certificate,
             ("", "nodes"): self._node,
             ("", "pods"): self._pod,
         }
@@ -197,6 +198,23 @@ class NodeAuthorizer:
             "only the following verbs are allowed for a ResourceSlice: "
             "get, watch, list, create, update, patch, delete, deletecollection"
         )
+
+    def _pod_certificate(self, node: str, request: AccessRequest) -> str | None:
+        if request.subresource:
+            return "nodes may not access the status subresource of PodCertificateRequests"
+        if request.verb == "create":
+            return None  # what it may contain is for NodeRestriction to say
+        if request.verb == "get":
+            cache = self._caches.of("certificates.k8s.io", "podcertificaterequests")
+            entry = cache.get(request.namespace, request.name)
+            if entry is not None and dig(entry.obj, "spec", "nodeName") == node:
+                return None
+            return f"no relationship found between node '{node}' and this object"
+        if request.verb in ("list", "watch"):
+            if _selects(request, "spec.nodeName", node):
+                return None
+            return "can only list/watch podcertificaterequests with nodeName field selector"
+        return f"nodes may not {request.verb} podcertificaterequests"
 
     def _node(self, node: str, request: AccessRequest) -> str | None:
         if request.subresource == "" and request.verb in ("create", "update", "patch"):

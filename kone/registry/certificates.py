@@ -1,4 +1,4 @@
-"""certificates.k8s.io: requests for certificates, of users and of pods, and bundles of trusted roots."""
+"""certificates.k8s.io: requests of users for certificates, and bundles of trusted roots."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import Any, Literal
 from kone.apimachinery.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
 from kone.apimachinery.errors import too_long as _too_long
 from kone.apimachinery.kinds import GVR
-from kone.apimachinery.names import is_dns1123_subdomain
 from kone.apimachinery.objects import Object, dig
 from kone.apimachinery.timestamps import format_time
 from kone.apimachinery.users import User
-from kone.registry import pem
-from kone.registry.core.signer_names import is_kubernetes_signer, signer_name, trust_bundle_name
+from kone.registry import pem, pod_certificates
+from kone.registry.core.signer_names import signer_name, trust_bundle_name
 from kone.registry.generic import IMMUTABLE
-from kone.registry.printing import human_duration, selector_text
+from kone.registry.pod_certificates import X509
+from kone.registry.printing import human_duration
 from kone.registry.resource import AGE, NAME, Column, Resource, Subresource
 from kone.registry.rules import Errors, check
-from kone.registry.strategy import ALL_METADATA, StatusStrategy, Strategy
+from kone.registry.strategy import StatusStrategy, Strategy
 
 GROUP = "certificates.k8s.io"
 CERTIFICATESIGNINGREQUESTS = GVR(GROUP, "v1", "certificatesigningrequests")
 CLUSTERTRUSTBUNDLES = GVR(GROUP, "v1", "clustertrustbundles")
-PODCERTIFICATEREQUESTS = GVR(GROUP, "v1", "podcertificaterequests")
 
 RequestCheck = Callable[[bytes], str]
 """A PKCS#10 request in DER -> what is wrong with it, its signature included; "" where nothing is."""
@@ -329,61 +328,13 @@ def _bundle(errors: Errors, path: str, text: str) -> None:
     check(errors, path, _OMITTED, wrong)
 
 
-# -- certificate requests of pods -------------------------------------------------------------------------------------
-
-_MIN_LIFE_S, _MAX_KUBERNETES_LIFE_S, _MAX_LIFE_S = 3600, 86400, 91 * 86400
-_MAX_UID = 128
-
-
-class _PodRequest(Strategy):
-    unconditional_update = False
-
-    def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
-        obj["status"] = {} if old is None else old.get("status") or {}
-
-    def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
-        errors: Errors = []
-        spec = obj.get("spec") or {}
-        if old is not None:
-            return (invalid_value("spec", spec, IMMUTABLE),) if spec != old.get("spec") else ()
-        signer_name(errors, "spec.signerName", spec.get("signerName", ""))
-        for name, uid in (("podName", "podUID"), ("serviceAccountName", "serviceAccountUID"), ("nodeName", "nodeUID")):
-            check(errors, f"spec.{name}", spec.get(name, ""), is_dns1123_subdomain(spec.get(name, "")))
-            value = spec.get(uid, "")
-            if not value:
-                errors.append(invalid_value(f"spec.{uid}", value, "must not be empty"))
-            elif len(value.encode()) > _MAX_UID:
-                errors.append(_too_long(f"spec.{uid}", _MAX_UID))
-        seconds = spec.get("maxExpirationSeconds")
-        if seconds is None:
-            errors.append(required("spec.maxExpirationSeconds", "must be set"))
-            return errors
-        most = _MAX_KUBERNETES_LIFE_S if is_kubernetes_signer(spec.get("signerName", "")) else _MAX_LIFE_S
-        if not _MIN_LIFE_S <= seconds <= most:
-            text = f"must be in the range [{_MIN_LIFE_S}, {most}]"
-            errors.append(invalid_value("spec.maxExpirationSeconds", seconds, text))
-        return errors
-
-    def default(self, obj: Object) -> None:
-        if dig(obj, "spec", "maxExpirationSeconds") is None:
-            obj["spec"]["maxExpirationSeconds"] = _MAX_KUBERNETES_LIFE_S
-
-    def selectable_fields(self, obj: Object) -> dict[str, str]:
-        return {f"spec.{name}": dig(obj, "spec", name, default="") for name in ("nodeName", "podName", "signerName")}
-
-
-def _pod_request_state(obj: Object, now: float) -> str:
-    kinds = [condition.get("type", "") for condition in dig(obj, "status", "conditions", default=())]
-    return next((kind for kind in reversed(kinds) if kind in ("Issued", "Denied", "Failed")), "Pending")
-
-
 def _spec_text(name: str, field: str, default: str = "") -> Column:
     return Column(name, lambda obj, now: dig(obj, "spec", field) or default)
 
 
-def resources(check_request: RequestCheck = looks_like_request) -> Sequence[Resource]:
-    """The group's resources; `check_request` judges the PKCS#10 of new requests."""
-    requests, pod_requests = _Request(check_request), _PodRequest()
+def resources(x509: X509 | None = None) -> Sequence[Resource]:
+    """The group's resources; `x509` judges keys, requests and certificates."""
+    requests = _Request(x509.check_request if x509 is not None else looks_like_request)
     return (
         Resource(
             CERTIFICATESIGNINGREQUESTS,
@@ -409,24 +360,7 @@ def resources(check_request: RequestCheck = looks_like_request) -> Sequence[Reso
             namespaced=False,
             columns=(NAME, _spec_text("SignerName", "signerName", "<none>")),
         ),
-        Resource(
-            PODCERTIFICATEREQUESTS,
-            "PodCertificateRequest",
-            pod_requests,
-            status=StatusStrategy(pod_requests, kept_metadata=ALL_METADATA),
-            columns=(
-                NAME,
-                _spec_text("PodName", "podName"),
-                _spec_text("ServiceAccountName", "serviceAccountName"),
-                _spec_text("NodeName", "nodeName"),
-                _spec_text("SignerName", "signerName"),
-                Column("State", _pod_request_state),
-                Column(
-                    "UnverifiedUserAnnotations",
-                    lambda obj, now: selector_text(dig(obj, "spec", "unverifiedUserAnnotations")),
-                ),
-            ),
-        ),
+        pod_certificates.resource(x509),
     )
 
 

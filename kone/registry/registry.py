@@ -20,6 +20,7 @@ from kone.registry import (
     flowcontrol,
     networking,
     node,
+    pod_certificates,
     policy,
     rbac,
     scheduling,
@@ -56,10 +57,10 @@ _MODULES: Sequence[Sequence[Resource]] = (
 """One line a module, each the RESOURCES of an API group, in the order of discovery."""
 
 
-def builtin(check_request: certificates.RequestCheck | None = None) -> Registry:
+def builtin(x509: pod_certificates.X509 | None = None) -> Registry:
     """A new Registry with every built-in resource; what is added to it later (custom resources) stays its own.
 
-    `check_request` judges the certificate requests of users, signature included (auth.x509_checks has the library).
+    `x509` judges certificates and requests for them, signatures included (auth.x509_checks has the library).
     """
     registry = Registry()
     for resource in structural.resources():
@@ -67,7 +68,7 @@ def builtin(check_request: certificates.RequestCheck | None = None) -> Registry:
     for resources in _MODULES:
         for resource in resources:
             registry.add(resource)
-    if check_request is not None:
-        for resource in certificates.resources(check_request):
+    if x509 is not None:
+        for resource in certificates.resources(x509):
             registry.add(resource)
     return registry

@@ -42,6 +42,7 @@ from kone.runtime.node_status import NodeInfo, NodeStatus, host_facts, node_refe
 from kone.runtime.parts import VolumeManager
 from kone.runtime.pleg import Pleg
 from kone.runtime.pod_admit import REJECTED, refuse
+from kone.runtime.pod_certificates import NewKey, PodCertificates
 from kone.runtime.pod_files import PodFiles
 from kone.runtime.pod_network import PodNetwork
 from kone.runtime.pod_resize import Pending, pending
@@ -73,7 +74,8 @@ RUNTIME_RETRY_S = 2.0
 class Kubelet:
     """`start` returns once the node is registered and, where Docker answers, its pods are being looked after.
 
-    `stop` leaves every container running. Also the PodSource of parts.py.
+    `stop` leaves every container running. `new_key` makes the keys of pods' certificates; without it there are none.
+    Also the PodSource of parts.py.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Kubelet:
         *,
         volumes: VolumeManager | None = None,
         host: Callable[[Path, Path], Host] = Host,
+        new_key: NewKey | None = None,
     ) -> None:
         self._client, self._runtime, self._network = client, runtime, network
         self._recorder, self._clock, self._config = recorder, clock, config
@@ -107,6 +110,7 @@ class Kubelet:
             self._downward_value,
             allocatable_memory=lambda: self.allocatable().get("memory", 0),
             sync_pod=self.sync_pod,
+            certificates=PodCertificates(client, recorder, clock, config.node_name, new_key) if new_key else None,
         )
         self._stats = Stats(self, runtime, clock, config.node_name, config.root_dir)
         self._make_host = host

@@ -31,6 +31,7 @@ class Source:
     name: str  # of the configMap or secret; "" otherwise
     spec: Object
     default_mode: int
+    index: int = 0  # among a projected volume's sources
 
     @property
     def optional(self) -> bool:
@@ -52,9 +53,9 @@ def sources_of(volume: Object) -> list[Source] | None:
 
 def _projected(projected: Object) -> Iterator[Source]:
     mode = projected.get("defaultMode", DEFAULT_MODE)
-    for source in projected.get("sources") or ():
+    for index, source in enumerate(projected.get("sources") or ()):
         for kind, spec in source.items():
-            yield Source(kind, spec.get("name", "") if kind in ("configMap", "secret") else "", spec, mode)
+            yield Source(kind, spec.get("name", "") if kind in ("configMap", "secret") else "", spec, mode, index)
 
 
 def config_map_files(source: Source, config_map: Object | None) -> dict[str, File]:
@@ -125,6 +126,12 @@ def token_request(source: Source, pod: Object) -> Object:
 
 def token_files(source: Source, token: str, pod: Object) -> dict[str, File]:
     return {source.spec["path"]: _private(source, token.encode(), pod)}
+
+
+def certificate_files(source: Source, key: bytes, chain: bytes, pod: Object) -> dict[str, File]:
+    """A pod's private key and certificates, together or each by itself."""
+    contents = {"credentialBundlePath": key + chain, "keyPath": key, "certificateChainPath": chain}
+    return {source.spec[f]: _private(source, data, pod) for f, data in contents.items() if source.spec.get(f)}
 
 
 def _private(source: Source, data: bytes, pod: Object) -> File:

@@ -34,6 +34,7 @@ from kone.client.client import Client, EventType, Unsubscribe
 from kone.runtime import atomic_writer, claimed_volumes, empty_dir, host_path, mounts, subpath, volume_payloads
 from kone.runtime.atomic_writer import File
 from kone.runtime.parts import MountedVolume, SyncPod, VolumeError
+from kone.runtime.pod_certificates import PodCertificates
 from kone.runtime.tokens import Tokens
 from kone.runtime.volume_payloads import Source
 
@@ -54,7 +55,8 @@ class Volumes:
     """The VolumeManager of parts.py on a real file system.
 
     `allocatable_memory` bounds memory volumes (0: no bound). `sync_pod` is called when something a pod's volumes name
-    has changed, so that a pod that waits for it need not wait for its next try.
+    has changed, so that a pod that waits for it need not wait for its next try. Without `certificates` this node has
+    none for pods.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Volumes:
         *,
         allocatable_memory: Callable[[], int] = lambda: 0,
         sync_pod: SyncPod = lambda uid: None,
+        certificates: PodCertificates | None = None,
     ) -> None:
         self._client = client
         self._root = root / "pods"
@@ -74,6 +77,7 @@ class Volumes:
         self._allocatable_memory = allocatable_memory
         self._sync_pod = sync_pod
         self._tokens = Tokens(client, clock)
+        self._certificates = certificates
         self._pods: dict[str, Object] = {}  # mounted here and now, by UID: those that follow their objects
         self._users: dict[tuple[str, str, str], set[str]] = defaultdict(set)  # (kind, namespace, name) -> pod UIDs
         self._claimed: dict[tuple[str, str], MountedVolume] = {}  # (pod UID, volume): claims found good once
@@ -92,7 +96,10 @@ class Volumes:
         claims = self._client.informer(PERSISTENTVOLUMECLAIMS)
         await claims.wait_synced()
         self._subscriptions.append(claims.subscribe(self._on_claim))
-        self._tasks.guard(self._renew_tokens, name="volumes.renew-tokens")
+        if self._certificates is not None:
+            self._certificates.changed = self._on_certificate
+            self._subscriptions.append(await self._certificates.start())
+        self._tasks.guard(self._renew, name="volumes.renew")
 
     async def stop(self) -> None:
         for unsubscribe in self._subscriptions:
@@ -154,7 +161,7 @@ class Volumes:
             raise VolumeError(f"no volume plugin matched: this node has none for {plugin}")
         kind = next(k for k in _PLUGINS if k in volume)
         path = self._place(pod, _PLUGINS[kind], volume)
-        files = await self._files(pod, sources)
+        files = await self._files(pod, volume["name"], sources)
         if kind in ("secret", "projected"):
             empty_dir.make_tmpfs(path, empty_dir.memory_bytes(0, pod, self._allocatable_memory()))
         else:
@@ -190,13 +197,13 @@ class Volumes:
     def _place(self, pod: Object, plugin: str, volume: Object) -> Path:
         return self._root / uid_of(pod) / FOLDER / f"kubernetes.io~{plugin}" / str(volume["name"])
 
-    async def _files(self, pod: Object, sources: Sequence[Source]) -> dict[str, File]:
+    async def _files(self, pod: Object, volume: str, sources: Sequence[Source]) -> dict[str, File]:
         """The files of all sources; where two name the same path, the later. Raises VolumeError with all that fail."""
         files: dict[str, File] = {}
         failed: list[str] = []
         for source in sources:
             try:
-                files |= await self._files_of(pod, source)
+                files |= await self._files_of(pod, volume, source)
             except VolumeError as error:
                 failed.append(str(error))
         if failed:
@@ -204,7 +211,7 @@ class Volumes:
             raise VolumeError(texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]")
         return files
 
-    async def _files_of(self, pod: Object, source: Source) -> dict[str, File]:
+    async def _files_of(self, pod: Object, volume: str, source: Source) -> dict[str, File]:
         namespace = namespace_of(pod)
         match source.kind:
             case "configMap":
@@ -219,6 +226,9 @@ class Volumes:
                 return volume_payloads.token_files(source, await self._tokens.get(pod, source), pod)
             case "clusterTrustBundle":
                 return volume_payloads.trust_bundle_files(source, await self._trust_bundles(), pod)
+            case "podCertificate" if self._certificates is not None:
+                bundle = await self._certificates.get(pod, volume, source.index, source.spec)
+                return volume_payloads.certificate_files(source, bundle.key, bundle.chain, pod)
         raise VolumeError(f"projected source {source.kind} is not available on this node")
 
     async def _trust_bundles(self) -> list[Object]:
@@ -253,6 +263,8 @@ class Volumes:
             if not self._users[key]:
                 del self._users[key]
         self._tokens.forget(uid)
+        if self._certificates is not None:
+            self._certificates.forget(uid)
 
     def _on_change(self, kind: str) -> Callable[[EventType, Object, Object | None], None]:
         def changed(event: EventType, obj: Object, previous: Object | None) -> None:
@@ -278,10 +290,16 @@ class Volumes:
             self._pods[uid] = pod
             self._tasks.spawn(self._refresh(uid), name=f"volumes.refresh/{uid}")
 
-    async def _renew_tokens(self) -> None:
+    def _on_certificate(self, uid: str) -> None:
+        self._tasks.spawn(self._refresh(uid), name=f"volumes.refresh/{uid}")
+
+    async def _renew(self) -> None:
         while True:
             await self._clock.sleep(REFRESH_EVERY_S)
-            for uid in tuple(self._tokens.due()):
+            due = set(self._tokens.due())
+            if self._certificates is not None:
+                due.update(self._certificates.due())
+            for uid in due:
                 await self._refresh(uid)
 
     async def _refresh(self, uid: str) -> None:

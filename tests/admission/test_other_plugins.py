@@ -43,6 +43,7 @@ from tests.admission.support import ANN, admit, pod, refusal, write
 from tests.memory_caches import MemoryCaches
 
 REQUESTS = GVR("certificates.k8s.io", "v1", "certificatesigningrequests")
+POD_REQUESTS = GVR("certificates.k8s.io", "v1", "podcertificaterequests")
 STORAGECLASSES = GVR("storage.k8s.io", "v1", "storageclasses")
 INGRESSES = GVR("networking.k8s.io", "v1", "ingresses")
 N1 = User("system:node:n1", groups=("system:nodes", "system:authenticated"))
@@ -219,6 +220,60 @@ async def test_tokens_that_a_node_may_not_have(caches: MemoryCaches, spec: Objec
     await admit(NodeRestriction(caches), asked)
 
 
+GOOD_REQUEST = {
+    "nodeName": "n1",
+    "nodeUID": "n",
+    "podName": "p",
+    "podUID": "u",
+    "serviceAccountName": "robot",
+    "serviceAccountUID": "s",
+    "signerName": "example.com/a",
+}
+SUBJECT = 'PodCertificateRequest for pod "ns/p"'
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"nodeName": "n2"}, 'PodCertificateRequest.Spec.NodeName="n2", which is not the requesting node "n1"'),
+        ({"nodeUID": "x"}, f'{SUBJECT} names node UID "x", inconsistent with the running node ("n")'),
+        ({"podUID": "x"}, f'{SUBJECT} contains pod UID ("x") which differs from running pod "u"'),
+        ({"podName": "q"}, 'pod "ns/q" is not running on node "n1" named in the PodCertificateRequest'),
+        ({"podName": "m"}, 'pod "ns/m" is a mirror pod'),
+        (
+            {"serviceAccountName": "x"},
+            f'{SUBJECT} contains serviceAccountName ("x") that differs from running pod ("robot")',
+        ),
+        (
+            {"serviceAccountUID": "x"},
+            f'{SUBJECT} names service account UID "x", which differs from the running service account ("s")',
+        ),
+        (
+            {"signerName": "example.com/b"},
+            'pod "ns/p" does not mount a podCertificate projected volume for signer "example.com/b"',
+        ),
+        ({}, ""),
+    ],
+)
+async def test_certificates_that_a_node_may_ask_for(caches: MemoryCaches, change: Object, why: str) -> None:
+    caches.put(NODES, {"metadata": {"name": "n1", "uid": "n"}})
+    caches.put(SERVICEACCOUNTS, {"metadata": {"name": "robot", "namespace": "ns", "uid": "s"}})
+    source = {"podCertificate": {"signerName": "example.com/a", "keyType": "ED25519"}}
+    wanted = [{"name": "v", "projected": {"sources": [source]}}]
+    for name, node_name in (("p", "n1"), ("m", "n1"), ("q", "n2")):
+        made = pod(name, nodeName=node_name, serviceAccountName="robot", volumes=wanted)
+        made["metadata"]["uid"] = "u"
+        if name == "m":
+            made["metadata"]["annotations"] = {"kubernetes.io/config.mirror": "x"}
+        caches.put(PODS, made)
+    request = {"metadata": {"name": "r"}, "spec": {**GOOD_REQUEST, **change}}
+    asked = write("CREATE", request, POD_REQUESTS, user=N1)
+    if why:
+        assert (await refusal(NodeRestriction(caches), asked)).message.endswith(f": {why}")
+    else:
+        await admit(NodeRestriction(caches), asked)
+
+
 async def test_a_bound_pod_carries_its_nodes_zone(caches: MemoryCaches) -> None:
     caches.put(NODES, node(labels={"topology.kubernetes.io/zone": "z", "other": "x"}))
     binding = {"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}}
@@ -331,6 +386,17 @@ async def test_who_may_sign() -> None:
     assert "not permitted to sign" in (await refusal(CertificateSigning(Signers()), change)).message
     await admit(CertificateSigning(Signers(("sign", "example.com/s"))), change)
     await admit(CertificateSigning(Signers()), write("UPDATE", old, REQUESTS, old=old, subresource="status"))
+
+
+async def test_who_may_sign_for_pods() -> None:
+    old = {"metadata": {"name": "r"}, "spec": {"signerName": "example.com/s"}}
+    change = write("UPDATE", {**old, "status": {"notBefore": "x"}}, POD_REQUESTS, old=old, subresource="status")
+    assert (await refusal(CertificateSigning(Signers()), change)).message == (
+        'PodCertificateRequest.certificates.k8s.io "r" is invalid: spec.signerName: Forbidden: '
+        f'User "{change.user.name}" is not permitted to "sign" for signer "example.com/s"'
+    )
+    await admit(CertificateSigning(Signers(("sign", "example.com/s"))), change)
+    await admit(CertificateSigning(Signers()), write("UPDATE", old, POD_REQUESTS, old=old, subresource="status"))
 
 
 @pytest.mark.parametrize(("group", "good"), [("dev", True), ("system:masters", False)])

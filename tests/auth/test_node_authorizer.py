@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from kone.apimachinery.access import AccessRequest
-from kone.apimachinery.kinds import PERSISTENTVOLUMECLAIMS, PERSISTENTVOLUMES, PODS
+from kone.apimachinery.kinds import GVR, PERSISTENTVOLUMECLAIMS, PERSISTENTVOLUMES, PODS
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
 from kone.auth.bootstrap import node_rules
 from kone.auth.node_authorizer import NodeAuthorizer
 from tests.memory_caches import MemoryCaches
 
+POD_CERTIFICATE_REQUESTS = GVR("certificates.k8s.io", "v1", "podcertificaterequests")
 N1 = User("system:node:n1", groups=("system:nodes", "system:authenticated"))
 
 SPEC: Object = {
@@ -46,6 +47,9 @@ def authorizer() -> NodeAuthorizer:
     mirror = {"name": "m", "namespace": "ns", "annotations": {"kubernetes.io/config.mirror": "x"}}
     volume = [{"name": "v", "secret": {"secretName": "stolen"}}]
     caches.put(PODS, {"metadata": mirror, "spec": {"nodeName": "n1", "volumes": volume}})
+    for node in ("n1", "n2"):
+        meta = {"name": f"r{node[1]}", "namespace": "ns"}
+        caches.put(POD_CERTIFICATE_REQUESTS, {"metadata": meta, "spec": {"nodeName": node}})
     claim = {"metadata": {"name": "claim", "namespace": "ns"}, "spec": {"volumeName": "pv"}}
     caches.put(PERSISTENTVOLUMECLAIMS, claim)
     csi = {"nodePublishSecretRef": {"name": "csi-secret", "namespace": "ns"}}
@@ -96,6 +100,22 @@ def test_secrets_that_its_pods_name(authorizer: NodeAuthorizer, name: str) -> No
             "no relationship found between node 'n1' and this object",
         ),
         (AccessRequest("delete", resource="nodes", name="n1"), ""),
+        (
+            AccessRequest("get", "certificates.k8s.io", resource="podcertificaterequests", namespace="ns", name="r2"),
+            "no relationship found between node 'n1' and this object",
+        ),
+        (
+            AccessRequest("list", "certificates.k8s.io", resource="podcertificaterequests"),
+            "can only list/watch podcertificaterequests with nodeName field selector",
+        ),
+        (
+            AccessRequest("update", "certificates.k8s.io", resource="podcertificaterequests", subresource="status"),
+            "nodes may not access the status subresource of PodCertificateRequests",
+        ),
+        (
+            AccessRequest("delete", "certificates.k8s.io", resource="podcertificaterequests"),
+            "nodes may not delete podcertificaterequests",
+        ),
     ],
 )
 def test_refused(authorizer: NodeAuthorizer, request_: AccessRequest, why: str) -> None:
@@ -119,6 +139,14 @@ def test_refused(authorizer: NodeAuthorizer, request_: AccessRequest, why: str) 
         AccessRequest("update", "coordination.k8s.io", resource="leases", namespace="kube-node-lease", name="n1"),
         AccessRequest("create", resource="events", namespace="ns"),
         AccessRequest("list", resource="services"),
+        AccessRequest("create", "certificates.k8s.io", resource="podcertificaterequests", namespace="ns"),
+        AccessRequest("get", "certificates.k8s.io", resource="podcertificaterequests", namespace="ns", name="r1"),
+        AccessRequest(
+            "watch",
+            "certificates.k8s.io",
+            resource="podcertificaterequests",
+            fields=(("spec.nodeName", "=", "n1"),),
+        ),
     ],
 )
 def test_allowed(authorizer: NodeAuthorizer, request_: AccessRequest) -> None:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kone.apimachinery.errors import forbidden_field, invalid_value, not_supported, required
+from kone.apimachinery.errors import forbidden_field, invalid_value, not_supported, required, too_long
 from kone.apimachinery.names import is_qualified_name
 from kone.registry.core.resource_rules import quantity
 from kone.registry.core.signer_names import is_kubernetes_signer, signer_name, trust_bundle_name
+from kone.registry.generic import MAX_ANNOTATIONS_BYTES
 from kone.registry.internal import internal
 from kone.registry.rules import Errors, check, label_selector
 
@@ -246,11 +247,18 @@ def _domain_prefixed_key(errors: Errors, path: str, key: str) -> None:
         errors.append(invalid_value(path, key, 'must be a domain-prefixed key (such as "acme.io/foo")'))
 
 
+def user_annotations(errors: Errors, path: str, annotations: Mapping[str, str]) -> None:
+    """What a pod tells a signer: domain-prefixed keys, not more in all than annotations may be."""
+    for key in sorted(annotations):
+        _domain_prefixed_key(errors, path, key.lower())
+    if sum(len(key.encode()) + len(text.encode()) for key, text in annotations.items()) > MAX_ANNOTATIONS_BYTES:
+        errors.append(too_long(path, MAX_ANNOTATIONS_BYTES))
+
+
 def _projected_certificate(errors: Errors, path: str, at: str, source: Mapping[str, Any], paths: set[str]) -> None:
     signer = source.get("signerName", "")
     signer_name(errors, f"{at}.signerName", signer)
-    for key in sorted(source.get("userAnnotations") or ()):
-        _domain_prefixed_key(errors, f"{at}.userAnnotations", key.lower())
+    user_annotations(errors, f"{at}.userAnnotations", source.get("userAnnotations") or {})
     if source.get("keyType") not in _KEY_TYPES:
         errors.append(not_supported(f"{at}.keyType", source.get("keyType", ""), _KEY_TYPES))
     most = _DAY_S if is_kubernetes_signer(signer) else 91 * _DAY_S
