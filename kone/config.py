@@ -60,8 +60,14 @@ class Settings:
     cluster_cidr: str = _setting(
         "", "addresses of pods, a range or one of each family (default 10.244.0.0/16)", metavar="CIDR[,CIDR]"
     )
-    service_cidr: str = _setting("", "addresses of Services (default 10.96.0.0/16)", metavar="CIDR")
-    cluster_dns: str = _setting("", "address of cluster DNS (default: the tenth of the service range)", metavar="IP")
+    service_cidr: str = _setting(
+        "",
+        "addresses of Services, a range or one of each family, the default family's first (default 10.96.0.0/16)",
+        metavar="CIDR[,CIDR]",
+    )
+    cluster_dns: str = _setting(
+        "", "address of cluster DNS (default: the tenth of the first service range)", metavar="IP"
+    )
     cluster_domain: str = _setting("cluster.local", "domain of the cluster's names", metavar="DOMAIN")
     service_node_port_range: str = _setting("30000-32767", "ports of NodePort Services", metavar="FIRST-LAST")
     datastore: str = _setting(
@@ -113,6 +119,11 @@ class Settings:
     def cluster_cidrs(self) -> tuple[str, ...]:
         """The ranges of pods, IPv4 first."""
         return _by_family(self.cluster_cidr)
+
+    @property
+    def service_cidrs(self) -> tuple[str, ...]:
+        """The ranges of Services, that of the default family first."""
+        return tuple(part.strip() for part in self.service_cidr.split(",") if part.strip())
 
     @property
     def node_ips(self) -> tuple[str, ...]:
@@ -171,17 +182,14 @@ def resolve(settings: Settings) -> Settings:
         docker_host=settings.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock",
         kubelet_port=settings.kubelet_port if settings.kubelet_port >= 0 else (0 if instance else 10250),
     )
-    services = _network("--service-cidr", filled.service_cidr)
-    for pods in _each_family("--cluster-cidr", filled.cluster_cidrs, _network):
-        if services.version == pods.version and services.overlaps(pods):
-            raise ConfigError(f"--service-cidr {services} overlaps --cluster-cidr {pods}: give two ranges apart")
-    if services.num_addresses < 32:
-        raise ConfigError(f"--service-cidr {services} is too small: give at least 32 addresses")
+    services = _service_networks(filled)
     if not filled.cluster_dns:
-        filled = dataclasses.replace(filled, cluster_dns=str(services[10]))
-    if _address("--cluster-dns", filled.cluster_dns) not in services:
+        filled = dataclasses.replace(filled, cluster_dns=str(services[0][10]))
+    dns = _address("--cluster-dns", filled.cluster_dns)
+    if not any(dns in network for network in services):
         raise ConfigError(
-            f"--cluster-dns {filled.cluster_dns} is not in --service-cidr {services}: choose one of its addresses"
+            f"--cluster-dns {filled.cluster_dns} is not in --service-cidr {filled.service_cidr}: "
+            "choose one of its addresses"
         )
     try:
         _ = filled.load_balancer_networks
@@ -211,6 +219,23 @@ def resolve(settings: Settings) -> Settings:
     if not filled.datastore:
         filled = dataclasses.replace(filled, datastore=f"sqlite:///{filled.data.absolute()}/kone.db")
     return filled
+
+
+def _service_networks(settings: Settings) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """The ranges of Services, each beside its family's range of pods. Raises ConfigError."""
+    pods = {network.version: network for network in _each_family("--cluster-cidr", settings.cluster_cidrs, _network)}
+    found = _each_family("--service-cidr", settings.service_cidrs, _network)
+    for services in found:
+        same = pods.get(services.version)
+        if same is not None and services.overlaps(same):
+            raise ConfigError(f"--service-cidr {services} overlaps --cluster-cidr {same}: give two ranges apart")
+        if services.num_addresses < 32:
+            raise ConfigError(f"--service-cidr {services} is too small: give at least 32 addresses")
+        if services.version == 6 and services.prefixlen < 64:
+            raise ConfigError(f"--service-cidr {services} is too large: give a /64 or less")
+        if same is None and settings.runs("kubelet"):
+            raise ConfigError(f"--service-cidr {services} has no pods of its family: give --cluster-cidr a range too")
+    return found
 
 
 def node_ports(settings: Settings) -> range:

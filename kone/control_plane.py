@@ -21,6 +21,7 @@ from kone.admission.chain import default_chain
 from kone.aio.clock import Clock
 from kone.aio.stages import Stage
 from kone.aio.tasks import TaskGroup
+from kone.apimachinery.ip_addresses import family_of
 from kone.apimachinery.kinds import GVK, GVR, parse_api_version
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import AUTHENTICATED, SYSTEM_MASTERS, User, service_account_user
@@ -74,12 +75,11 @@ class ControlPlane:
         if self._measures:
             for resource in metrics.RESOURCES:
                 self.registry.add(resource)
-        services = ip_network(settings.service_cidr)
         names = pki.Names(
             settings.node_name,
             os.uname().nodename,
             (node_ip, *_specific(settings.bind_address)),
-            str(services[1]),
+            str(ip_network(settings.service_cidrs[0])[1]),
             settings.cluster_domain,
         )
         self.pki = pki.Pki(settings.data / "pki", names)
@@ -89,6 +89,7 @@ class ControlPlane:
         self._allocators: Allocators | None = None
         self._webhooks: WebhookClient | None = None
         self._audit: Audit | None = None
+        self._upkeep: Manager | None = None
         self._manager: Manager | None = None
         self._scheduler: Scheduler | None = None
         self._custom: CustomResources | None = None
@@ -175,9 +176,8 @@ class ControlPlane:
         caches = Caches(store)
         await caches.start()
         ports = node_ports(settings)
-        allocators = Allocators((settings.service_cidr,), (ports[0], ports[-1]))
-        services = caches.of("", "services")
-        allocators.watch([entry.obj for entry in services.list()], services.subscribe)
+        allocators = Allocators(settings.service_cidrs, (ports[0], ports[-1]))
+        allocators.watch(caches)
         self._allocators = allocators
         if settings.runs("dns"):
             self.hold_dns_address()
@@ -215,6 +215,7 @@ class ControlPlane:
             clock=self.clock,
         )
         await self._bootstrap(caches)
+        await self._start_upkeep()
         self.api.aggregator.start(self.client_for(API_SERVER))
         self._custom = CustomResources(self._verbs, self.clock, API_SERVER)
         self._custom.start()
@@ -229,12 +230,24 @@ class ControlPlane:
         self._write_kubeconfig()
         self._tasks.guard(self._renew_certificates, name="renew-certificates")
 
+    async def _start_upkeep(self) -> None:
+        """The loops that upstream runs in its API server: they are there without the other controllers too."""
+        from kone.controllers.controller import Manager
+        from kone.controllers.controller import Settings as ControllerSettings
+        from kone.controllers.ip_addresses import ADDRESS_REPAIR, SERVICE_ADDRESS_REPAIR
+        from kone.controllers.service_cidrs import DEFAULT_SERVICE_CIDR_CONTROLLER
+
+        settings = ControllerSettings(service_cidrs=self.settings.service_cidrs)
+        loops = (DEFAULT_SERVICE_CIDR_CONTROLLER, SERVICE_ADDRESS_REPAIR, ADDRESS_REPAIR)
+        self._upkeep = Manager(lambda name: self.client_for(API_SERVER), self.clock, settings, loops)
+        await self._upkeep.start()
+
     def hold_dns_address(self) -> None:
         """Cluster DNS answers at an address of the service range that no Service may have, but for kube-dns."""
         address = self.settings.cluster_dns
         if self._allocators is not None:
             with contextlib.suppress(AllocationError):
-                self._allocators.hold_ip("IPv4" if ip_address(address).version == 4 else "IPv6", address)
+                self._allocators.hold_ip(family_of(address), address)
 
     def release_dns_address(self) -> None:
         """Now the Service kube-dns may claim it."""
@@ -249,7 +262,7 @@ class ControlPlane:
             entry = caches.of(*kind.storage_key).get(namespace, name) if kind is not None else None
             return entry.obj if entry is not None else None
 
-        objects = bootstrap.bootstrap_objects(self.settings.service_cidr, self.settings.secure_port, self.clock.now())
+        objects = bootstrap.bootstrap_objects(self.settings.service_cidrs, self.settings.secure_port, self.clock.now())
         front_proxy_ca = self.pki.certificate(pki.FRONT_PROXY_CA).read_text()
         objects.append(bootstrap.extension_authentication(self.ca_pem, front_proxy_ca))
         if self._measures:
@@ -269,6 +282,9 @@ class ControlPlane:
 
     async def _stop_serving(self) -> None:
         await self._tasks.cancel()
+        if self._upkeep is not None:
+            await self._upkeep.stop()
+            self._upkeep = None
         if self._custom is not None:
             await self._custom.stop()
             self._custom = None

@@ -193,7 +193,7 @@ class Node:
             pod_cidrs=self._pod_cidrs,
             cluster_cidrs=settings.cluster_cidrs,
             plain_cidrs=settings.plain_cidrs,
-            service_cidrs=[settings.service_cidr],
+            service_cidrs=settings.service_cidrs,
             local_addresses=[settings.cluster_dns] if settings.runs("dns") else [],
         )
         families = sorted({4, *(ip_network(cidr).version for cidr in config.pod_cidrs)})
@@ -296,7 +296,7 @@ class Node:
         return RuleConfig(
             Names(settings.instance),
             [cidr for cidr in settings.cluster_cidrs if ":" not in cidr],
-            [settings.service_cidr],
+            [cidr for cidr in settings.service_cidrs if ":" not in cidr],
             node_ips=[self.node_ip],
             pod_cidrs=[cidr for cidr in self._pod_cidrs if ":" not in cidr],
             ipvs_scheduler=settings.ipvs_scheduler,

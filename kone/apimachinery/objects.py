@@ -124,6 +124,14 @@ def other_finalizers(obj: Mapping[str, Any], finalizer: str) -> list[str]:
     return [name for name in metadata(obj).get("finalizers") or () if name != finalizer]
 
 
+def with_finalizer(obj: Mapping[str, Any], finalizer: str) -> Object:
+    return replace_in(obj, ("metadata", "finalizers"), [*(metadata(obj).get("finalizers") or ()), finalizer])
+
+
+def without_finalizer(obj: Mapping[str, Any], finalizer: str) -> Object:
+    return replace_in(obj, ("metadata", "finalizers"), other_finalizers(obj, finalizer))
+
+
 def remove_in(obj: Mapping[str, Any], path: Sequence[str]) -> Object:
     """A copy of `obj` without the value at `path`."""
     head, *rest = path

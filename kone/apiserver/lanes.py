@@ -18,7 +18,7 @@ from typing import Final
 from kone.aio.tasks import TaskGroup
 from kone.apimachinery.objects import Object, replace_in
 from kone.apiserver.context import Answer
-from kone.store.store import Entry, Event, KeyMissing, RevisionConflict, Store, Write
+from kone.store.store import Entry, Event, KeyExists, KeyMissing, RevisionConflict, Store, Write
 
 TRAIN_ATTEMPTS: Final = 20  # how often a train is made again because somebody outside of it was faster
 UNBORN: Final = 2**62
@@ -44,6 +44,8 @@ class Planned:
     write: Write | None
     answer: Callable[[Event | None], Answer]
     undo: Callable[[], None] | None = None
+    along: tuple[Write, ...] = ()
+    """Writes of other keys in the same commit."""
 
     def abandon(self) -> None:
         if self.undo is not None:
@@ -70,7 +72,7 @@ class Lanes:
 
     async def run(self, key: str, read: Read, plan: Plan) -> Answer:
         """Make a write from the object's state and commit it. Raises what `plan` raises, KeyMissing where there is no
-        object (any more), RevisionConflict where somebody outside of the lane was faster."""
+        object (any more), RevisionConflict or KeyExists where somebody outside of the lane was faster."""
         queue = self._lanes.get(key)
         if queue is not None:
             waiting = _Waiting(plan, asyncio.get_running_loop().create_future())
@@ -94,11 +96,11 @@ class Lanes:
             planned.abandon()
             return planned.answer(None)
         try:
-            (event,) = await self._store.commit(planned.write)
+            events = await self._store.commit(*planned.along, planned.write)
         except BaseException:
             planned.abandon()
             raise
-        return planned.answer(event)
+        return planned.answer(events[-1])
 
     async def _work_off(self, key: str, read: Read, queue: deque[_Waiting]) -> None:
         try:
@@ -116,7 +118,7 @@ class Lanes:
             try:
                 train = await self._once(key, read, train)
                 return
-            except RevisionConflict as conflict:
+            except (RevisionConflict, KeyExists) as conflict:
                 error = conflict
             except Exception as failure:
                 error = failure
@@ -130,6 +132,7 @@ class Lanes:
         state = None if entry is None else State(entry.obj, entry.revision, len(entry.encoded), entry)
         made: list[tuple[_Waiting, Planned, int]] = []  # and how many writes there are up to this one
         writes: list[Write] = []
+        fresh = True  # nothing of this key is among them
         try:
             for waiting in train:
                 if waiting.done.done():
@@ -145,9 +148,9 @@ class Lanes:
                 if planned.write is not None:
                     # Only the first is held against what is stored: the others follow it in the same transaction.
                     first = planned.write
-                    expected = first.expected if not writes else None
-                    writes.append(Write(key, first.obj, expected, first.volatile))
-                    state = _after(state, planned.write)
+                    expected = first.expected if fresh else None
+                    writes += (*planned.along, Write(key, first.obj, expected, first.volatile))
+                    state, fresh = _after(state, planned.write), False
                 else:
                     planned.abandon()
                 made.append((waiting, planned, len(writes)))

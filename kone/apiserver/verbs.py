@@ -34,6 +34,7 @@ from kone.apimachinery.names import generate_name
 from kone.apimachinery.objects import Object, deep_copy, metadata
 from kone.apimachinery.patch import Patch
 from kone.apimachinery.timestamps import format_time
+from kone.apiserver.companions import Companions
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
 from kone.apiserver.deletion import RETURNED, Deletion, check_preconditions, ends_deletion, plan_deletion
 from kone.apiserver.identity import (
@@ -106,6 +107,7 @@ class Verbs(Reads):
         self._allocators = allocators
         self._lanes = Lanes(store)
         self._ownership = Ownership()
+        self._companions = Companions(registry, caches, self._ownership, clock)
 
     # -- create ----------------------------------------------------------------------------------------------------
 
@@ -141,13 +143,16 @@ class Verbs(Reads):
         drop_same_owners(ctx, obj, after_admission=True)
         meta = obj["metadata"]
         generate = bool(meta.get("generateName")) and not meta.get("name")
+        copied = generate or strategy.allocates
         for attempt in range(NAME_ATTEMPTS):
             try:
-                return await self._create_once(ctx, resource, strategy, deep_copy(obj) if generate else obj, namespace)
+                return await self._create_once(ctx, resource, strategy, deep_copy(obj) if copied else obj, namespace)
             except StatusError as error:
                 if not generate or error.reason != "AlreadyExists" or attempt == NAME_ATTEMPTS - 1:
                     raise
-        raise AssertionError("unreachable")
+            except KeyExists:
+                continue  # somebody was given the same just now: it is not free any more
+        raise conflict(resource.gvr.group_resource, meta.get("name", ""), MODIFIED)
 
     async def _create_once(
         self, ctx: RequestContext, resource: Resource, strategy: Strategy, obj: Object, namespace: str
@@ -167,7 +172,7 @@ class Verbs(Reads):
             if version.isdigit() and int(version):
                 raise StatusError(500, "", RV_ON_CREATE)
             check_size(ctx.body_bytes, obj)
-            answer = await self._commit_new(ctx, resource, obj)
+            answer = await self._commit_new(ctx, resource, obj, self._companions.writes(strategy, obj, None))
         except BaseException:
             if undo is not None:
                 undo()
@@ -176,7 +181,10 @@ class Verbs(Reads):
             undo()
         return answer
 
-    async def _commit_new(self, ctx: RequestContext, resource: Resource, obj: Object) -> Answer:
+    async def _commit_new(
+        self, ctx: RequestContext, resource: Resource, obj: Object, along: tuple[Write, ...]
+    ) -> Answer:
+        """Raises KeyExists where it is not the object that is there, but what goes along with it."""
         meta = obj["metadata"]
         name, namespace = meta["name"], meta.get("namespace", "")
         live = self.cache(resource).get(namespace, name)
@@ -184,8 +192,10 @@ class Verbs(Reads):
             return Answer(obj, code=201)
         if live is None:
             try:
-                return await self._commit(resource, namespace, name, obj, 0, code=201)
-            except KeyExists:
+                return await self._commit(resource, namespace, name, obj, 0, code=201, along=along)
+            except KeyExists as found:
+                if found.key != self.key(resource, namespace, name):
+                    raise
                 live = self.cache(resource).get(namespace, name)
         error = already_exists(resource.gvr.group_resource, name)
         if live is not None and metadata(live.obj).get("deletionTimestamp"):
@@ -320,7 +330,7 @@ class Verbs(Reads):
                     planned.abandon()
                     return planned.answer(None)
                 return await self._lanes.run(key, lambda: cache.get(namespace, name), plan)
-            except (RevisionConflict, KeyMissing):
+            except (RevisionConflict, KeyMissing, KeyExists):
                 continue
         raise conflict(resource.gvr.group_resource, name, MODIFIED)
 
@@ -377,14 +387,16 @@ class Verbs(Reads):
             raise
         key = self.key(resource, namespace, name)
         if ends_deletion(resource.strategy, obj, old):
-            return Planned(Write(key, None, state.version), lambda _: Answer(obj), undo)
+            along = self._companions.writes(resource.strategy, None, old)
+            return Planned(Write(key, None, state.version), lambda _: Answer(obj), undo, along)
         stored = self._stored(resource, obj)
         if stored == state.obj:
             return Planned(None, lambda event: self._unchanged(resource, state, event), undo)
         if ctx.dry_run:
             return Planned(None, lambda _: Answer(obj), undo)
         write = Write(key, stored, state.version, volatile=resource.strategy.is_volatile(obj))
-        return Planned(write, lambda event: self._written(resource, event), undo)
+        along = self._companions.writes(strategy, obj, old)
+        return Planned(write, lambda event: self._written(resource, event), undo, along)
 
     def _unchanged(self, resource: Resource, state: State, event: Event | None) -> Answer:
         entry = event.entry if event is not None else state.entry
@@ -476,6 +488,7 @@ class Verbs(Reads):
                 writes.append(Write(key, self._stored(resource, plan.obj), live.revision, volatile))
             if plan.remove:
                 writes.append(Write(key, None, None if writes else live.revision))
+                writes += self._companions.writes(resource.strategy, None, live.obj)
             if writes:
                 events = await self.store.commit(*writes)
                 answer = self.answer(resource, events[0].entry)
@@ -600,7 +613,15 @@ class Verbs(Reads):
         )
 
     async def _commit(
-        self, resource: Resource, namespace: str, name: str, obj: Object, expected: int, *, code: int = 200
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        obj: Object,
+        expected: int,
+        *,
+        code: int = 200,
+        along: tuple[Write, ...] = (),
     ) -> Answer:
         write = Write(
             self.key(resource, namespace, name),
@@ -608,7 +629,7 @@ class Verbs(Reads):
             expected,
             volatile=resource.strategy.is_volatile(obj),
         )
-        (event,) = await self.store.commit(write)
+        *_, event = await self.store.commit(*along, write)
         return self.answer(resource, event.entry, code)
 
 

@@ -24,6 +24,7 @@ from kone.apimachinery.kinds import (
     PRIORITYCLASSES,
     ROLEBINDINGS,
     ROLES,
+    SERVICECIDRS,
     SERVICES,
 )
 from kone.apimachinery.objects import Object, annotations_of, dig, labels_of, name_of, namespace_of, replace_in
@@ -32,7 +33,6 @@ from kone.auth.rbac import compile_rule, covers
 
 FLOWSCHEMAS = GVR("flowcontrol.apiserver.k8s.io", "v1", "flowschemas")
 PRIORITYLEVELCONFIGURATIONS = GVR("flowcontrol.apiserver.k8s.io", "v1", "prioritylevelconfigurations")
-SERVICECIDRS = GVR("networking.k8s.io", "v1", "servicecidrs")
 
 KINDS: Mapping[GVR, str] = {
     NAMESPACES: "Namespace",
@@ -74,9 +74,11 @@ Getter = Callable[[GVR, str, str], Object | None]
 """(resource, namespace, name) -> what is stored."""
 
 
-def bootstrap_objects(service_cidr: str = "10.96.0.0/16", api_port: int = 6443, now: float = 0.0) -> list[Bootstrap]:
+def bootstrap_objects(
+    service_cidrs: Sequence[str] = ("10.96.0.0/16",), api_port: int = 6443, now: float = 0.0
+) -> list[Bootstrap]:
     """Every object, namespaces first. `now` (seconds since the epoch) dates what records when the cluster began."""
-    return list(_objects(service_cidr, api_port, now))
+    return list(_objects(service_cidrs, api_port, now))
 
 
 def extension_authentication(client_ca_pem: str, front_proxy_ca_pem: str) -> Bootstrap:
@@ -113,14 +115,14 @@ def _load(resource: GVR) -> list[Object]:
     return found
 
 
-def _objects(service_cidr: str, api_port: int, now: float) -> Iterator[Bootstrap]:
+def _objects(service_cidrs: Sequence[str], api_port: int, now: float) -> Iterator[Bootstrap]:
     for resource, kind in KINDS.items():
         for obj in _load(resource):
             obj = {"kind": kind, "apiVersion": resource.api_version, **obj}
             if resource == SERVICES:
-                obj = _kubernetes_service(obj, service_cidr, api_port)
+                obj = _kubernetes_service(obj, service_cidrs[0], api_port)
             elif resource == SERVICECIDRS:
-                obj = replace_in(obj, ("spec", "cidrs"), [str(ipaddress.ip_network(service_cidr))])
+                obj = replace_in(obj, ("spec", "cidrs"), [str(ipaddress.ip_network(cidr)) for cidr in service_cidrs])
             elif name_of(obj) == TRACKING:
                 obj = replace_in(obj, ("data", "since"), format_time(now)[:10])
             for condition in dig(obj, "status", "conditions", default=()):
@@ -179,7 +181,8 @@ def completed(resource: GVR, stored: Object, expected: Object) -> Object | None:
     """`stored` with what `expected` adds to it, or None where nothing does or the object wants to be left alone.
 
     Roles and bindings keep what an administrator added, unless annotated autoupdate=false; flow control objects
-    annotated autoupdate-spec=true have their spec reset; everything else is only ever created.
+    annotated autoupdate-spec=true have their spec reset; the ServiceCIDR of the flags gets a second family that the
+    flags have got; everything else is only ever created.
     """
     if resource in (ROLES, CLUSTERROLES, ROLEBINDINGS, CLUSTERROLEBINDINGS):
         if annotations_of(stored).get(RBAC_AUTO_UPDATE) == "false":
@@ -194,6 +197,9 @@ def completed(resource: GVR, stored: Object, expected: Object) -> Object | None:
         if annotations_of(stored).get(FLOW_AUTO_UPDATE) != "true" or stored.get("spec") == expected.get("spec"):
             return None
         return {**stored, "spec": expected["spec"]}
+    if resource == SERVICECIDRS:
+        have, want = stored["spec"]["cidrs"], expected["spec"]["cidrs"]
+        return {**stored, "spec": expected["spec"]} if len(have) == 1 and len(want) == 2 and want[:1] == have else None
     return None
 
 

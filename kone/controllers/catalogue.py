@@ -34,6 +34,7 @@ from kone.controllers.resource_quota import RESOURCE_QUOTA_CONTROLLER
 from kone.controllers.root_ca import ROOT_CA_PUBLISHER
 from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
 from kone.controllers.service_account_tokens import TOKENS_CONTROLLER
+from kone.controllers.service_cidrs import SERVICE_CIDR_CONTROLLER
 from kone.controllers.statefulset import STATEFULSET_CONTROLLER
 from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
 from kone.controllers.trust_bundles import SERVING_BUNDLE_PUBLISHER
@@ -90,4 +91,5 @@ def all_controllers() -> list[Controller]:
         NODE_TTL_CONTROLLER,
         TAINT_EVICTION_CONTROLLER,
         POD_GC_CONTROLLER,
+        SERVICE_CIDR_CONTROLLER,
     ]

@@ -105,6 +105,8 @@ class Settings:
     """The node of this process; "" where it has none."""
     policy_warnings: Callable[[Object], list[Object]] = lambda policy: []
     """What the expressions of a ValidatingAdmissionPolicy get wrong of the kinds that it is for."""
+    service_cidrs: Sequence[str] = ()
+    """The ranges of Services that the flags say, that of the default family first."""
     sign_account_token: Callable[[Object, Object], str] = lambda account, secret: ""
     """The lasting token of a service account for a secret."""
 

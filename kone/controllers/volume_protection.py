@@ -15,11 +15,11 @@ from kone.apimachinery.objects import (
     is_deleting,
     is_pod_terminal,
     key_of,
-    metadata,
     name_of,
     namespace_of,
-    other_finalizers,
     replace_in,
+    with_finalizer,
+    without_finalizer,
 )
 from kone.apimachinery.pod_references import claim_names
 from kone.apimachinery.quota import attribute_classes
@@ -88,14 +88,6 @@ def unused_condition(claim: Object, used: bool, now: float) -> Object | None:
 def with_unused_condition(claim: Object, condition: Object) -> Object:
     others = [c for c in dig(claim, "status", "conditions", default=()) if c["type"] != "Unused"]
     return replace_in(claim, ("status", "conditions"), [*others, condition])
-
-
-def with_finalizer(obj: Object, finalizer: str) -> Object:
-    return replace_in(obj, ("metadata", "finalizers"), [*(metadata(obj).get("finalizers") or ()), finalizer])
-
-
-def without_finalizer(obj: Object, finalizer: str) -> Object:
-    return replace_in(obj, ("metadata", "finalizers"), other_finalizers(obj, finalizer))
 
 
 # Act

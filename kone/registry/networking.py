@@ -8,7 +8,7 @@ from typing import Any
 
 from kone.apimachinery.errors import FieldError, forbidden_field, go_quote, invalid_value, not_supported, required
 from kone.apimachinery.errors import too_long as _too_long
-from kone.apimachinery.kinds import GVR
+from kone.apimachinery.kinds import INGRESSCLASSES, INGRESSES, IPADDRESSES, NETWORKPOLICIES, SERVICECIDRS
 from kone.apimachinery.names import (
     is_cidr,
     is_cidr_legacy,
@@ -36,11 +36,6 @@ GROUP = "networking.k8s.io"
 CLASS_ANNOTATION = "kubernetes.io/ingress.class"
 DEFAULT_CLASS_ANNOTATION = "ingressclass.kubernetes.io/is-default-class"
 
-INGRESSES = GVR(GROUP, "v1", "ingresses")
-INGRESSCLASSES = GVR(GROUP, "v1", "ingressclasses")
-NETWORKPOLICIES = GVR(GROUP, "v1", "networkpolicies")
-IPADDRESSES = GVR(GROUP, "v1", "ipaddresses")
-SERVICECIDRS = GVR(GROUP, "v1", "servicecidrs")
 
 # -- ingresses --------------------------------------------------------------------------------------------------------
 

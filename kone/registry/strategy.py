@@ -30,10 +30,11 @@ A kind on one screen:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from kone.apimachinery.errors import FieldError, go_quote
+from kone.apimachinery.kinds import GVR
 from kone.apimachinery.names import is_dns1035_label, is_dns1123_label, is_dns1123_subdomain, is_path_segment_name
 from kone.apimachinery.names import is_path_segment_prefix as _is_path_segment_prefix
 from kone.apimachinery.objects import Object
@@ -84,6 +85,8 @@ class Strategy:
     """What a delete without propagationPolicy means; "Unsupported": the policy is not looked at (events)."""
     orphan_warning: str = ""
     """What a delete without propagationPolicy warns of, "" for nothing (jobs leave their pods)."""
+    allocates: bool = False
+    """Whether `begin` and `companions` do anything."""
     ttl_s: float = 0.0
     """How long after its last write an object is kept; 0.0 means until it is deleted."""
 
@@ -104,6 +107,11 @@ class Strategy:
         there is nothing to allocate.
         """
         return None
+
+    def companions(self, obj: Object | None, old: Object | None) -> Mapping[tuple[GVR, str], Object | None]:
+        """What changes in the same commit as `old` becomes `obj` (None: there is none): cluster-scoped objects by
+        resource and name, as they are to be made, or None where they go. Only of a kind that `allocates`."""
+        return {}
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         """The kind's own rules in upstream's order; metadata's are not repeated here."""

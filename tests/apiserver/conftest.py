@@ -212,7 +212,8 @@ async def full(signing_key: bytes) -> AsyncIterator[Full]:
     store = await open_store("memory://", clock=clock)
     caches = Caches(store)
     await caches.start()
-    authorizer = Authorizer(caches, ())
+    authorizer, allocators = Authorizer(caches, ()), Allocators()
+    allocators.watch(caches)
 
     def getter(resource: str, namespace: str, name: str) -> Object | None:
         entry = caches.of("", resource).get(namespace, name)
@@ -225,7 +226,7 @@ async def full(signing_key: bytes) -> AsyncIterator[Full]:
         caches=caches,
         admission=Chain([]),
         authorizer=authorizer,
-        allocators=Allocators(),
+        allocators=allocators,
         clock=clock,
         actions=actions(Reviews(Authenticator((tokens,)), authorizer, tokens)),
     )

@@ -65,10 +65,10 @@ def test_every_kind_is_there() -> None:
 
 
 def test_the_kubernetes_service_has_the_first_address_and_leads_to_the_api() -> None:
-    service = find(bootstrap_objects("10.50.0.0/17", 6504), SERVICES, "kubernetes")
+    service = find(bootstrap_objects(("10.50.0.0/17",), 6504), SERVICES, "kubernetes")
     assert service["spec"]["clusterIPs"] == ["10.50.0.1"]
     assert service["spec"]["ports"] == [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": 6504}]
-    v6 = find(bootstrap_objects("fd00::/112"), SERVICES, "kubernetes")
+    v6 = find(bootstrap_objects(("fd00::/112",)), SERVICES, "kubernetes")
     assert (v6["spec"]["clusterIP"], v6["spec"]["ipFamilies"]) == ("fd00::1", ["IPv6"])
 
 

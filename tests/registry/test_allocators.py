@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 import pytest
 
@@ -11,13 +10,6 @@ from kone.apimachinery.errors import StatusError
 from kone.apimachinery.objects import Object, deep_copy
 from kone.registry.allocators import AllocationError, Allocators
 from kone.registry.core.service import SERVICES
-
-
-@dataclass
-class _Change:
-    type: str
-    obj: Object
-    previous: Object | None = None
 
 
 def _allocators(cidr: str = "10.0.0.0/28", ports: tuple[int, int] = (30000, 30003)) -> Allocators:
@@ -33,7 +25,7 @@ def _service(**spec: object) -> Object:
 def _begin(body: Object, allocators: Allocators, old: Object | None = None) -> Object:
     """The service as it is when it has been given what it claims, and stored."""
     SERVICES.strategy.begin(body, old, allocators)
-    allocators.see(_Change("ADDED" if old is None else "MODIFIED", body, old))
+    allocators.see_service(body, old)
     return body
 
 
@@ -66,12 +58,12 @@ def test_an_address_that_cannot_be_had(address: str, why: str) -> None:
 def test_what_services_claim_is_known_from_them() -> None:
     allocators, service = _allocators(), _service(clusterIP="10.0.0.5", clusterIPs=["10.0.0.5"])
     service["spec"]["ports"][0]["nodePort"] = 30001
-    allocators.watch([service], lambda handler: None)
+    allocators.see_service(service, None)
     with pytest.raises(AllocationError):
         allocators.hold_ip("IPv4", "10.0.0.5")
     with pytest.raises(AllocationError):
         allocators.hold_port(30001)
-    allocators.see(_Change("DELETED", service, service))
+    allocators.see_service(None, service)
     allocators.hold_ip("IPv4", "10.0.0.5")
     allocators.hold_port(30001)
 
@@ -132,3 +124,56 @@ def test_an_update_that_leaves_out_what_was_given_keeps_it() -> None:
     new = _begin(_service(type="NodePort"), allocators, old)
     assert new["spec"]["clusterIPs"] == old["spec"]["clusterIPs"]
     assert new["spec"]["ports"] == old["spec"]["ports"]
+
+
+def _networks(name: str, *cidrs: str, ready: str = "True", **meta: object) -> Object:
+    conditions = [{"type": "Ready", "status": ready}] if ready else []
+    return {"metadata": {"name": name, **meta}, "spec": {"cidrs": [*cidrs]}, "status": {"conditions": conditions}}
+
+
+def test_addresses_come_from_every_range_that_is_ready() -> None:
+    allocators = _allocators("10.0.0.0/29")
+    more = _networks("more", "10.0.1.0/29", ready="")
+    allocators.see_networks(more, None)
+    given = {allocators.allocate_ip("IPv4") for _ in range(12)}
+    assert {address.rsplit(".", 1)[0] for address in given} == {"10.0.0", "10.0.1"}
+    with pytest.raises(AllocationError, match="range is full"):
+        allocators.allocate_ip("IPv4")
+
+
+@pytest.mark.parametrize(
+    "networks",
+    [_networks("more", "10.0.1.0/29", ready="False"), _networks("more", "10.0.1.0/29", deletionTimestamp="2026")],
+)
+def test_a_range_that_is_not_ready_gives_nothing(networks: Object) -> None:
+    allocators = _allocators()
+    allocators.see_networks(networks, None)
+    with pytest.raises(AllocationError, match="the provided network does not match the current range"):
+        allocators.hold_ip("IPv4", "10.0.1.1")
+
+
+def test_a_range_that_is_gone_gives_nothing_and_what_it_gave_stays_taken() -> None:
+    allocators, more = _allocators("10.0.0.0/24"), _networks("more", "10.0.0.0/28")
+    allocators.see_networks(more, None)
+    service = _begin(_service(clusterIP="10.0.0.5"), allocators)
+    allocators.see_networks(None, more)
+    with pytest.raises(AllocationError, match="already allocated"):
+        allocators.hold_ip("IPv4", "10.0.0.5")
+    allocators.see_service(None, service)
+    allocators.hold_ip("IPv4", "10.0.0.5")
+
+
+def test_whoever_made_an_ip_address_has_it() -> None:
+    allocators, address = _allocators(), {"metadata": {"name": "10.0.0.5"}}
+    allocators.see_address(address, None)
+    with pytest.raises(AllocationError, match="already allocated"):
+        allocators.hold_ip("IPv4", "10.0.0.5")
+    allocators.see_address(None, address)
+    allocators.hold_ip("IPv4", "10.0.0.5")
+
+
+def test_addresses_of_both_families() -> None:
+    allocators = Allocators(("10.0.0.0/28", "fd00::/112"), rng=random.Random(1))
+    spec = _begin(_service(ipFamilyPolicy="PreferDualStack"), allocators)["spec"]
+    assert spec["ipFamilies"] == ["IPv4", "IPv6"]
+    assert [":" in ip for ip in spec["clusterIPs"]] == [False, True]

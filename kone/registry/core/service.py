@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kone.apimachinery.errors import FieldError
+from kone.apimachinery.kinds import GVR
 from kone.apimachinery.kinds import SERVICES as GVR_SERVICES
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
 from kone.registry.allocators import Allocators
 from kone.registry.core.pod_warnings import ip_warnings
-from kone.registry.core.service_allocation import begin, needs_cluster_ip, node_ports_of
+from kone.registry.core.service_allocation import begin, ip_address_changes, needs_cluster_ip, node_ports_of
 from kone.registry.core.service_rules import (
     is_externally_accessible,
     load_balancer_status,
@@ -32,6 +33,7 @@ _NODE_PORT_TYPES = ("NodePort", "LoadBalancer")
 class _Service(Strategy):
     name_rule = staticmethod(dns_label)
     create_on_update = True
+    allocates = True
 
     def default(self, obj: Object) -> None:
         spec = obj.setdefault("spec", {})
@@ -64,6 +66,9 @@ class _Service(Strategy):
 
     def begin(self, obj: Object, old: Object | None, allocators: Allocators) -> Undo | None:
         return begin(obj, old, allocators)
+
+    def companions(self, obj: Object | None, old: Object | None) -> Mapping[tuple[GVR, str], Object | None]:
+        return ip_address_changes(obj, old)
 
     def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
         spec = obj["spec"]

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from kone.apimachinery.errors import StatusError, internal_error, invalid, invalid_value
+from kone.apimachinery.ip_addresses import Family, cluster_ips, ip_address_of
+from kone.apimachinery.kinds import GVR, IPADDRESSES
 from kone.apimachinery.names import parse_ip
 from kone.apimachinery.objects import Object
-from kone.registry.allocators import AllocationError, Allocators, Family
+from kone.registry.allocators import AllocationError, Allocators
 from kone.registry.core.service_rules import addresses, needs_health_check
 from kone.registry.rules import Errors
 from kone.registry.strategy import Undo
@@ -33,6 +35,14 @@ def begin(obj: Object, old: Mapping[str, Any] | None, allocators: Allocators) ->
         allocation.undo()
         raise
     return allocation.undo
+
+
+def ip_address_changes(obj: Object | None, old: Object | None) -> dict[tuple[GVR, str], Object | None]:
+    """The IPAddress of each cluster IP, as a service gets it, keeps it and gives it back."""
+    mine = cluster_ips(obj) if obj is not None else []
+    before = cluster_ips(old) if old is not None else []
+    made = {(IPADDRESSES, ip): ip_address_of(obj, ip) for ip in mine if obj is not None and ip not in before}
+    return {**{(IPADDRESSES, ip): None for ip in before if ip not in mine}, **made}
 
 
 def needs_cluster_ip(spec: Mapping[str, Any]) -> bool:
