@@ -94,7 +94,7 @@ async def _remove_network(settings: Settings) -> AsyncIterator[str]:
     from kone.net.firewall import Firewall, FirewallError
     from kone.net.names import Names
     from kone.net.nft_table import NftError, NftTable
-    from kone.net.rule_config import RuleConfig
+    from kone.net.rule_config import any_config
 
     names = Names(settings.instance)
     cni = CniNetwork(names, Path(settings.cni_conf_dir), settings.cni_bin_dir.split(":"), settings.data)
@@ -108,11 +108,11 @@ async def _remove_network(settings: Settings) -> AsyncIterator[str]:
         pass  # what could not be run made no table either
     finally:
         await table.stop()
-    for family, every in ((4, "0.0.0.0/0"), (6, "::/0")):
+    for family in (4, 6):
         firewall = Firewall(names, family=family)
         try:
             await firewall.start()
-            await modes.remove_others(None, firewall, RuleConfig(names, [every], [every]))
+            await modes.remove_others(None, firewall, any_config(names, family))
             await firewall.cleanup()
         except FirewallError as error:
             if family == 4 or any(":" in cidr for cidr in settings.cluster_cidrs):

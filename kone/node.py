@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from kone.net.load_balancer import LoadBalancerController
     from kone.net.modes import Mode
     from kone.net.policy_enforcer import PolicyEnforcer
-    from kone.net.proxier import ServiceProxy
+    from kone.net.proxier import Proxier, ServiceProxy
     from kone.net.rule_config import RuleConfig
+    from kone.net.service_map import Family
     from kone.net.uplink_addresses import UplinkAddresses
     from kone.runtime.docker import DockerRuntime
     from kone.runtime.kubelet import Kubelet
@@ -66,7 +67,7 @@ class Node:
         self._lock: int | None = None
         self._stages = Stages()
         self._tasks = TaskGroup("node")
-        self._control_plane = ControlPlane(settings, self.node_ip, self.clock)
+        self._control_plane = ControlPlane(settings, self._api_ip, self.clock)
         self._firewalls: dict[int, Firewall] = {}
         self._network: BridgeNetwork | CniNetwork | None = None
         self._runtime: DockerRuntime | None = None
@@ -86,6 +87,12 @@ class Node:
     @property
     def url(self) -> str:
         return self._control_plane.url
+
+    @property
+    def _api_ip(self) -> str:
+        """Where `kubernetes.default` leads: the node's address of the default family of Services."""
+        family = _family(self.settings.service_cidrs[0])
+        return next((ip for ip in self.node_ips if _family(ip) == family), self.node_ip)
 
     @property
     def client(self) -> Client:
@@ -174,7 +181,7 @@ class Node:
                 continue  # it is between two addresses
             log.warning("the host has another address: %s, it was %s", ",".join(found), ",".join(self.node_ips))
             self.node_ips, self.node_ip = found, found[0]
-            await self._control_plane.move(self.node_ip)
+            await self._control_plane.move(self._api_ip)
             if self._kubelet is not None:
                 self._kubelet.move(found)
 
@@ -196,7 +203,7 @@ class Node:
             service_cidrs=settings.service_cidrs,
             local_addresses=[settings.cluster_dns] if settings.runs("dns") else [],
         )
-        families = sorted({4, *(ip_network(cidr).version for cidr in config.pod_cidrs)})
+        families = sorted({4, *map(_family, (*config.pod_cidrs, *config.service_cidrs))})
         self._firewalls = {family: Firewall(names, family=family) for family in families}
         cni = CniNetwork(
             names,
@@ -269,36 +276,59 @@ class Node:
             raise StartError(str(error)) from None
         log.info("Services by %s", choice)
         self._proxy_mode = choice.mode
-        client, config = self._control_plane.client_for(PROXY), self._rule_config()
-        proxier = modes.make(choice.mode, self._firewalls[4], config)
+        client = self._control_plane.client_for(PROXY)
+        proxiers: dict[Family, Proxier] = {
+            "IPv6" if family == 6 else "IPv4": modes.make(
+                choice.mode, self._firewalls[family], self._rule_config(family)
+            )
+            for family in self._service_families
+        }
         node_name = self.settings.node_name
         self._proxy_events = EventRecorder(client, "kube-proxy", host=node_name, clock=self.clock)
         self._proxy = ServiceProxy(
-            client, {"IPv4": proxier}, node_name, self.clock, synced=self._only_this_mode, recorder=self._proxy_events
+            client, proxiers, node_name, self.clock, synced=self._only_this_mode, recorder=self._proxy_events
         )
         await self._proxy.start()
 
     async def _only_this_mode(self) -> None:
-        """What a run with another mode left goes, as soon as this one serves."""
+        """What a run with another mode or another family left goes, as soon as this one serves."""
         from kone.net import modes
+        from kone.net.firewall import Firewall, FirewallError
+        from kone.net.names import Names
+        from kone.net.rule_config import any_config
 
-        await modes.remove_others(self._proxy_mode, self._firewalls[4], self._rule_config())
+        served, names = self._service_families if self._proxy_mode is not None else [], Names(self.settings.instance)
+        for family in served:
+            await modes.remove_others(self._proxy_mode, self._firewalls[family], self._rule_config(family))
+        for family in {4, 6}.difference(served):
+            firewall = Firewall(names, family=family)
+            try:
+                await firewall.start()
+                await modes.remove_others(None, firewall, any_config(names, family))
+            except FirewallError as error:
+                log.debug("what an earlier run left of IPv%d is not known: %s", family, error)
+            finally:
+                await firewall.stop()
 
     async def _without_proxy(self) -> None:
         """The rules of an earlier run would lead Services to where pods were then."""
         await self._only_this_mode()
 
-    def _rule_config(self) -> RuleConfig:
+    @property
+    def _service_families(self) -> list[int]:
+        return [_family(cidr) for cidr in self.settings.service_cidrs]
+
+    def _rule_config(self, family: int) -> RuleConfig:
         from kone.net.names import Names
         from kone.net.rule_config import RuleConfig
 
         settings = self.settings
         return RuleConfig(
             Names(settings.instance),
-            [cidr for cidr in settings.cluster_cidrs if ":" not in cidr],
-            [cidr for cidr in settings.service_cidrs if ":" not in cidr],
-            node_ips=[self.node_ip],
-            pod_cidrs=[cidr for cidr in self._pod_cidrs if ":" not in cidr],
+            [cidr for cidr in settings.cluster_cidrs if _family(cidr) == family],
+            [cidr for cidr in settings.service_cidrs if _family(cidr) == family],
+            node_ips=[ip for ip in self.node_ips if _family(ip) == family],
+            pod_cidrs=[cidr for cidr in self._pod_cidrs if _family(cidr) == family],
             ipvs_scheduler=settings.ipvs_scheduler,
             strict_arp=settings.ipvs_strict_arp == "on",
         )
@@ -348,7 +378,8 @@ class Node:
         from kone.net.firewall import FirewallError
 
         client, address = self._control_plane.client_for(DNS), self.settings.cluster_dns
-        self._dns = DnsServer(client, self.settings.cluster_domain, [address], firewall=self._firewalls.get(4))
+        firewall = self._firewalls.get(_family(address))
+        self._dns = DnsServer(client, self.settings.cluster_domain, [address], firewall=firewall)
         try:
             await self._dns.start()
         except (OSError, FirewallError) as error:
@@ -453,6 +484,11 @@ class Node:
             await self._kubelet_events.stop()
         if self._runtime is not None:
             await self._runtime.close()
+
+
+def _family(text: str) -> int:
+    """4 or 6, of an address or a range."""
+    return 6 if ":" in text else 4
 
 
 def is_here(address: str) -> bool:

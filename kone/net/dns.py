@@ -1,4 +1,5 @@
-"""Cluster DNS: the cluster's own names answered from what the informers know, all others by the host's resolvers.
+"""Cluster DNS: the cluster's own names answered from what the informers know, all others by the host's resolvers, or
+those that the ConfigMap kube-system/kube-dns says (dns_config.py).
 
 It listens on the cluster DNS address itself, which the bridge carries, so pods reach it without any packet rule. Where
 the host's own name server has port 53 of every address, it takes another port and a rule leads there. What was answered
@@ -30,9 +31,10 @@ import dns.rrset
 
 from kone.aio.clock import Clock, SystemClock
 from kone.aio.tasks import TaskGroup
-from kone.apimachinery.kinds import ENDPOINTSLICES, NAMESPACES, SERVICES
-from kone.apimachinery.objects import Key, Object, labels_of, namespace_of
-from kone.client.client import Reader
+from kone.apimachinery.kinds import CONFIGMAPS, ENDPOINTSLICES, NAMESPACES, SERVICES
+from kone.apimachinery.objects import Key, Object, key_of, labels_of, namespace_of
+from kone.client.client import EventType, Reader
+from kone.net.dns_config import DnsConfig, parse_config
 from kone.net.dns_forward import Forwarder, ResolversGone
 from kone.net.dns_zone import Answer, Record, Zone
 from kone.net.firewall import ChainId, Firewall, Jump
@@ -51,6 +53,8 @@ KEPT_MAX = 10_000
 ROTATIONS = 8  # of an answer with several addresses: clients take the first
 ALIASES_MAX = 8
 IP_FREEBIND = 15
+
+CONFIG_MAP = Key("kube-system", "kube-dns")
 
 BY_SERVICE = "dns.service"
 BY_CLUSTER_IP = "dns.cluster-ip"
@@ -77,7 +81,8 @@ class DnsServer:
         self._port = port
         self._firewall = firewall
         self._world = _Informed(client)
-        self._forwarder = Forwarder(clock or SystemClock(), resolv_conf, addresses, resolver_port)
+        self._forwarder = Forwarder(clock or SystemClock(), resolv_conf, addresses, resolver_port, self._address_of)
+        self._settings = client.informer(CONFIGMAPS, fields=f"metadata.name={CONFIG_MAP.name}")
         self._kept: dict[tuple[bool, bytes], Callable[[], bytes]] = {}
         self._tasks = TaskGroup("dns")
         self._udp: list[tuple[asyncio.DatagramTransport, _Datagrams]] = []
@@ -93,7 +98,8 @@ class DnsServer:
     async def start(self) -> None:
         """Serve once the first objects are in. Raises OSError where an address is taken and there is no firewall."""
         await self._world.wait_synced()
-        self._unsubscribe = self._world.subscribe(self._kept.clear)
+        await self._settings.wait_synced()
+        self._unsubscribe = [*self._world.subscribe(self._kept.clear), self._settings.subscribe(self._configured)]
         loop = asyncio.get_running_loop()
         try:
             for address in self._addresses:
@@ -133,6 +139,27 @@ class DnsServer:
         pair = _bound_pair(address, 0)
         log.info("port %d of %s is taken: listening on %d", self._port, address, pair[0].getsockname()[1])
         return pair
+
+    def _configured(self, kind: EventType, config_map: Object, previous: Object | None) -> None:
+        """The ConfigMap came, changed or went. What cannot be understood changes nothing."""
+        if key_of(config_map) != CONFIG_MAP:
+            return
+        try:
+            config = DnsConfig() if kind == "DELETED" else parse_config(config_map.get("data") or {})
+        except ValueError as error:
+            log.warning("ConfigMap %s is not understood, DNS goes on as it was: %s", CONFIG_MAP, error)
+            return
+        log.info("ConfigMap %s: %d stub domains, %d upstreams", CONFIG_MAP, len(config.stubs), len(config.upstreams))
+        self._forwarder.configure(config)
+
+    async def _address_of(self, name: str) -> str:
+        """An address of a name server that is given by its name. Raises OSError."""
+        for kind in ("A", "AAAA"):
+            reply = dns.message.from_wire(await self.answer(dns.message.make_query(name, kind).to_wire()))
+            for rrset in reply.answer:
+                if dns.rdatatype.to_text(rrset.rdtype) == kind:
+                    return str(rrset[0])
+        raise OSError(f"{name} has no address")
 
     # Answering
 

@@ -1,4 +1,5 @@
-"""Names that are not the cluster's: asked of the host's own resolvers, remembered for as long as they say.
+"""Names that are not the cluster's: asked of the servers of their stub domain, of the upstream servers that were
+configured, or of the host's own resolvers, and remembered for as long as they say.
 
 Messages are passed on as they came, so that whatever a resolver and a client understand of each other goes through.
 Each question has a socket of its own, with a port that nobody can guess. While one is asked, others with the same
@@ -12,16 +13,17 @@ import logging
 import os
 import secrets
 import struct
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import cast
 
 from kone.aio.clock import Clock
+from kone.net.dns_config import PORT, DnsConfig, Resolver
 
 log = logging.getLogger(__name__)
 
-PORT = 53
 TRY_S = 2.0  # a resolver that does not answer for so long is passed over
 SICK_S = 10.0  # and asked last for so long
 POSITIVE_MAX_S = 300
@@ -47,19 +49,35 @@ class _Known:
 
 
 class Forwarder:
-    """Asks the resolvers of a resolv.conf, which is read again when it changes. `own` are never asked: that is us."""
+    """Asks the resolvers of a resolv.conf, which is read again when it changes. `own` are never asked: that is us.
+    `address_of` finds a server that is given by its name; it raises OSError."""
 
-    def __init__(self, clock: Clock, resolv_conf: Path, own: Collection[str], port: int = PORT) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        resolv_conf: Path,
+        own: Collection[str],
+        port: int = PORT,
+        address_of: Callable[[str], Awaitable[str]] | None = None,
+    ) -> None:
         self._clock = clock
         self._path = resolv_conf
         self._own = frozenset(own)
         self._port = port
-        self._resolvers: Sequence[str] = ()
+        self._address_of = address_of
+        self._config = DnsConfig()
+        self._resolvers: Sequence[Resolver] = ()
         self._looked = float("-inf")
         self._stamp: tuple[int, int] | None = None
-        self._sick: dict[str, float] = {}
+        self._sick: dict[Resolver, float] = {}
         self._known: dict[bytes, _Known] = {}
         self._asking: dict[bytes, asyncio.Future[bytes]] = {}
+
+    def configure(self, config: DnsConfig) -> None:
+        """Ask as this says from now on; what others answered is forgotten."""
+        if config != self._config:
+            self._config = config
+            self._known.clear()
 
     def remembered(self, query: bytes) -> bytes | None:
         """The answer to a question that was asked before, or None."""
@@ -69,7 +87,7 @@ class Forwarder:
         return query[:2] + _aged(known, int(now - known.since))
 
     async def ask(self, query: bytes, *, tcp: bool) -> bytes:
-        """The answer of the first resolver that gives one. Raises ResolversGone."""
+        """The answer of the first of the name's resolvers that gives one. Raises ResolversGone."""
         if (answer := self.remembered(query)) is not None and not (tcp and answer[2] & TC):
             return answer
         key = query[2:] + (b"t" if tcp else b"")
@@ -87,7 +105,7 @@ class Forwarder:
 
     async def _ask(self, query: bytes, tcp: bool) -> bytes:
         now = self._clock.monotonic()
-        resolvers = sorted(self._read(), key=lambda r: self._sick.get(r, 0.0) > now)
+        resolvers = sorted(self._resolvers_for(query), key=lambda r: self._sick.get(r, 0.0) > now)
         for resolver in resolvers:
             try:
                 answer = await self._exchange(resolver, query, tcp)
@@ -102,14 +120,18 @@ class Forwarder:
         known = self._known.get(query[2:])
         if known is not None and known.since + STALE_S > now:
             return query[:2] + _aged(known, None)
-        raise ResolversGone(f"none of {', '.join(resolvers) or 'no resolvers'} answered")
+        raise ResolversGone(f"none of {', '.join(map(str, resolvers)) or 'no resolvers'} answered")
 
-    async def _exchange(self, resolver: str, query: bytes, tcp: bool) -> bytes:
+    def _resolvers_for(self, query: bytes) -> Sequence[Resolver]:
+        return self._config.stub_of(_labels(query)) or self._config.upstreams or self._read()
+
+    async def _exchange(self, resolver: Resolver, query: bytes, tcp: bool) -> bytes:
         identity = secrets.token_bytes(2)
         async with asyncio.timeout(TRY_S):
+            address = (await self._find(resolver.host), resolver.port)
             if not tcp:
-                return await self._exchange_udp(resolver, identity + query[2:])
-            reader, writer = await asyncio.open_connection(resolver, self._port)
+                return await self._exchange_udp(address, identity + query[2:])
+            reader, writer = await asyncio.open_connection(*address)
             try:
                 writer.write(struct.pack(">H", len(query)) + identity + query[2:])
                 (length,) = struct.unpack(">H", await reader.readexactly(2))
@@ -120,17 +142,26 @@ class Forwarder:
             raise OSError(f"resolver {resolver} answered another question")
         return answer
 
-    async def _exchange_udp(self, resolver: str, query: bytes) -> bytes:
+    async def _find(self, host: str) -> str:
+        """The address of a server. Raises OSError where its name leads nowhere."""
+        try:
+            return str(ip_address(host))
+        except ValueError:
+            if self._address_of is None:
+                raise OSError(f"{host} is no address") from None
+            return await self._address_of(host)
+
+    async def _exchange_udp(self, address: tuple[str, int], query: bytes) -> bytes:
         loop = asyncio.get_running_loop()
         transport, protocol = await loop.create_datagram_endpoint(
-            lambda: _Question(query, loop.create_future()), remote_addr=(resolver, self._port)
+            lambda: _Question(query, loop.create_future()), remote_addr=address
         )
         try:
             return await protocol.answer
         finally:
             transport.close()
 
-    def _read(self) -> Sequence[str]:
+    def _read(self) -> Sequence[Resolver]:
         now = self._clock.monotonic()
         if now >= self._looked + REREAD_S:
             self._looked = now
@@ -138,7 +169,8 @@ class Forwarder:
                 stat = os.stat(self._path)
                 if (stamp := (stat.st_mtime_ns, stat.st_ino)) != self._stamp:
                     self._stamp = stamp
-                    self._resolvers = resolvers_in(self._path.read_text(), self._own)
+                    hosts = resolvers_in(self._path.read_text(), self._own)
+                    self._resolvers = [Resolver(host, self._port) for host in hosts]
                     if not self._resolvers:
                         log.warning("%s names no resolver: only names of the cluster resolve", self._path)
             except OSError as error:
@@ -212,6 +244,15 @@ def times_to_live(message: bytes) -> tuple[tuple[tuple[int, int], ...], bool]:
             found.append((offset + 4, seconds))
         offset += 10 + length
     return tuple(found), not answers
+
+
+def _labels(query: bytes) -> list[str]:
+    """The labels of the name that is asked for, in lower case."""
+    found, offset = [], 12
+    while length := query[offset]:
+        found.append(query[offset + 1 : offset + 1 + length].decode("latin-1").lower())
+        offset += 1 + length
+    return found
 
 
 def _after_name(message: bytes, offset: int) -> int:

@@ -28,6 +28,12 @@ class RuleConfig:
         return 6 if any(":" in cidr for cidr in (*self.service_cidrs, *self.cluster_cidrs)) else 4
 
 
+def any_config(names: Names, family: int) -> RuleConfig:
+    """What finds an instance's rules of a family, whatever its ranges were."""
+    every = "::/0" if family == 6 else "0.0.0.0/0"
+    return RuleConfig(names, [every], [every])
+
+
 def whole(ip: str) -> str:
     """The address as a range of one."""
     return f"{ip}/{128 if ':' in ip else 32}"

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import dns.message
+import dns.query
 import pytest
 
 from tests.e2e.conftest import cleaned_up
@@ -19,7 +21,7 @@ from tests.e2e.test_workloads import fetch
 
 pytestmark = pytest.mark.ring4
 
-RANGES = ("--cluster-cidr", "10.103.0.0/16,fd00:103::/56", "--service-cidr", "10.153.0.0/16")
+RANGES = ("--cluster-cidr", "10.103.0.0/16,fd00:103::/56", "--service-cidr", "10.153.0.0/16,fd00:153::/112")
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def node_with(instance: str, *flags: str) -> Iterator[NodeProcess]:
             cleaned_up(process, "--instance", instance)
 
 
-def test_a_dual_stack_pod_has_an_address_of_each_family(image: str) -> None:
+def test_pods_and_services_have_an_address_of_each_family(image: str) -> None:
     with node_with("dual") as node:
         spec = node.get("nodes")["items"][0]["spec"]
         assert spec["podCIDRs"] == ["10.103.0.0/24", "fd00:103::/64"]
@@ -47,6 +49,23 @@ def test_a_dual_stack_pod_has_an_address_of_each_family(image: str) -> None:
         assert six.startswith("fd00:103::")
         assert fetch(f"[{six}]:8080") == fetch(f"{four}:8080") == "web"
         assert six in node.kubectl("exec", "web", "--", "cat", "/etc/hosts")
+        spec = {"ipFamilyPolicy": "RequireDualStack", "selector": {"app": "web"}, "type": "NodePort"}
+        spec["ports"] = [{"port": 80, "targetPort": 8080}]
+        both = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "both"}, "spec": spec}
+        node.apply(json.dumps(both))
+        spec = node.get("service", "both")["spec"]
+        four, six = spec["clusterIPs"]
+        assert spec["ipFamilies"] == ["IPv4", "IPv6"]
+        assert eventually(lambda: fetch(f"[{six}]:80")) == eventually(lambda: fetch(f"{four}:80")) == "web"
+        names = node.kubectl("get", "ipaddresses", "-o", "name").split()
+        assert {f"ipaddress.networking.k8s.io/{ip}" for ip in (four, six)} <= set(names)
+        answer = dns.query.udp(dns.message.make_query("both.default.svc.cluster.local", "AAAA"), "10.153.0.10", 10)
+        assert [str(record) for rrset in answer.answer for record in rrset] == [six]
+        single = {"spec": {"ipFamilyPolicy": "SingleStack"}}
+        node.kubectl("patch", "service", "both", "-p", json.dumps(single))
+        assert node.get("service", "both")["spec"]["clusterIPs"] == [four]
+        eventually(lambda: fetch(f"[{six}]:80") != "web")
+        assert f"ipaddress.networking.k8s.io/{six}" not in node.kubectl("get", "ipaddresses", "-o", "name")
 
 
 @pytest.mark.skipif(not os.path.exists("/usr/lib/cni/ptp"), reason="containernetworking-plugins is not there")

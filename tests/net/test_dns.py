@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import cast
@@ -15,7 +16,7 @@ import dns.rrset
 import pytest
 
 from kone.aio.clock import FakeClock
-from kone.apimachinery.kinds import ENDPOINTSLICES, NAMESPACES, SERVICES
+from kone.apimachinery.kinds import CONFIGMAPS, ENDPOINTSLICES, NAMESPACES, SERVICES
 from kone.net.dns import DnsServer
 from kone.net.dns_forward import resolvers_in, times_to_live
 from tests.fakes import FakeClient
@@ -29,11 +30,11 @@ RESOLVER = "127.53.0.2"
 class Resolver(asyncio.DatagramProtocol):
     """A resolver of the outside world that counts what it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "192.0.2.7") -> None:
         self.asked: list[str] = []
         self.silent = False
         self.rcode = dns.rcode.NOERROR
-        self.addresses: list[str] = ["192.0.2.7"]
+        self.addresses: list[str] = [address]
         self.ttl_s = 60
         self.transport: asyncio.DatagramTransport | None = None
         self.tcp: asyncio.Server | None = None
@@ -112,7 +113,16 @@ class Setting:
         assert self.server is not None
         query = dns.message.make_query(name, kind, **options)  # type: ignore[arg-type]
         how = dns.asyncquery.tcp if tcp else dns.asyncquery.udp
-        return await how(query, HERE, port=self.server.ports[0], timeout=3)
+        return await how(query, HERE, port=self.server.ports[0], timeout=10)
+
+    def configure(self, **data: object) -> None:
+        """What the administrator writes."""
+        meta = {"name": "kube-dns", "namespace": "kube-system"}
+        texts = {key: json.dumps(value) for key, value in data.items()}
+        for known in self.client.of(CONFIGMAPS):
+            self.client.overwrite(CONFIGMAPS, {**known, "data": texts})
+            return
+        self.client.put(CONFIGMAPS, {"metadata": meta, "data": texts})
 
 
 @pytest.fixture
@@ -320,3 +330,58 @@ def test_times_to_live_are_found_behind_compressed_names() -> None:
     ttls, negative = times_to_live(message.to_wire())
     assert [seconds for _, seconds in ttls] == [30, 60, 60]
     assert not negative
+
+
+@pytest.fixture
+async def acme() -> AsyncIterator[Resolver]:
+    """The server of another zone."""
+    resolver = Resolver("198.51.100.9")
+    await resolver.start()
+    yield resolver
+    await resolver.stop()
+
+
+async def test_a_stub_domain_is_asked_of_its_own_servers(setting: Setting, acme: Resolver) -> None:
+    assert answers(await setting.ask("a.acme.local")) == ["192.0.2.7"]
+    setting.configure(stubDomains={"acme.local": [f"{RESOLVER}:{acme.port}"], "deep.acme.local": []})
+    for name in ("a.acme.local", "acme.LOCAL", "x.y.acme.local"):
+        assert answers(await setting.ask(name)) == ["198.51.100.9"]
+    assert answers(await setting.ask("a.notacme.local")) == ["192.0.2.7"]
+    assert answers(await setting.ask("a.acme.local", tcp=True)) == ["198.51.100.9"]
+    await setting.client.delete(CONFIGMAPS, "kube-dns", namespace="kube-system")
+    assert answers(await setting.ask("a.acme.local")) == ["192.0.2.7"]
+
+
+async def test_upstreams_that_were_named_take_the_place_of_the_hosts(setting: Setting, acme: Resolver) -> None:
+    setting.configure(upstreamNameservers=[f"{RESOLVER}:{acme.port}"])
+    assert answers(await setting.ask("example.com")) == ["198.51.100.9"]
+    setting.client.put(SERVICES, service("shop", type="ExternalName", externalName="shop.example.com"))
+    assert answers(await setting.ask("shop.default.svc.cluster.local")) == ["shop.example.com.", "198.51.100.9"]
+    assert setting.resolver.asked == []
+
+
+async def test_a_stub_domains_server_may_be_a_service(setting: Setting, acme: Resolver) -> None:
+    setting.client.put(SERVICES, service("ns", clusterIP=RESOLVER))
+    setting.configure(stubDomains={"acme.local": [f"ns.default.svc.cluster.local:{acme.port}"]})
+    assert answers(await setting.ask("a.acme.local")) == ["198.51.100.9"]
+
+
+async def test_a_stub_domains_server_that_has_no_address_is_a_failure(setting: Setting) -> None:
+    setting.configure(stubDomains={"acme.local": ["gone.default.svc.cluster.local"]})
+    assert (await setting.ask("a.acme.local")).rcode() == dns.rcode.SERVFAIL
+
+
+async def test_what_is_not_understood_changes_nothing(setting: Setting, acme: Resolver) -> None:
+    setting.configure(stubDomains={"acme.local": [f"{RESOLVER}:{acme.port}"]})
+    setting.configure(stubDomains={"acme.local": ["no/server"]})
+    assert answers(await setting.ask("a.acme.local")) == ["198.51.100.9"]
+
+
+async def test_the_answers_of_upstreams_that_are_lost_are_given_again(setting: Setting, acme: Resolver) -> None:
+    setting.configure(stubDomains={"acme.local": [f"{RESOLVER}:{acme.port}"]})
+    await setting.ask("a.acme.local")
+    acme.silent = True
+    await setting.clock.advance(70)
+    old = await setting.ask("a.acme.local")
+    assert (answers(old), old.answer[0].ttl) == (["198.51.100.9"], 5)
+    assert answers(await setting.ask("example.com")) == ["192.0.2.7"]
