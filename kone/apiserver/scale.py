@@ -6,9 +6,16 @@ from kone.apimachinery.errors import FieldError, go_quote, internal_error, inval
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object, dig, metadata, replace_in
 from kone.apimachinery.selectors import from_label_selector
-from kone.registry.resource import Resource, ScaleSpec
+from kone.registry.resource import AGE, NAME, Column, Resource, ScaleSpec
 
 SCALE = GVK("autoscaling", "v1", "Scale")
+COLUMNS = (
+    Column("Name", NAME.cell),
+    Column("Desired", lambda scale, now: dig(scale, "spec", "replicas", default=0), type="integer"),
+    Column("Available", lambda scale, now: dig(scale, "status", "replicas", default=0), type="integer"),
+    AGE,
+)
+"""What `kubectl get --subresource=scale` prints of built-in kinds; custom ones keep their own columns."""
 _SHOWN = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
 
 

@@ -196,10 +196,14 @@ def _pid_mode(sandbox_id: str, config: ContainerConfig) -> str:
 
 
 def _mount(mount: Mount) -> Body:
-    options: Body = {"Propagation": "rprivate" if mount.propagation == "private" else mount.propagation}
-    if mount.read_only:
+    options: Body = {} if mount.propagation == "private" else {"Propagation": mount.propagation}
+    # Private is what Docker takes when nothing is said, but for what holds its own root (the host's "/"): that it
+    # mounts as a slave, and refuses "rprivate". Only a deep read-only mount must say it.
+    if mount.read_only and mount.recursive_read_only:
+        options = {"Propagation": "rprivate", **options, "ReadOnlyForceRecursive": True}
+    elif mount.read_only:
         # newer Dockers make read-only mounts so all the way down, unless told; Kubernetes asks for that by name only
-        options["ReadOnlyForceRecursive" if mount.recursive_read_only else "ReadOnlyNonRecursive"] = True
+        options["ReadOnlyNonRecursive"] = True
     return {
         "Type": "bind",
         "Source": mount.host_path,

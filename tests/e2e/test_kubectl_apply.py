@@ -2,43 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-from pathlib import Path
-from typing import NamedTuple
-
 import pytest
 
 from kone.testing import Cluster
+from tests.e2e.kubectl_shell import Shell
 
 pytestmark = pytest.mark.ring4
-KUBECTL = str(Path(sys.executable).parent / "kubectl")
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Shell:
-    """kubectl on a cluster of this process."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-
-    async def run(self, *words: str, stdin: str = "", **environment: str) -> Result:
-        process = await asyncio.create_subprocess_exec(
-            *(KUBECTL, "--kubeconfig", str(self._cluster.kubeconfig), *words),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **environment},
-        )
-        async with asyncio.timeout(30):
-            out, err = await process.communicate(stdin.encode())
-        return Result(process.returncode or 0, out.decode(), err.decode())
 
 
 def manifest(value: str) -> str:

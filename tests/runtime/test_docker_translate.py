@@ -57,10 +57,17 @@ def test_seccomp_is_unconfined_unless_asked_for() -> None:
 
 
 def test_mounts_say_how_they_propagate_and_how_deep_read_only_goes() -> None:
-    mounts = [Mount("/a", "/x", read_only=True), Mount("/b", "/y", propagation="rshared")]
+    mounts = [
+        Mount("/a", "/x", read_only=True),
+        Mount("/b", "/y", propagation="rshared"),
+        Mount("/", "/host"),
+        Mount("/c", "/z", read_only=True, recursive_read_only=True),
+    ]
     assert [m["BindOptions"] for m in body_of(mounts=mounts)["HostConfig"]["Mounts"]] == [
-        {"Propagation": "rprivate", "ReadOnlyNonRecursive": True},
+        {"ReadOnlyNonRecursive": True},
         {"Propagation": "rshared"},
+        {},
+        {"Propagation": "rprivate", "ReadOnlyForceRecursive": True},
     ]
 
 
