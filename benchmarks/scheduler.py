@@ -123,7 +123,7 @@ async def schedule(node_count: int, pod_count: int) -> Outcome:
 
         clock = SystemClock()
         recorder = EventRecorder(client, "default-scheduler", clock=clock)
-        scheduler = Scheduler(client, recorder, clock)
+        scheduler = Scheduler(client, {recorder.component: recorder}, clock)
         unsubscribe = client.informer(PODS).subscribe(count)
         began, cpu_began = time.perf_counter(), time.process_time()
         await scheduler.start()

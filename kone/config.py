@@ -101,6 +101,9 @@ class Settings:
         -1, "port of the kubelet's HTTPS server (default 10250; 0 takes a free one)", metavar="PORT"
     )
     max_pods: int = _setting(110, "how many pods this node takes", metavar="N")
+    scheduler_config_file: str = _setting(
+        "", "profiles of the scheduler, a file of kind KubeSchedulerConfiguration", metavar="FILE"
+    )
     audit_policy_file: str = _setting(
         "", "what the audit log records, a file of kind Policy (audit.k8s.io/v1)", metavar="FILE"
     )

@@ -377,10 +377,15 @@ class ControlPlane:
 
     async def _start_scheduler(self) -> None:
         from kone.client.events import EventRecorder
+        from kone.scheduler.configuration import default_configuration, parse_configuration
         from kone.scheduler.scheduler import Scheduler
 
+        found = default_configuration()
+        if path := self.settings.scheduler_config_file:
+            found = api_files.read("--scheduler-config-file", path, parse_configuration)
         client = self.client_for(SCHEDULER)
-        self._scheduler = Scheduler(client, EventRecorder(client, "default-scheduler", clock=self.clock), self.clock)
+        recorders = {profile.name: EventRecorder(client, profile.name, clock=self.clock) for profile in found.profiles}
+        self._scheduler = Scheduler(client, recorders, self.clock, found)
         await self._scheduler.start()
 
     async def _stop_scheduler(self) -> None:

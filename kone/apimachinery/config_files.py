@@ -39,9 +39,14 @@ def load(text: str, kind: str, api_versions: Sequence[str], shape: Mapping[str, 
         shown = f"{found.get('apiVersion', '')}, Kind={found.get('kind', '')}"
         raise ConfigFileError(f"unsupported kind {shown}: give kind {kind} of {' or '.join(api_versions)}")
     whole = {"kind": str, "apiVersion": str, "metadata": ANY, **shape}
-    if problems := list(_problems(found, whole, "")):
-        raise ConfigFileError("strict decoding error: " + ", ".join(problems))
+    fits(found, whole)
     return found
+
+
+def fits(value: Any, shape: Shape) -> None:
+    """Raises ConfigFileError where the value has an unknown field or a wrong type."""
+    if problems := list(_problems(value, shape, "")):
+        raise ConfigFileError("strict decoding error: " + ", ".join(problems))
 
 
 def refuse(errors: Sequence[FieldError]) -> None:

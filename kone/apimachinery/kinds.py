@@ -86,6 +86,9 @@ ROLEBINDINGS = GVR("rbac.authorization.k8s.io", "v1", "rolebindings")
 ROLES = GVR("rbac.authorization.k8s.io", "v1", "roles")
 PRIORITYCLASSES = GVR("scheduling.k8s.io", "v1", "priorityclasses")
 STORAGECLASSES = GVR("storage.k8s.io", "v1", "storageclasses")
+CSINODES = GVR("storage.k8s.io", "v1", "csinodes")
+CSIDRIVERS = GVR("storage.k8s.io", "v1", "csidrivers")
+VOLUMEATTACHMENTS = GVR("storage.k8s.io", "v1", "volumeattachments")
 
 
 _VERSION = re.compile(r"v(?P<major>[1-9]\d*)(?:(?P<stage>alpha|beta)(?P<minor>[1-9]\d*))?")

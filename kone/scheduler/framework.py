@@ -7,16 +7,18 @@ functions on the cluster as it is now; what has to be done (binding, preempting)
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, Flag, auto
 from typing import Any, ClassVar
 
+from kone.apimachinery.errors import FieldError
 from kone.apimachinery.objects import Object
 from kone.scheduler.pod_info import PodInfo
 from kone.scheduler.snapshot import REMEMBERED, Cluster, NodeInfo
 
 MAX_SCORE = 100
+NO_ARGUMENTS: Mapping[str, Any] = {}
 SIGNATURES_MAX = 10_000  # remembered; then all are numbered anew
 
 
@@ -70,6 +72,8 @@ class Happened(Flag):
     CLAIM = auto()  # a persistent volume claim is new or has changed
     VOLUME = auto()  # a persistent volume
     STORAGE_CLASS = auto()
+    CSI_NODE = auto()
+    DETACHED = auto()  # a volume attachment is gone
 
     NODE = NODE_ADDED | NODE_ALLOCATABLE | NODE_LABELS | NODE_TAINTS
     POD = POD_ADDED | POD_LABELS | POD_SCALED_DOWN | POD_GONE
@@ -115,9 +119,20 @@ class Plugin:
     name: ClassVar[str]
     weight: ClassVar[int] = 1  # of its score
     wakes_on: ClassVar[Happened] = Happened(0)
+    arguments: ClassVar[Mapping[str, Any]] = {}  # the shape of `args`, as apimachinery.config_files has shapes
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, args: Mapping[str, Any] = NO_ARGUMENTS) -> None:
         self.cluster = cluster
+
+    @classmethod
+    def has_any(cls, points: Iterable[str]) -> bool:
+        """Whether the plugin has something to say at one of the points."""
+        return any(getattr(cls, point) is not getattr(Plugin, point) for point in points)
+
+    @classmethod
+    def check(cls, path: str, args: Mapping[str, Any]) -> Iterable[FieldError]:
+        """What is wrong with its arguments beside their shape."""
+        return ()
 
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
         return True
@@ -144,6 +159,10 @@ class Plugin:
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
         """Does the pod fit the node?"""
+        return None
+
+    def post_filter(self, framework: Framework, pod: PodInfo, failure: NoFit) -> Remedy | None:
+        """No node fits: what can be done about it. None: the plugin has nothing to say."""
         return None
 
     def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
@@ -219,6 +238,16 @@ class Diagnosis:
 
 
 @dataclass(frozen=True, slots=True)
+class Remedy:
+    """What a post_filter found: what is said of it; a node that is promised to the pod ("" takes an earlier promise
+    back, None leaves it), which ends the search for other remedies; and what is to be done meanwhile."""
+
+    message: str
+    nominated: str | None = None
+    deed: Callable[[], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """The node for the pod, and what the cycle knew."""
 
@@ -277,19 +306,39 @@ class Judgement:
 class Framework:
     """Runs the plugins, in the order given, over one pod."""
 
-    def __init__(self, cluster: Cluster, plugins: Iterable[Plugin], nominator: Nominator) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        plugins: Iterable[Plugin],
+        nominator: Nominator,
+        *,
+        points: Mapping[str, Mapping[str, int]] | None = None,
+        percentage: int = 0,
+    ) -> None:
+        """`points`: for each of this class's points, its plugins in order, with their weights; without it each plugin
+        is at all points that it has. `percentage` of the nodes is enough to choose among; 0: see `enough`."""
         self.cluster = cluster
         self.plugins = tuple(plugins)
         self.nominator = nominator
+        self.percentage = percentage
         self._next_start = 0
+        self.by_name: Mapping[str, Plugin] = {plugin.name: plugin for plugin in self.plugins}
+        everywhere = {plugin.name: plugin.weight for plugin in self.plugins}
+        chosen = points if points is not None else {}
+        self._weights = {**everywhere, **chosen.get("score", {})}
         self._points: Mapping[str, tuple[Plugin, ...]] = {
-            point: tuple(p for p in self.plugins if getattr(type(p), point) is not getattr(Plugin, point))
+            point: tuple(
+                self.by_name[name]
+                for name in chosen.get(point, everywhere)
+                if name in self.by_name and self.by_name[name].has_any([point])
+            )
             for point in (
                 "pre_enqueue",
                 "pre_filter",
                 "add_pod",
                 "remove_pod",
                 "filter",
+                "post_filter",
                 "pre_score",
                 "score",
                 "normalize",
@@ -309,7 +358,6 @@ class Framework:
         self._other_scores = tuple(p for p in self.at("score") if p not in self._signed_scores)
         self._signatures: dict[tuple[Hashable, ...], int] = {}
         self._next_signature = itertools.count()
-        self.by_name: Mapping[str, Plugin] = {plugin.name: plugin for plugin in self.plugins}
 
     def at(self, point: str) -> tuple[Plugin, ...]:
         """The plugins that have something to say there."""
@@ -372,7 +420,7 @@ class Framework:
     def _feasible(
         self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo], diagnosis: Diagnosis
     ) -> list[NodeInfo]:
-        wanted = enough(len(nodes))
+        wanted = enough(len(nodes), self.percentage)
         feasible: list[NodeInfo] = []
         start = self._next_start % len(nodes) if nodes else 0
         looked_at = 0
@@ -454,6 +502,27 @@ class Framework:
             if plugin.name not in state.skip_filter:
                 plugin.remove_pod(state, pod, removed, node)
 
+    def post_filter(self, pod: PodInfo, failure: NoFit) -> Remedy:
+        """The first remedy that promises a node; where there is none, what all say."""
+        said: list[str] = []
+        nominated: str | None = None
+        deeds = []
+        for plugin in self.at("post_filter"):
+            remedy = plugin.post_filter(self, pod, failure)
+            if remedy is None:
+                continue
+            if remedy.nominated:
+                return remedy
+            said += [remedy.message] if remedy.message else []
+            nominated = remedy.nominated if remedy.nominated is not None else nominated
+            deeds += [remedy.deed] if remedy.deed is not None else []
+
+        async def do_all() -> None:
+            for deed in deeds:
+                await deed()
+
+        return Remedy(", ".join(said), nominated, do_all if deeds else None)
+
     def _best(self, state: CycleState, pod: PodInfo, nodes: list[NodeInfo]) -> NodeInfo:
         if len(nodes) == 1:
             return nodes[0]
@@ -476,7 +545,7 @@ class Framework:
             if plugin in normalizing:
                 plugin.normalize(state, pod, scores)
             for name, score in scores.items():
-                totals[name] += plugin.weight * score
+                totals[name] += self._weights[plugin.name] * score
         best = self.cluster.node(max(totals, key=totals.__getitem__))
         assert best is not None
         return best
@@ -485,7 +554,7 @@ class Framework:
         judgement = self._judge(signature, state, pod, node)
         if judgement.score is None:
             judgement.score = sum(
-                plugin.weight * plugin.score(state, pod, node)
+                self._weights[plugin.name] * plugin.score(state, pod, node)
                 for plugin in self._signed_scores
                 if plugin.name not in state.skip_score
             )
@@ -505,9 +574,9 @@ class Framework:
             plugin.unreserve(state, pod, node)
 
 
-def enough(node_count: int) -> int:
-    """How many nodes that fit are enough to choose among: all of 100, then a share that falls to 5 %
-    (schedule_one.go, numFeasibleNodesToFind)."""
+def enough(node_count: int, percentage: int = 0) -> int:
+    """How many nodes that fit are enough to choose among: all of 100, then the percentage, or, where it is 0, a share
+    that falls to 5 % (schedule_one.go, numFeasibleNodesToFind)."""
     if node_count < 100:
         return node_count
-    return max(node_count * max(50 - node_count // 125, 5) // 100, 100)
+    return min(max(node_count * (percentage or max(50 - node_count // 125, 5)) // 100, 100), node_count)

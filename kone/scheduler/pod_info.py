@@ -71,6 +71,10 @@ class PodInfo:
         return str(self.spec.get("nodeName") or "")
 
     @property
+    def scheduler_name(self) -> str:
+        return str(self.spec.get("schedulerName") or "default-scheduler")
+
+    @property
     def priority(self) -> int:
         return int(self.spec.get("priority") or 0)
 

@@ -40,8 +40,8 @@ class Preemption:
     clears_nomination: bool
 
 
-def preempt(framework: Framework, pod: PodInfo, failure: NoFit) -> Preemption:
-    """Find the victims for a pod that fits no node."""
+def preempt(framework: Framework, pod: PodInfo, failure: NoFit, *, enough: int) -> Preemption:
+    """Find the victims for a pod that fits no node; of so many nodes that could be helped the best is taken."""
     diagnosis = failure.diagnosis
     if (why := _why_not_eligible(framework, pod, diagnosis)) is not None:
         return Preemption(None, f"preemption: {why}", clears_nomination=False)
@@ -54,6 +54,8 @@ def preempt(framework: Framework, pod: PodInfo, failure: NoFit) -> Preemption:
         found = victims_on(framework, failure.state, pod, node, budgets)
         if isinstance(found, Victims):
             candidates.append(found)
+            if len(candidates) >= enough and any(not candidate.broken_budgets for candidate in candidates):
+                break
         else:
             refused.by_node[node.name] = found
     if not candidates:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -52,11 +52,19 @@ Heap = list[tuple[K, int, QueuedPod]]
 
 
 class SchedulingQueue:
-    """One scheduler's queue; `pop` waits for the next pod to try."""
+    """One scheduler's queue, for all its profiles; `pop` waits for the next pod to try."""
 
-    def __init__(self, framework: Framework, clock: Clock) -> None:
-        self._framework = framework
+    def __init__(
+        self,
+        frameworks: Mapping[str, Framework],
+        clock: Clock,
+        backoff_first_s: float = BACKOFF_FIRST_S,
+        backoff_max_s: float = BACKOFF_MAX_S,
+    ) -> None:
+        """`frameworks` by the scheduler's name that pods give."""
+        self._frameworks = frameworks
         self._clock = clock
+        self._backoff_s = backoff_first_s, backoff_max_s
         self._pods: dict[str, QueuedPod] = {}
         self._active: Heap[tuple[int, float]] = []
         self._backoff: Heap[float] = []  # after finding no node
@@ -139,7 +147,7 @@ class SchedulingQueue:
         else:
             queued.errors = 0
             queued.failures += 1
-        queued.backoff_until = queued.since + backoff_s(queued.errors or queued.failures)
+        queued.backoff_until = queued.since + backoff_s(queued.errors or queued.failures, *self._backoff_s)
         if is_error:
             self._push_backoff(queued)
         else:
@@ -166,7 +174,7 @@ class SchedulingQueue:
         if not names:
             return True  # nobody refused it (there was no node at all): any news is good news
         for name in names:
-            plugin = self._framework.by_name.get(name)
+            plugin = self._frameworks[queued.info.scheduler_name].by_name.get(name)
             if plugin is not None and plugin.wakes_on & event.what and plugin.wakes(queued.info, event):
                 return True
         return False
@@ -178,7 +186,7 @@ class SchedulingQueue:
             self._try_to_activate(queued)
 
     def _try_to_activate(self, queued: QueuedPod) -> None:
-        status = self._framework.pre_enqueue(queued.info)
+        status = self._frameworks[queued.info.scheduler_name].pre_enqueue(queued.info)
         self._unschedulable.pop(queued.uid, None)
         self._gated.pop(queued.uid, None)
         if status is not None:
@@ -260,6 +268,6 @@ def _pop_living(heap: Heap[K]) -> QueuedPod | None:
     return None
 
 
-def backoff_s(failures: int) -> float:
-    """Back-off after so many failures: 1 s, 2 s, 4 s, 8 s, then 10 s."""
-    return min(BACKOFF_FIRST_S * (1 << min(max(failures - 1, 0), 10)), BACKOFF_MAX_S)
+def backoff_s(failures: int, first_s: float = BACKOFF_FIRST_S, most_s: float = BACKOFF_MAX_S) -> float:
+    """Back-off after so many failures: 1 s, 2 s, 4 s, 8 s, then 10 s, unless configured otherwise."""
+    return min(first_s * (1 << min(max(failures - 1, 0), 10)), most_s)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import (
+    CSIDRIVERS,
+    CSINODES,
     GVR,
     NAMESPACES,
     NODES,
@@ -24,7 +26,12 @@ from kone.apimachinery.kinds import (
     PERSISTENTVOLUMES,
     PODDISRUPTIONBUDGETS,
     PODS,
+    REPLICASETS,
+    REPLICATIONCONTROLLERS,
+    SERVICES,
+    STATEFULSETS,
     STORAGECLASSES,
+    VOLUMEATTACHMENTS,
 )
 from kone.apimachinery.objects import (
     Object,
@@ -42,19 +49,19 @@ from kone.apimachinery.objects import (
 from kone.apimachinery.pod_resources import pod_requests
 from kone.apimachinery.timestamps import format_time
 from kone.client.client import Client, EventType, Handler, Unsubscribe
-from kone.scheduler.framework import ClusterEvent, Framework, Happened, NoFit, Nominator, Placement
+from kone.scheduler.configuration import POINTS, Configuration, Profile, default_configuration
+from kone.scheduler.framework import ClusterEvent, Framework, Happened, NoFit, Nominator, Placement, Plugin
 from kone.scheduler.plugins import DEFAULT
 from kone.scheduler.plugins.default_preemption import DefaultPreemption
 from kone.scheduler.plugins.volume_binding import VolumeBinding
 from kone.scheduler.pod_info import PodInfo
-from kone.scheduler.preemption import Victims, preempt
+from kone.scheduler.preemption import Victims
 from kone.scheduler.queue import QueuedPod, SchedulingQueue
 from kone.scheduler.snapshot import Cluster
 from kone.scheduler.volume_binder import VolumeBinder
 
 log = logging.getLogger(__name__)
 
-DEFAULT_SCHEDULER = "default-scheduler"
 NO_NODES = "no nodes available to schedule pods"
 NOT_TRIED = "not found"  # what upstream says of preemption where no node was looked at
 TELLING_MAX = 64  # bindings under way; the next pod waits then
@@ -77,26 +84,47 @@ class Recorder(Protocol):
 
 
 class Scheduler:
-    """Binds pods whose spec.schedulerName is `name`."""
+    """Binds the pods whose spec.schedulerName is one of the configuration's profiles."""
 
-    def __init__(self, client: Client, recorder: Recorder, clock: Clock, *, name: str = DEFAULT_SCHEDULER) -> None:
-        self.name = name
+    def __init__(
+        self,
+        client: Client,
+        recorders: Mapping[str, Recorder],
+        clock: Clock,
+        configuration: Configuration | None = None,
+    ) -> None:
+        """`recorders`: one for each profile, by its name."""
         self._client = client
-        self._recorder = recorder
+        self._recorders = recorders
         self._clock = clock
         self._cluster = Cluster()
         self._nominator = Nominator()
-        self._preemption = DefaultPreemption(self._cluster)
-        self._volumes = VolumeBinder(self._cluster, client, clock)
-        pure = (self._volumes if plugin is VolumeBinding else plugin(self._cluster) for plugin in DEFAULT)
-        plugins = [*pure, self._preemption]
-        self._framework = Framework(self._cluster, plugins, self._nominator)
-        self._queue = SchedulingQueue(self._framework, clock)
+        self._volumes = VolumeBinder(client, clock)
+        found = configuration or default_configuration()
+        self._frameworks = {profile.name: self._framework_of(profile) for profile in found.profiles}
+        backoff = found.backoff_first_s, found.backoff_max_s
+        self._queue = SchedulingQueue(self._frameworks, clock, *backoff)
         self._tasks = TaskGroup("scheduler")
         self._telling = 0  # bindings that the API has not answered
         self._told = asyncio.Event()
         self.placing_s = 0.0  # that plugins have taken to find nodes
         self._subscriptions: list[Unsubscribe] = []
+
+    def _framework_of(self, profile: Profile) -> Framework:
+        points = {own: of for point, owns in POINTS.items() for own in owns for of in [profile.points[point]]}
+        plugins = [self._plugin(plugin, profile.args.get(plugin.name, {})) for plugin in DEFAULT]
+        return Framework(self._cluster, plugins, self._nominator, points=points, percentage=profile.percentage)
+
+    def _plugin(self, plugin: type[Plugin], args: Object) -> Plugin:
+        """Plugins are pure but for these, which are given what they tell the API with."""
+        if plugin is VolumeBinding:
+            return VolumeBinding(self._cluster, args, self._volumes.bind)
+        if plugin is DefaultPreemption:
+            return DefaultPreemption(self._cluster, args, self._preempt)
+        return plugin(self._cluster, args)
+
+    def _framework(self, pod: PodInfo) -> Framework:
+        return self._frameworks[pod.scheduler_name]
 
     async def start(self) -> None:
         """Read the cluster, then schedule until `stop`."""
@@ -108,6 +136,13 @@ class Scheduler:
             STORAGECLASSES: self._on_storage_class,
             PERSISTENTVOLUMES: self._on_volume,
             PERSISTENTVOLUMECLAIMS: self._on_claim,
+            CSINODES: self._on_csi_node,
+            CSIDRIVERS: self._on_csi_driver,
+            VOLUMEATTACHMENTS: self._on_attachment,
+            SERVICES: self._on_service,
+            REPLICATIONCONTROLLERS: self._on_selector,
+            REPLICASETS: self._on_selector,
+            STATEFULSETS: self._on_selector,
             PODS: self._on_pod,
         }
         informers = {resource: self._client.informer(resource) for resource in handlers}
@@ -152,7 +187,7 @@ class Scheduler:
             self._report_failure(pod, UNSCHEDULABLE, NO_NODES)
             return
         began = time.perf_counter()
-        found = self._framework.place(pod)
+        found = self._framework(pod).place(pod)
         self.placing_s += time.perf_counter() - began
         if isinstance(found, NoFit):
             self._no_fit(queued, found)
@@ -160,7 +195,7 @@ class Scheduler:
         assumed = pod.on(found.node.name)
         self._cluster.assume(assumed)
         self._nominator.remove(pod.uid)
-        if (status := self._framework.reserve(found.state, assumed, found.node)) is not None:
+        if (status := self._framework(pod).reserve(found.state, assumed, found.node)) is not None:
             self._cluster.forget(pod.uid)
             self._queue.requeue(queued, [status.plugin])
             self._report_failure(pod, UNSCHEDULABLE, f"0/1 nodes are available: 1 {status.message}.")
@@ -174,27 +209,30 @@ class Scheduler:
             self._queue.requeue(queued, failure.diagnosis.plugins)
             self._report_failure(pod, UNSCHEDULABLE, failure.diagnosis.message(failure.node_count))
             return
-        outcome = preempt(self._framework, pod, failure)
-        failure.diagnosis.post_filter_message = outcome.message
-        message = failure.diagnosis.message(failure.node_count)
-        nominated: str | None = None
-        if outcome.victims is not None:
-            nominated = outcome.victims.node.name
-            self._nominator.set(pod, nominated)
-            self._preemption.running.add(pod.uid)
-            self._tasks.spawn(self._preempt(pod, outcome.victims), name=f"preempt for {pod.namespace}/{pod.name}")
-        elif outcome.clears_nomination:
-            nominated = ""
+        remedy = self._framework(pod).post_filter(pod, failure)
+        failure.diagnosis.post_filter_message = remedy.message
+        if remedy.nominated:
+            self._nominator.set(pod, remedy.nominated)
+        elif remedy.nominated is not None:
             self._nominator.remove(pod.uid)
         self._queue.requeue(queued, failure.diagnosis.plugins)
-        self._report_failure(pod, UNSCHEDULABLE, message, nominated)
+        self._report_failure(pod, UNSCHEDULABLE, failure.diagnosis.message(failure.node_count), remedy.nominated)
+        if remedy.deed is not None:
+            self._tasks.spawn(self._carry_out(pod, remedy.deed), name=f"make room for {pod.namespace}/{pod.name}")
+
+    async def _carry_out(self, pod: PodInfo, deed: Callable[[], Awaitable[None]]) -> None:
+        """When it is done, the pod may be tried as soon as something changes for it."""
+        await deed()
+        queued = self._queue.find(pod.uid)
+        if queued is not None and queued.gated_by:
+            self._queue.activate(pod.uid)
 
     # -- telling the API -----------------------------------------------------------------------------------------
 
     async def _bind(self, queued: QueuedPod, pod: PodInfo, placement: Placement) -> None:
         node = placement.node
         try:
-            for plugin in self._framework.at("pre_bind"):
+            for plugin in self._framework(pod).at("pre_bind"):
                 if (status := await plugin.pre_bind(placement.state, pod, node)) is not None:
                     raise PreBindError(f'running PreBind plugin "{plugin.name}": {status.message}')
             binding: Object = {
@@ -209,8 +247,8 @@ class Scheduler:
             return
         self._queue.remove(pod.uid)
         message = f"Successfully assigned {pod.namespace}/{pod.name} to {node.name}"
-        self._recorder.event(pod.pod, "Normal", "Scheduled", message, action="Binding")
-        for plugin in self._framework.at("post_bind"):
+        self._recorders[pod.scheduler_name].event(pod.pod, "Normal", "Scheduled", message, action="Binding")
+        for plugin in self._framework(pod).at("post_bind"):
             await plugin.post_bind(placement.state, pod, node)
 
     async def _tell(self, binding: Object) -> None:
@@ -225,7 +263,7 @@ class Scheduler:
     def _binding_failed(
         self, queued: QueuedPod, pod: PodInfo, placement: Placement, error: StatusError | OSError | PreBindError
     ) -> None:
-        self._framework.unreserve(placement.state, pod, placement.node)
+        self._framework(pod).unreserve(placement.state, pod, placement.node)
         if not self._cluster.is_assumed(pod.uid):
             return  # the pod is bound or gone: its event has come meanwhile
         self._cluster.forget(pod.uid)
@@ -241,7 +279,7 @@ class Scheduler:
     def _report_failure(self, pod: PodInfo, reason: str, message: str, nominated: str | None = None) -> None:
         """Tell users why the pod waits; `nominated` is the node promised to it, "" none any more, None unchanged."""
         note = message if len(message) <= NOTE_MAX else message[: NOTE_MAX - 4] + " ..."
-        self._recorder.event(pod.pod, "Warning", "FailedScheduling", note, action="Scheduling")
+        self._recorders[pod.scheduler_name].event(pod.pod, "Warning", "FailedScheduling", note, action="Scheduling")
         self._tasks.spawn(
             self._patch_status(pod, _not_scheduled(reason, message), nominated),
             name=f"status of {pod.namespace}/{pod.name}",
@@ -275,28 +313,22 @@ class Scheduler:
         return True
 
     async def _preempt(self, preemptor: PodInfo, victims: Victims) -> None:
-        """Ask the victims away; when that is said, the preemptor may be tried as soon as one has gone."""
+        """Ask the victims away, and take back what was promised on their node to less important pods."""
         node = victims.node.name
-        try:
-            for victim in victims.pods:
-                if not victim.is_terminating:
-                    await self._ask_away(preemptor, victim, node)
-            for other in self._nominator.on(node):
-                if other.priority < preemptor.priority:
-                    self._nominator.remove(other.uid)
-                    await self._try_patch(other, {"nominatedNodeName": None})
-        finally:
-            self._preemption.running.discard(preemptor.uid)
-            queued = self._queue.find(preemptor.uid)
-            if queued is not None and queued.gated_by == DefaultPreemption.name:
-                self._queue.activate(preemptor.uid)
+        for victim in victims.pods:
+            if not victim.is_terminating:
+                await self._ask_away(preemptor, victim, node)
+        for other in self._nominator.on(node):
+            if other.priority < preemptor.priority:
+                self._nominator.remove(other.uid)
+                await self._try_patch(other, {"nominatedNodeName": None})
 
     async def _ask_away(self, preemptor: PodInfo, victim: PodInfo, node: str) -> None:
         condition = {
             "type": "DisruptionTarget",
             "status": "True",
             "reason": "PreemptionByScheduler",
-            "message": f"{self.name}: preempting to accommodate a higher priority pod",
+            "message": f"{preemptor.scheduler_name}: preempting to accommodate a higher priority pod",
             "lastProbeTime": None,
             "lastTransitionTime": format_time(self._clock.now()),
         }
@@ -308,7 +340,7 @@ class Scheduler:
                 log.warning("victim not deleted: pod=%s/%s error=%s", victim.namespace, victim.name, error)
                 return
         message = f"Preempted by pod {preemptor.uid} on node {node}"
-        self._recorder.event(victim.pod, "Normal", "Preempted", message, action="Preempting")
+        self._recorders[preemptor.scheduler_name].event(victim.pod, "Normal", "Preempted", message, action="Preempting")
 
     # -- what informers say --------------------------------------------------------------------------------------
 
@@ -349,6 +381,39 @@ class Scheduler:
             self._queue.move(ClusterEvent(Happened.CLAIM, old, claim))
         self._volumes.changed()
 
+    def _on_csi_node(self, kind: EventType, csi_node: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.csi_nodes.pop(name_of(csi_node), None)
+        else:
+            self._cluster.csi_nodes[name_of(csi_node)] = csi_node
+            self._queue.move(ClusterEvent(Happened.CSI_NODE, old, csi_node))
+
+    def _on_csi_driver(self, kind: EventType, driver: Object, _old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.csi_drivers.pop(name_of(driver), None)
+        else:
+            self._cluster.csi_drivers[name_of(driver)] = driver
+
+    def _on_attachment(self, kind: EventType, attachment: Object, _old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.remove_attachment(attachment)
+            self._queue.move(ClusterEvent(Happened.DETACHED, attachment, None))
+        else:
+            self._cluster.set_attachment(attachment)
+
+    def _on_selector(self, kind: EventType, workload: Object, _old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.selectors.pop(uid_of(workload), None)
+        else:
+            self._cluster.selectors[uid_of(workload)] = dig(workload, "spec", "selector") or {}
+
+    def _on_service(self, kind: EventType, service: Object, _old: Object | None) -> None:
+        services = self._cluster.services.setdefault(namespace_of(service), {})
+        if kind == "DELETED":
+            services.pop(name_of(service), None)
+        else:
+            services[name_of(service)] = dig(service, "spec", "selector") or {}
+
     def _on_node(self, kind: EventType, node: Object, old: Object | None) -> None:
         if kind == "DELETED":
             self._cluster.remove_node(name_of(node))
@@ -381,7 +446,7 @@ class Scheduler:
             self._cluster.remove_pod(uid)
             self._queue.move(ClusterEvent(Happened.POD_GONE, known.pod, None))
         if is_waiting and not is_deleting(pod):
-            if (dig(pod, "spec", "schedulerName") or DEFAULT_SCHEDULER) == self.name:
+            if PodInfo(pod).scheduler_name in self._frameworks:
                 self._on_waiting_pod(pod, old)
         else:
             self._forget_waiting(uid, pod)

@@ -155,6 +155,10 @@ def _step(counts: dict[Any, int], key: Hashable, sign: int) -> None:
         del counts[key]
 
 
+def _node_of(attachment: Object) -> str:
+    return str(dig(attachment, "spec", "nodeName", default=""))
+
+
 class Cluster:
     """Nodes and the pods bound to them, with those that are assumed: bound in thought, while the API is being told."""
 
@@ -169,6 +173,11 @@ class Cluster:
         self.claims: dict[Key, Object] = {}  # PersistentVolumeClaims
         self.volumes: dict[str, Object] = {}  # PersistentVolumes
         self.storage_classes: dict[str, Object] = {}
+        self.csi_nodes: dict[str, Object] = {}
+        self.csi_drivers: dict[str, Object] = {}
+        self.services: dict[str, dict[str, Mapping[str, str]]] = {}  # selectors by namespace, by name
+        self.selectors: dict[str, Object] = {}  # of ReplicaSets, ReplicationControllers and StatefulSets, by uid
+        self._attachments: dict[str, dict[str, Object]] = {}  # VolumeAttachments by node, by name
         self.claim_users: dict[Key, int] = {}  # how many pods use the claim, on all nodes
         self.image_nodes: dict[str, int] = {}  # how many nodes have the image
 
@@ -191,6 +200,15 @@ class Cluster:
         if changed:
             for info in self._nodes.values():
                 info.forget_tallies()
+
+    def set_attachment(self, attachment: Object) -> None:
+        self._attachments.setdefault(_node_of(attachment), {})[name_of(attachment)] = attachment
+
+    def remove_attachment(self, attachment: Object) -> None:
+        self._attachments.get(_node_of(attachment), {}).pop(name_of(attachment), None)
+
+    def attachments_on(self, node: str) -> Iterable[Object]:
+        return self._attachments.get(node, {}).values()
 
     def set_node(self, node: Object) -> None:
         info = self._nodes.setdefault(name_of(node), NodeInfo(name_of(node)))

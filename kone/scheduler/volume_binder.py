@@ -17,23 +17,20 @@ from kone.apimachinery.volume_claims import (
     is_reachable,
 )
 from kone.client.client import Client
-from kone.scheduler.framework import CycleState, Status, unschedulable
-from kone.scheduler.plugins.volume_binding import VolumeBinding, VolumePlan, plan_of, with_node
+from kone.scheduler.framework import Status, unschedulable
+from kone.scheduler.plugins.volume_binding import VolumePlan, with_node
 from kone.scheduler.pod_info import PodInfo
-from kone.scheduler.snapshot import Cluster, NodeInfo
-
-TIMEOUT_S = 600.0
+from kone.scheduler.snapshot import NodeInfo
 
 
 class VolumesNotBound(Exception):
     """The plan did not come true: the pod is to be scheduled anew."""
 
 
-class VolumeBinder(VolumeBinding):
-    """VolumeBinding with its deed. `changed` is to be called when a claim or a volume changes or a pod goes."""
+class VolumeBinder:
+    """`bind` is VolumeBinding's deed; `changed` is to be called when a claim or a volume changes or a pod goes."""
 
-    def __init__(self, cluster: Cluster, client: Client, clock: Clock) -> None:
-        super().__init__(cluster)
+    def __init__(self, client: Client, clock: Clock) -> None:
         self._client = client
         self._clock = clock
         self._waiters: set[asyncio.Event] = set()
@@ -42,13 +39,11 @@ class VolumeBinder(VolumeBinding):
         for waiter in self._waiters:
             waiter.set()
 
-    async def pre_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
-        plan = plan_of(state, node.name)
-        if not plan.matches and not plan.to_provision:
-            return None
+    async def bind(self, pod: PodInfo, node: NodeInfo, plan: VolumePlan, timeout_s: float) -> Status | None:
+        """Carry the plan out. None: every claim is bound."""
         try:
             await self._tell(node, plan)
-            await self._wait(pod, node, plan)
+            await self._wait(pod, node, plan, timeout_s)
         except (StatusError, OSError) as error:
             return unschedulable(str(error))
         except VolumesNotBound as error:
@@ -63,10 +58,10 @@ class VolumeBinder(VolumeBinding):
             if annotations_of(claim).get(SELECTED_NODE) != node.name:
                 await self._client.update(PERSISTENTVOLUMECLAIMS, with_node(claim, node.name))
 
-    async def _wait(self, pod: PodInfo, node: NodeInfo, plan: VolumePlan) -> None:
+    async def _wait(self, pod: PodInfo, node: NodeInfo, plan: VolumePlan, timeout_s: float) -> None:
         waiter = asyncio.Event()
         self._waiters.add(waiter)
-        timeout = asyncio.ensure_future(self._clock.sleep(TIMEOUT_S))
+        timeout = asyncio.ensure_future(self._clock.sleep(timeout_s))
         try:
             while not self._is_done(pod, node, plan):
                 waiter.clear()

@@ -13,7 +13,7 @@ from tests.scheduler.support import World, node, pod
 
 
 def asked(world: World, made: Object) -> Preemption:
-    return preempt(world.framework, PodInfo(made), world.fail(made))
+    return preempt(world.framework, PodInfo(made), world.fail(made), enough=100)
 
 
 def names(found: Preemption) -> tuple[str, list[str]]:

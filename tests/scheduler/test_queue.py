@@ -21,7 +21,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.clock = FakeClock()
-        self.queue = SchedulingQueue(World().framework, self.clock)
+        self.queue = SchedulingQueue({"default-scheduler": World().framework}, self.clock)
 
     async def tried(self) -> list[str]:
         """The names of all pods that would be tried now, in order; they stay in flight."""

@@ -23,7 +23,7 @@ class World:
         self.clock = FakeClock()
         self.client = FakeClient(self.clock)
         self.recorder = EventRecorder(self.client, "default-scheduler", clock=self.clock)
-        self.scheduler = Scheduler(self.client, self.recorder, self.clock)
+        self.scheduler = Scheduler(self.client, {self.recorder.component: self.recorder}, self.clock)
 
     def node(self, *args: Any, **more: Any) -> Object:
         return self.client.put(NODES, node(*args, **more))

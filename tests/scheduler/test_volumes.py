@@ -9,18 +9,22 @@ import pytest
 
 from kone.aio.clock import FakeClock, settle
 from kone.apimachinery.kinds import (
+    CSIDRIVERS,
+    CSINODES,
     NODES,
     PERSISTENTVOLUMECLAIMS,
     PERSISTENTVOLUMES,
     PODS,
     STORAGECLASSES,
+    VOLUMEATTACHMENTS,
 )
-from kone.apimachinery.objects import Object, annotations_of, dig, find_condition, replace_in
+from kone.apimachinery.objects import Object, annotations_of, dig, find_condition, is_deleting, replace_in
 from kone.apimachinery.volume_claims import BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE
 from kone.client.events import EventRecorder
+from kone.scheduler.plugins.volume_binding import TIMEOUT_S
 from kone.scheduler.scheduler import Scheduler
-from kone.scheduler.volume_binder import TIMEOUT_S
 from tests.fakes import FakeClient
+from tests.scheduler.support import World as PlainWorld
 from tests.scheduler.support import node, pod
 
 
@@ -70,13 +74,20 @@ class World:
         self.clock = FakeClock()
         self.client = FakeClient(self.clock)
         self.recorder = EventRecorder(self.client, "default-scheduler", clock=self.clock)
-        self.scheduler = Scheduler(self.client, self.recorder, self.clock)
+        self.scheduler = Scheduler(self.client, {self.recorder.component: self.recorder}, self.clock)
         self.client.put(STORAGECLASSES, storage_class())
 
     def put(self, *objects: Object) -> None:
-        kinds = {"PersistentVolumeClaim": PERSISTENTVOLUMECLAIMS, "PersistentVolume": PERSISTENTVOLUMES}
+        kinds = {
+            "Node": NODES,
+            "PersistentVolumeClaim": PERSISTENTVOLUMECLAIMS,
+            "PersistentVolume": PERSISTENTVOLUMES,
+            "CSINode": CSINODES,
+            "CSIDriver": CSIDRIVERS,
+            "VolumeAttachment": VOLUMEATTACHMENTS,
+        }
         for obj in objects:
-            self.client.put(kinds.get(obj["kind"], NODES), obj)
+            self.client.put(kinds[obj["kind"]], obj)
 
     def pod(self, name: str = "p", claims: tuple[str, ...] = ("data",), **spec: Any) -> Object:
         volumes = [{"name": c, "persistentVolumeClaim": {"claimName": c}} for c in claims]
@@ -184,7 +195,7 @@ async def test_a_volume_out_of_reach_or_gone(world: World) -> None:
     far, lost = world.pod("a", ("far",)), world.pod("b", ("lost",))
     await world.settle()
     assert "1 node(s) didn't match PersistentVolume's node affinity." in world.why(far)
-    assert "1 node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)." in world.why(lost)
+    assert world.why(lost).startswith('0/1 nodes are available: persistentvolume "w" not found.')
 
 
 async def test_the_first_consumer_gets_the_smallest_volume_of_its_node(world: World) -> None:
@@ -282,3 +293,135 @@ async def test_a_claim_for_one_pod_only(world: World) -> None:
     await world.client.delete(PODS, "a", namespace="ns", grace_s=0)
     await world.settle()
     assert world.where(second)
+
+
+def csi_volume(name: str, driver: str = "csi.example", **more: Any) -> Object:
+    return volume(name, csi={"driver": driver, "volumeHandle": f"handle-{name}"}, **more)
+
+
+def csi_node(name: str = "n1", driver: str = "csi.example", count: int = 2) -> Object:
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "CSINode",
+        "metadata": {"name": name},
+        "spec": {"drivers": [{"name": driver, "nodeID": name, "allocatable": {"count": count}}]},
+    }
+
+
+async def test_a_node_takes_as_many_volumes_as_its_driver_says(world: World) -> None:
+    names = ("a", "b", "c")
+    world.put(node("n1"), csi_node(), *(csi_volume(name) for name in names), *(claim(name, on=name) for name in names))
+    await world.scheduler.start()
+    two, again, third = world.pod("p1", ("a", "b")), world.pod("p2", ("b",)), world.pod("p3", ("c",))
+    await world.settle()
+    assert (world.where(two), world.where(again)) == ("n1", "n1")
+    assert "1 node(s) exceed max volume count." in world.why(third)
+    world.client.overwrite(CSINODES, csi_node(count=3))
+    await world.settle()
+    assert world.where(third) == "n1"
+
+
+async def test_what_is_still_attached_counts_until_it_is_detached(world: World) -> None:
+    attachment = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "VolumeAttachment",
+        "metadata": {"name": "left"},
+        "spec": {"attacher": "csi.example", "nodeName": "n1", "source": {"persistentVolumeName": "a"}},
+    }
+    world.put(node("n1"), csi_node(count=1), csi_volume("a"), csi_volume("b"), claim("b", on="b"), attachment)
+    await world.scheduler.start()
+    made = world.pod("p", ("b",))
+    await world.settle()
+    assert "1 node(s) exceed max volume count." in world.why(made)
+    await world.client.delete(VOLUMEATTACHMENTS, "left")
+    await world.settle()
+    assert world.where(made) == "n1"
+
+
+async def test_a_driver_that_must_be_there_keeps_pods_from_nodes_without_it(world: World) -> None:
+    driver = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "CSIDriver",
+        "metadata": {"name": "csi.example"},
+        "spec": {"preventPodSchedulingIfMissing": True},
+    }
+    world.put(node("n1"), driver, csi_volume("a"), claim("a", on="a"))
+    await world.scheduler.start()
+    made = world.pod("p", ("a",))
+    await world.settle()
+    assert "1 csi.example CSI driver is not installed on the node." in world.why(made)
+    world.put(csi_node())
+    await world.settle()
+    assert world.where(made) == "n1"
+
+
+@pytest.mark.parametrize(
+    ("zone", "node_labels", "fits"),
+    [
+        pytest.param("a", {"topology.kubernetes.io/zone": "a"}, True, id="same zone"),
+        pytest.param("a__b", {"topology.kubernetes.io/zone": "b"}, True, id="one of two zones"),
+        pytest.param("a", {"failure-domain.beta.kubernetes.io/zone": "a"}, True, id="the node's older label"),
+        pytest.param("a", {"topology.kubernetes.io/zone": "b"}, False, id="another zone"),
+        pytest.param("a", {"topology.kubernetes.io/region": "r"}, False, id="a node of no zone but a region"),
+        pytest.param("a", {}, True, id="a node of neither takes all"),
+    ],
+)
+async def test_a_labelled_volume_keeps_pods_in_its_zone(
+    world: World, zone: str, node_labels: dict[str, str], fits: bool
+) -> None:
+    made = volume("v")
+    made["metadata"]["labels"] = {"topology.kubernetes.io/zone": zone}
+    world.put(node("n1", labels=node_labels), made, claim("c", on="v"))
+    await world.scheduler.start()
+    wanting = world.pod("p", ("c",))
+    await world.settle()
+    if fits:
+        assert world.where(wanting) == "n1"
+    else:
+        assert "1 node(s) had no available volume zone." in world.why(wanting)
+
+
+def _disk(kind: str, **more: Any) -> Object:
+    return {"name": "d", kind: more}
+
+
+@pytest.mark.parametrize(
+    ("there", "wanted", "fits"),
+    [
+        (_disk("gcePersistentDisk", pdName="x"), _disk("gcePersistentDisk", pdName="x"), False),
+        (
+            _disk("gcePersistentDisk", pdName="x", readOnly=True),
+            _disk("gcePersistentDisk", pdName="x", readOnly=True),
+            True,
+        ),
+        (
+            _disk("awsElasticBlockStore", volumeID="x"),
+            _disk("awsElasticBlockStore", volumeID="x", readOnly=True),
+            False,
+        ),
+        (_disk("iscsi", iqn="x", readOnly=True), _disk("iscsi", iqn="x"), False),
+        (_disk("iscsi", iqn="x"), _disk("iscsi", iqn="y"), True),
+        (_disk("rbd", image="x", monitors=["a", "b"]), _disk("rbd", image="x", monitors=["b"]), False),
+        (_disk("rbd", image="x", monitors=["a"]), _disk("rbd", image="x", monitors=["b"]), True),
+    ],
+)
+def test_a_disk_serves_one_pod_of_a_node(there: Object, wanted: Object, fits: bool) -> None:
+    plain = PlainWorld(node("n1")).run(pod("a", on="n1", volumes=[there]))
+    answer = plain.place(pod("b", volumes=[wanted]))
+    assert answer == ("n1" if fits else "0/1 nodes are available: 1 node(s) had no available disk.")
+
+
+async def test_a_more_important_pod_takes_a_claim_for_one_pod_from_another(world: World) -> None:
+    world.put(node("n1"), node("n2"), volume("v"), claim(on="v", accessModes=["ReadWriteOncePod"]))
+    await world.scheduler.start()
+    holder = world.pod("holder", priority=1)
+    await world.settle()
+    where = world.where(holder)
+    vip = world.pod("vip", priority=100)
+    await world.settle()
+    leaving = world.client.look(PODS, holder)
+    assert (find_condition(leaving, "DisruptionTarget") or {}).get("reason") == "PreemptionByScheduler"
+    assert is_deleting(leaving)
+    await world.client.delete(PODS, "holder", namespace="ns", grace_s=0)
+    await world.settle()
+    assert world.where(vip) == where

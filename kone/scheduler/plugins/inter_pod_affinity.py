@@ -7,12 +7,14 @@ does not want, and those that do not want it. A node is then judged by its label
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from kone.apimachinery.errors import FieldError, invalid_value
 from kone.scheduler.framework import (
     MAX_SCORE,
+    NO_ARGUMENTS,
     SKIP,
     ClusterEvent,
     CycleState,
@@ -23,7 +25,7 @@ from kone.scheduler.framework import (
     unschedulable,
 )
 from kone.scheduler.pod_info import AffinityTerm, PodInfo
-from kone.scheduler.snapshot import NodeInfo
+from kone.scheduler.snapshot import Cluster, NodeInfo
 
 EXISTING_ANTI_AFFINITY = "node(s) didn't satisfy existing pods anti-affinity rules"
 AFFINITY = "node(s) didn't match pod affinity rules"
@@ -48,7 +50,6 @@ class Counts:
 class InterPodAffinity(Plugin):
     name = "InterPodAffinity"
     weight = 2
-    hard_weight = HARD_WEIGHT
     wakes_on = (
         Happened.POD_ADDED
         | Happened.POD_LABELS
@@ -58,6 +59,18 @@ class InterPodAffinity(Plugin):
         | Happened.SELF_LABELS
         | Happened.NAMESPACE_LABELS
     )
+
+    arguments: ClassVar = {"hardPodAffinityWeight": int, "ignorePreferredTermsOfExistingPods": bool}
+
+    def __init__(self, cluster: Cluster, args: Mapping[str, Any] = NO_ARGUMENTS) -> None:
+        super().__init__(cluster, args)
+        self._hard_weight = args.get("hardPodAffinityWeight", HARD_WEIGHT)
+        self._ignores_preferred = bool(args.get("ignorePreferredTermsOfExistingPods"))
+
+    @classmethod
+    def check(cls, path: str, args: Mapping[str, Any]) -> Iterable[FieldError]:
+        if not 0 <= (weight := args.get("hardPodAffinityWeight", HARD_WEIGHT)) <= 100:
+            yield invalid_value(f"{path}.hardPodAffinityWeight", weight, "not in valid range [0, 100]")
 
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
         if not event.what & (Happened.POD_ADDED | Happened.POD_GONE):
@@ -149,7 +162,8 @@ class InterPodAffinity(Plugin):
     def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
         sums: Sums = {}
         own = self.cluster.namespace_labels(pod.namespace)
-        if pod.preferred_affinity_terms or pod.preferred_anti_affinity_terms:
+        prefers = bool(pod.preferred_affinity_terms or pod.preferred_anti_affinity_terms)
+        if prefers:
             for node in self.cluster.nodes():
                 for term in pod.preferred_affinity_terms:
                     _add(sums, term, node, term.weight * self._size(term, node))
@@ -157,9 +171,10 @@ class InterPodAffinity(Plugin):
                     _add(sums, term, node, -term.weight * self._size(term, node))
 
         def weights(other: PodInfo) -> list[tuple[AffinityTerm, int]]:
-            terms = [(term, self.hard_weight) for term in other.affinity_terms]
-            terms += [(term, term.weight) for term in other.preferred_affinity_terms]
-            terms += [(term, -term.weight) for term in other.preferred_anti_affinity_terms]
+            terms = [(term, self._hard_weight) for term in other.affinity_terms if self._hard_weight]
+            if prefers or not self._ignores_preferred:
+                terms += [(term, term.weight) for term in other.preferred_affinity_terms]
+                terms += [(term, -term.weight) for term in other.preferred_anti_affinity_terms]
             return [(term, weight) for term, weight in terms if term.matches(pod, own)]
 
         matching = _per_group(weights)

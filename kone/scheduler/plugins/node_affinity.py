@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
+from kone.apimachinery.config_files import ANY
 from kone.apimachinery.node_selectors import matches, matches_term
 from kone.apimachinery.objects import Object, dig, labels_of, name_of
 from kone.scheduler.framework import (
+    NO_ARGUMENTS,
     SKIP,
     ClusterEvent,
     CycleState,
@@ -21,9 +23,10 @@ from kone.scheduler.framework import (
     unresolvable,
 )
 from kone.scheduler.pod_info import PodInfo
-from kone.scheduler.snapshot import NodeInfo
+from kone.scheduler.snapshot import Cluster, NodeInfo
 
 NO_MATCH = "node(s) didn't match Pod's node affinity/selector"
+NOT_ALLOWED = "node(s) didn't match scheduler-enforced node affinity"
 CONFLICT = "pod affinity terms conflict"
 
 
@@ -32,14 +35,29 @@ class NodeAffinity(Plugin):
     weight = 2
     wakes_on = Happened.NODE_ADDED | Happened.NODE_LABELS
 
+    arguments: ClassVar = {"addedAffinity": ANY}
+
+    def __init__(self, cluster: Cluster, args: Mapping[str, Any] = NO_ARGUMENTS) -> None:
+        super().__init__(cluster, args)
+        added = args.get("addedAffinity") or {}
+        self._added: Object | None = added.get("requiredDuringSchedulingIgnoredDuringExecution")
+        self._added_preferred: Sequence[Object] = added.get("preferredDuringSchedulingIgnoredDuringExecution") or ()
+
+    def _is_allowed(self, node: Object) -> bool:
+        return self._added is None or matches(self._added, labels_of(node), name_of(node))
+
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
+        if event.new is not None and not self._is_allowed(event.new):
+            return False
+        if event.old is not None and not self._is_allowed(event.old):
+            return True
         if event.new is None or not matches_required(pod, event.new):
             return False
         return event.old is None or not matches_required(pod, event.old)
 
     def pre_filter(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | OnlyNodes | None:
         required = _required(pod)
-        if required is None and not pod.spec.get("nodeSelector"):
+        if required is None and not pod.spec.get("nodeSelector") and self._added is None:
             return SKIP
         names = _named_nodes((required or {}).get("nodeSelectorTerms") or ())
         if names is None:
@@ -50,15 +68,17 @@ class NodeAffinity(Plugin):
         return orjson.dumps([pod.spec.get("nodeSelector"), _required(pod)])
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
-        return None if node.node is not None and matches_required(pod, node.node) else unresolvable(NO_MATCH)
+        if node.node is None or not self._is_allowed(node.node):
+            return unresolvable(NOT_ALLOWED)
+        return None if matches_required(pod, node.node) else unresolvable(NO_MATCH)
 
     def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
-        return None if _preferred(pod) else SKIP
+        return None if _preferred(pod) or self._added_preferred else SKIP
 
     def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
         return sum(
             int(term.get("weight") or 0)
-            for term in _preferred(pod)
+            for term in (*_preferred(pod), *self._added_preferred)
             if matches_term(term.get("preference") or {}, node.labels, node.name)
         )
 

@@ -1,11 +1,16 @@
-"""NodeResourcesFit: there must be room for what the pod asks for; the emptier node is better (LeastAllocated)."""
+"""NodeResourcesFit: there must be room for what the pod asks for. Which node is better, a strategy says: the emptier
+one (LeastAllocated), the fuller one (MostAllocated), or what a line says (RequestedToCapacityRatio).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
+from kone.apimachinery.errors import FieldError, invalid_value, not_supported, required
 from kone.scheduler.framework import (
     MAX_SCORE,
+    NO_ARGUMENTS,
     ClusterEvent,
     Code,
     CycleState,
@@ -14,10 +19,15 @@ from kone.scheduler.framework import (
     Status,
 )
 from kone.scheduler.pod_info import PodInfo
-from kone.scheduler.snapshot import NodeInfo
+from kone.scheduler.snapshot import Cluster, NodeInfo
 
-SCORED = ("cpu", "memory")
+COMPUTE = ("cpu", "memory")  # what every pod is taken to use some of
+SCORED: Sequence[Mapping[str, Any]] = tuple({"name": name, "weight": 1} for name in COMPUTE)
+STRATEGIES = ("LeastAllocated", "MostAllocated", "RequestedToCapacityRatio")
+MAX_POINT_SCORE = 10  # of a point of the line; it stands for MAX_SCORE
 _FIRST = ("cpu", "memory", "ephemeral-storage")
+
+Score = Callable[[int, int], int]  # of what is asked for and what there is
 
 
 class NodeResourcesFit(Plugin):
@@ -29,49 +39,138 @@ class NodeResourcesFit(Plugin):
         | Happened.POD_SCALED_DOWN
         | Happened.SELF_SCALED_DOWN
     )
+    arguments: ClassVar = {
+        "ignoredResources": [str],
+        "ignoredResourceGroups": [str],
+        "scoringStrategy": {
+            "type": str,
+            "resources": [{"name": str, "weight": int}],
+            "requestedToCapacityRatio": {"shape": [{"utilization": int, "score": int}]},
+        },
+    }
+
+    def __init__(self, cluster: Cluster, args: Mapping[str, Any] = NO_ARGUMENTS) -> None:
+        super().__init__(cluster, args)
+        self._ignored = frozenset(args.get("ignoredResources") or ())
+        self._ignored_groups = frozenset(args.get("ignoredResourceGroups") or ())
+        strategy = args.get("scoringStrategy") or {}
+        self._type = strategy.get("type") or "LeastAllocated"
+        self._resources = [(entry["name"], entry.get("weight") or 1) for entry in strategy.get("resources") or SCORED]
+        self._score = _score_of(strategy)
+
+    @classmethod
+    def check(cls, path: str, args: Mapping[str, Any]) -> Iterable[FieldError]:
+        for i, group in enumerate(args.get("ignoredResourceGroups") or ()):
+            if "/" in group:
+                why = "resource group name can't contain '/'"
+                yield invalid_value(f"{path}.ignoredResourceGroups[{i}]", group, why)
+        strategy = args.get("scoringStrategy")
+        if strategy is None:
+            return
+        at, kind = f"{path}.scoringStrategy", strategy.get("type") or ""
+        if kind not in STRATEGIES:
+            yield not_supported(f"{at}.type", kind, STRATEGIES)
+        for i, entry in enumerate(strategy.get("resources") or ()):
+            if not 1 <= (entry.get("weight") or 1) <= 100:
+                why = "resource weight of {} not in valid range [1, 100]".format(entry.get("name"))
+                yield invalid_value(f"{at}.resources[{i}].weight", entry["weight"], why)
+        if kind == "RequestedToCapacityRatio":
+            ratio = strategy.get("requestedToCapacityRatio")
+            if ratio is None:
+                why = "must be specified when type is RequestedToCapacityRatio"
+                yield required(f"{at}.requestedToCapacityRatio", why)
+            else:
+                yield from _shape_problems(f"{at}.shape", ratio.get("shape") or ())
 
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
         if event.what & (Happened.NODE_ADDED | Happened.NODE_ALLOCATABLE) and event.new is not None:
             empty = NodeInfo("")
             empty.set_node(event.new)
-            return not insufficient(pod, empty)[0]
+            return not self._insufficient(pod, empty)[0]
         return True
 
     def sign(self, pod: PodInfo) -> Hashable:
         return (*pod.requests.items(), *pod.scored_requests.items())
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
-        reasons, never = insufficient(pod, node)
+        reasons, never = self._insufficient(pod, node)
         if not reasons:
             return None
         return Status(Code.UNRESOLVABLE if never else Code.UNSCHEDULABLE, tuple(reasons))
 
-    def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
-        """Of cpu and memory, the free share after the pod, in percent, on average."""
-        total = count = 0
-        for name in SCORED:
-            capacity = node.allocatable.get(name, 0)
-            if not capacity:
+    def _insufficient(self, pod: PodInfo, node: NodeInfo) -> tuple[list[str], bool]:
+        """(what there is too little of, whether the pod is too big even for the empty node)."""
+        reasons: list[str] = []
+        never = False
+        if len(node.pods) + 1 > node.max_pods:
+            reasons.append("Too many pods")
+        requests = pod.requests
+        for name in (*_FIRST, *(name for name in requests if name not in _FIRST)):
+            asked = requests.get(name, 0)
+            if asked <= 0 or name in self._ignored or ("/" in name and name.split("/")[0] in self._ignored_groups):
                 continue
-            used = node.scored.get(name, 0) + pod.scored_requests.get(name, 0)
-            total += (capacity - used) * MAX_SCORE // capacity if used <= capacity else 0
-            count += 1
-        return total // count if count else 0
+            capacity = node.allocatable.get(name, 0)
+            if asked > capacity - node.requested.get(name, 0):
+                reasons.append(f"Insufficient {name}")
+                never = never or asked > capacity
+        return reasons, never
+
+    def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
+        """The scores of the strategy's resources, on average by their weights."""
+        total = weights = 0
+        for name, weight in self._resources:
+            capacity = node.allocatable.get(name, 0)
+            if not capacity or (name not in COMPUTE and not pod.requests.get(name)):
+                continue
+            there, asked = (node.scored, pod.scored_requests) if name in COMPUTE else (node.requested, pod.requests)
+            score = self._score(there.get(name, 0) + asked.get(name, 0), capacity)
+            if self._type == "RequestedToCapacityRatio" and score <= 0:
+                continue
+            total += weight * score
+            weights += weight
+        if not weights:
+            return 0
+        if self._type == "RequestedToCapacityRatio":
+            return (2 * total + weights) // (2 * weights)  # rounded
+        return total // weights
 
 
-def insufficient(pod: PodInfo, node: NodeInfo) -> tuple[list[str], bool]:
-    """(what there is too little of, whether the pod is too big even for the empty node)."""
-    reasons: list[str] = []
-    never = False
-    if len(node.pods) + 1 > node.max_pods:
-        reasons.append("Too many pods")
-    requests = pod.requests
-    for name in (*_FIRST, *(name for name in requests if name not in _FIRST)):
-        asked = requests.get(name, 0)
-        if asked <= 0:
-            continue
-        capacity = node.allocatable.get(name, 0)
-        if asked > capacity - node.requested.get(name, 0):
-            reasons.append(f"Insufficient {name}")
-            never = never or asked > capacity
-    return reasons, never
+def _score_of(strategy: Mapping[str, Any]) -> Score:
+    kind = strategy.get("type") or "LeastAllocated"
+    if kind == "MostAllocated":
+        return lambda used, capacity: min(used, capacity) * MAX_SCORE // capacity
+    if kind == "RequestedToCapacityRatio":
+        points = (strategy.get("requestedToCapacityRatio") or {}).get("shape") or ()
+        per_point = MAX_SCORE // MAX_POINT_SCORE
+        shape = [(point.get("utilization") or 0, (point.get("score") or 0) * per_point) for point in points]
+        return lambda used, capacity: on_line(shape, used * 100 // capacity if used <= capacity else 100)
+    return lambda used, capacity: (capacity - used) * MAX_SCORE // capacity if used <= capacity else 0
+
+
+def on_line(shape: Sequence[tuple[int, int]], at: int) -> int:
+    """The value at a place of the line through (place, value) points; level before the first and behind the last.
+
+    Worked case: through (0, 0) and (100, 50) the value at 30 is 0 + 50 * 30 / 100 = 15.
+    """
+    for i, (place, value) in enumerate(shape):
+        if at <= place:
+            if i == 0:
+                return value
+            before, base = shape[i - 1]
+            return base + int((value - base) * (at - before) / (place - before))
+    return shape[-1][1]
+
+
+def _shape_problems(path: str, points: Sequence[Mapping[str, Any]]) -> Iterable[FieldError]:
+    if not points:
+        yield required(path, "at least one point must be specified")
+    previous = -1
+    for i, point in enumerate(points):
+        utilization, score = point.get("utilization") or 0, point.get("score") or 0
+        if not 0 <= utilization <= 100:
+            yield invalid_value(f"{path}[{i}].utilization", utilization, "not in valid range [0, 100]")
+        elif utilization <= previous:
+            yield invalid_value(f"{path}[{i}].utilization", utilization, "values must be sorted in increasing order")
+        previous = utilization
+        if not 0 <= score <= MAX_POINT_SCORE:
+            yield invalid_value(f"{path}[{i}].score", score, "not in valid range [0, 10]")

@@ -10,12 +10,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import orjson
 
-from kone.apimachinery.selectors import LabelSelector
+from kone.apimachinery.errors import FieldError, invalid_value, not_supported, required
+from kone.apimachinery.objects import Object, controller_of
+from kone.apimachinery.selectors import LabelSelector, from_label_selector
 from kone.scheduler.framework import (
     MAX_SCORE,
+    NO_ARGUMENTS,
     SKIP,
     ClusterEvent,
     CycleState,
@@ -28,11 +32,16 @@ from kone.scheduler.framework import (
 from kone.scheduler.plugins.node_affinity import matches_required
 from kone.scheduler.plugins.tolerations import keeps_away
 from kone.scheduler.pod_info import PodInfo, with_label_keys
-from kone.scheduler.snapshot import NodeInfo
+from kone.scheduler.snapshot import Cluster, NodeInfo
 
 SKEWED = "node(s) didn't match pod topology spread constraints"
 NO_LABEL = f"{SKEWED} (missing required label)"
 HOSTNAME = "kubernetes.io/hostname"
+BY_SYSTEM: Sequence[Object] = (
+    {"maxSkew": 3, "topologyKey": HOSTNAME, "whenUnsatisfiable": "ScheduleAnyway"},
+    {"maxSkew": 5, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"},
+)
+"""What pods of a service, or of a controller, are spread by that say nothing themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +77,32 @@ class Spread:
 
     constraints: tuple[Constraint, ...]
     counts: list[Counter[str]] = field(default_factory=list)
+    _least: dict[int, int] = field(default_factory=dict)
 
     def clone(self) -> Spread:
         return Spread(self.constraints, [Counter(count) for count in self.counts])
 
+    def shift(self, index: int, value: str, by: int) -> None:
+        self.counts[index][value] += by
+        self._least.pop(index, None)
+
     def least(self, index: int) -> int:
         """The smallest count of any domain; 0 where there are fewer domains than minDomains."""
-        counts = self.counts[index]
-        if len(counts) < self.constraints[index].min_domains:
-            return 0
-        return min(counts.values(), default=0)
+        found = self._least.get(index)
+        if found is None:
+            counts = self.counts[index]
+            enough = len(counts) >= self.constraints[index].min_domains
+            found = self._least[index] = min(counts.values(), default=0) if enough else 0
+        return found
+
+
+@dataclass(slots=True)
+class Preference:
+    """What nodes are scored by: beside the counts, how much each constraint weighs. `ignored` nodes lack a label."""
+
+    spread: Spread
+    weights: list[float] = field(default_factory=list)
+    ignored: set[str] = field(default_factory=set)
 
 
 class PodTopologySpread(Plugin):
@@ -94,15 +119,72 @@ class PodTopologySpread(Plugin):
         | Happened.SELF_TOLERATIONS
     )
 
+    arguments: ClassVar = {
+        "defaultConstraints": [{"maxSkew": int, "topologyKey": str, "whenUnsatisfiable": str}],
+        "defaultingType": str,
+    }
+
+    def __init__(self, cluster: Cluster, args: Mapping[str, Any] = NO_ARGUMENTS) -> None:
+        super().__init__(cluster, args)
+        self._by_system = args.get("defaultingType", "System") == "System"
+        self._defaults: Sequence[Object] = BY_SYSTEM if self._by_system else args.get("defaultConstraints") or ()
+
+    @classmethod
+    def check(cls, path: str, args: Mapping[str, Any]) -> Iterable[FieldError]:
+        kind, constraints = args.get("defaultingType", "System"), args.get("defaultConstraints") or ()
+        if kind not in ("System", "List"):
+            yield not_supported(f"{path}.defaultingType", kind, ["System", "List"])
+        elif kind == "System" and constraints:
+            yield invalid_value(f"{path}.defaultingType", kind, "when .defaultConstraints are not empty")
+        for i, constraint in enumerate(constraints):
+            at, action = f"{path}.defaultConstraints[{i}]", constraint.get("whenUnsatisfiable") or ""
+            if (skew := constraint.get("maxSkew") or 0) <= 0:
+                yield invalid_value(f"{at}.maxSkew", skew, "not in valid range (0, inf)")
+            if not constraint.get("topologyKey"):
+                yield required(f"{at}.topologyKey", "can not be empty")
+            if not action:
+                yield required(f"{at}.whenUnsatisfiable", "can not be empty")
+            elif action not in ("DoNotSchedule", "ScheduleAnyway"):
+                yield not_supported(f"{at}.whenUnsatisfiable", action, ["DoNotSchedule", "ScheduleAnyway"])
+
+    def _constraints(self, pod: PodInfo, action: str) -> tuple[Constraint, ...]:
+        """The pod's own, or the default ones over the pods of its services and its owner."""
+        if pod.spec.get("topologySpreadConstraints"):
+            return constraints_of(pod, action)
+        wanted = [default for default in self._defaults if default.get("whenUnsatisfiable") == action]
+        if not wanted:
+            return ()
+        selector, sign = self._default_selector(pod)
+        if selector.empty:
+            return ()
+        return tuple(
+            Constraint(default["maxSkew"], default["topologyKey"], selector, 1, True, False, sign) for default in wanted
+        )
+
+    def _default_selector(self, pod: PodInfo) -> tuple[LabelSelector, bytes]:
+        """Whom the pod is spread among: what its services select, and what its owner does."""
+        labels: dict[str, str] = {}
+        for selector in self.cluster.services.get(pod.namespace, {}).values():
+            if selector and all(pod.labels.get(key) == value for key, value in selector.items()):
+                labels |= selector
+        owner = controller_of(pod.pod)
+        owned: Object = (self.cluster.selectors.get(owner.get("uid", "")) if owner else None) or {}
+        if owned and "matchLabels" not in owned and "matchExpressions" not in owned:
+            labels |= owned  # a ReplicationController's is a plain map
+            owned = {}
+        parts = [from_label_selector({"matchLabels": labels}), from_label_selector(owned)]
+        requirements = [requirement for part in parts for requirement in part.requirements]
+        return LabelSelector(requirements), orjson.dumps([labels, owned])
+
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
         if not event.what & (Happened.POD_ADDED | Happened.POD_GONE):
             return True
         other = PodInfo(event.new or event.old or {})
-        constraints = constraints_of(pod, "DoNotSchedule")
+        constraints = self._constraints(pod, "DoNotSchedule")
         return other.namespace == pod.namespace and any(c.selector.matches(other.labels) for c in constraints)
 
     def pre_filter(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
-        constraints = constraints_of(pod, "DoNotSchedule")
+        constraints = self._constraints(pod, "DoNotSchedule")
         if not constraints:
             return SKIP
         spread = Spread(constraints, [Counter() for _ in constraints])
@@ -125,9 +207,9 @@ class PodTopologySpread(Plugin):
         spread: Spread = state.data[self.name]
         if other.namespace != pod.namespace or not _has_labels(node, spread.constraints):
             return
-        for constraint, counts in zip(spread.constraints, spread.counts, strict=True):
+        for index, constraint in enumerate(spread.constraints):
             if constraint.selector.matches(other.labels) and constraint.includes(pod, node):
-                counts[node.labels[constraint.topology_key]] += sign
+                spread.shift(index, node.labels[constraint.topology_key], sign)
 
     def filter(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
         spread: Spread = state.data[self.name]
@@ -141,45 +223,57 @@ class PodTopologySpread(Plugin):
         return None
 
     def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
-        constraints = constraints_of(pod, "ScheduleAnyway")
+        constraints = self._constraints(pod, "ScheduleAnyway")
         if not constraints:
             return SKIP
-        spread = Spread(constraints, [Counter() for _ in constraints])
-        candidates = [node for node in nodes if _has_labels(node, constraints)]
-        for constraint, counts in zip(constraints, spread.counts, strict=True):
-            for node in candidates:
-                counts[node.labels[constraint.topology_key]] += 0
-            for node in self.cluster.nodes():
-                value = node.labels.get(constraint.topology_key)
-                if (
-                    value is not None
-                    and value in counts
-                    and _has_labels(node, constraints)
-                    and constraint.includes(pod, node)
-                ):
-                    counts[value] += constraint.count(node, pod.namespace)
-        state.data[f"{self.name} score"] = spread
+        # What the system itself prefers shall spread over hosts where there are no zones.
+        needs_all = bool(pod.spec.get("topologySpreadConstraints")) or not self._by_system
+        found = Preference(Spread(constraints, [Counter() for _ in constraints]))
+        if needs_all:
+            found.ignored = {node.name for node in nodes if not _has_labels(node, constraints)}
+        candidates = [node for node in nodes if node.name not in found.ignored]
+        for constraint, counts in zip(constraints, found.spread.counts, strict=True):
+            if constraint.topology_key == HOSTNAME:  # a host is counted when it is scored
+                found.weights.append(math.log(len(candidates) + 2))
+                continue
+            counts.update({node.labels.get(constraint.topology_key, ""): 0 for node in candidates})
+            # The more domains there are, the more one pod more in this one weighs.
+            found.weights.append(math.log(len(counts) + 2))
+            if counts.keys() != {""}:
+                self._count_domains(pod, constraint, counts, constraints if needs_all else ())
+        state.data[f"{self.name} score"] = found
         return None
 
+    def _count_domains(
+        self, pod: PodInfo, constraint: Constraint, counts: Counter[str], needed: Sequence[Constraint]
+    ) -> None:
+        """Add up the pods of the kind on all nodes of the domains that `counts` has."""
+        for node in self.cluster.nodes():
+            value = node.labels.get(constraint.topology_key, "")
+            if value in counts and _has_labels(node, needed) and constraint.includes(pod, node):
+                counts[value] += constraint.count(node, pod.namespace)
+
     def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
-        spread: Spread = state.data[f"{self.name} score"]
-        if not _has_labels(node, spread.constraints):
+        found: Preference = state.data[f"{self.name} score"]
+        if node.name in found.ignored:
             return 0
         total = 0.0
-        for constraint, counts in zip(spread.constraints, spread.counts, strict=True):
-            value = node.labels[constraint.topology_key]
-            # The more domains there are, the more one pod more in this one weighs.
-            total += counts[value] * math.log(len(counts) + 2) + constraint.max_skew - 1
+        for constraint, counts, weight in zip(
+            found.spread.constraints, found.spread.counts, found.weights, strict=True
+        ):
+            value = node.labels.get(constraint.topology_key)
+            if value is not None:
+                is_host = constraint.topology_key == HOSTNAME
+                count = constraint.count(node, pod.namespace) if is_host else counts[value]
+                total += count * weight + constraint.max_skew - 1
         return math.floor(total + 0.5)
 
     def normalize(self, state: CycleState, pod: PodInfo, scores: dict[str, int]) -> None:
-        spread: Spread = state.data[f"{self.name} score"]
-        nodes = {node.name: node for node in self.cluster.nodes()}
-        counted = [name for name in scores if _has_labels(nodes[name], spread.constraints)]
-        lowest = min((scores[name] for name in counted), default=0)
-        highest = max((scores[name] for name in counted), default=0)
+        found: Preference = state.data[f"{self.name} score"]
+        counted = [score for name, score in scores.items() if name not in found.ignored]
+        lowest, highest = min(counted, default=0), max(counted, default=0)
         for name, score in scores.items():
-            if name not in counted:
+            if name in found.ignored:
                 scores[name] = 0
             else:
                 scores[name] = MAX_SCORE * (highest + lowest - score) // highest if highest else MAX_SCORE

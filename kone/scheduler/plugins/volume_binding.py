@@ -8,10 +8,11 @@ where one is not, the pod waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from kone.apimachinery.errors import FieldError, invalid_value
 from kone.apimachinery.objects import (
     Key,
     Object,
@@ -35,13 +36,23 @@ from kone.apimachinery.volume_claims import (
     is_reachable,
     waits_for_consumer,
 )
-from kone.scheduler.framework import SKIP, ClusterEvent, CycleState, Happened, Plugin, Status, unresolvable
+from kone.scheduler.framework import (
+    NO_ARGUMENTS,
+    SKIP,
+    ClusterEvent,
+    CycleState,
+    Happened,
+    Plugin,
+    Status,
+    unresolvable,
+)
 from kone.scheduler.pod_info import PodInfo
-from kone.scheduler.snapshot import NodeInfo
+from kone.scheduler.snapshot import Cluster, NodeInfo
 
 OUT_OF_REACH = "node(s) didn't match PersistentVolume's node affinity"
 NO_VOLUME = "node(s) didn't find available persistent volumes to bind"
 VOLUME_GONE = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"
+TIMEOUT_S = 600.0  # until volumes must be bound
 NOT_BOUND_YET = "pod has unbound immediate PersistentVolumeClaims"
 
 
@@ -63,14 +74,28 @@ class PodClaims:
     plans: dict[str, VolumePlan] = field(default_factory=dict)
 
 
+Bind = Callable[[PodInfo, NodeInfo, VolumePlan, float], Awaitable[Status | None]]
+
+
 class VolumeBinding(Plugin):
     name = "VolumeBinding"
     wakes_on = Happened.CLAIM | Happened.VOLUME | Happened.STORAGE_CLASS | Happened.NODE_ADDED | Happened.NODE_LABELS
 
-    def __init__(self, cluster: Any) -> None:
-        super().__init__(cluster)
+    arguments: ClassVar = {"bindTimeoutSeconds": int}
+
+    def __init__(self, cluster: Cluster, args: Mapping[str, Any] = NO_ARGUMENTS, bind: Bind | None = None) -> None:
+        """`bind` carries a plan out; without it plans are only made."""
+        super().__init__(cluster, args)
+        self._bind = bind
+        self._timeout_s = float(args.get("bindTimeoutSeconds", TIMEOUT_S))
         self._promised: dict[str, Object] = {}  # volumes by name as they will be: with the claim they were chosen for
         self._going: dict[Key, Object] = {}  # claims as they will be: with the node they were told
+
+    @classmethod
+    def check(cls, path: str, args: Mapping[str, Any]) -> Iterable[FieldError]:
+        if (timeout := args.get("bindTimeoutSeconds", 0)) < 0:
+            why = "invalid BindTimeoutSeconds, should not be a negative value"
+            yield invalid_value(f"{path}.bindTimeoutSeconds", timeout, why)
 
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
         if event.what & Happened.CLAIM:
@@ -164,6 +189,12 @@ class VolumeBinding(Plugin):
             self._promised.pop(name_of(volume), None)
         for claim in plan.to_provision:
             self._going.pop(key_of(claim), None)
+
+    async def pre_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
+        plan = plan_of(state, node.name)
+        if self._bind is None or not (plan.matches or plan.to_provision):
+            return None
+        return await self._bind(pod, node, plan, self._timeout_s)
 
     async def post_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> None:
         self.unreserve(state, pod, node)  # the claims themselves say it by now
