@@ -54,12 +54,14 @@ async def _remove(settings: Settings, keep_data: bool) -> AsyncIterator[str]:
             yield f"removed addresses of load balancers: {', '.join(given)}"
     except OSError as error:
         raise CleanupError(f"addresses of load balancers stay: {error}; run as root") from None
-    from kone.runtime import cgroups, mounts
+    from kone.runtime import cgroups, kubelet_home, mounts
 
     await cgroups.remove_hierarchy(settings.instance)
     for point in mounts.mounts_below(str(settings.data.absolute())):
         mounts.unmount(point)
         yield f"unmounted {point}"
+    if settings.kubelet_dir and kubelet_home.withdraw(settings.data / "kubelet", Path(settings.kubelet_dir)):
+        yield f"removed the link {settings.kubelet_dir}"
     if settings.data.is_dir() and not keep_data:
         shutil.rmtree(settings.data)
         yield f"removed {settings.data}"

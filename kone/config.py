@@ -100,6 +100,12 @@ class Settings:
     kubelet_port: int = _setting(
         -1, "port of the kubelet's HTTPS server (default 10250; 0 takes a free one)", metavar="PORT"
     )
+    kubelet_dir: str = _setting(
+        "",
+        "where plugins look for the kubelet's files: made a link to <data-dir>/kubelet (default /var/lib/kubelet; none "
+        "with --instance)",
+        metavar="DIR",
+    )
     max_pods: int = _setting(110, "how many pods this node takes", metavar="N")
     scheduler_config_file: str = _setting(
         "", "profiles of the scheduler, a file of kind KubeSchedulerConfiguration", metavar="FILE"
@@ -183,6 +189,7 @@ def resolve(settings: Settings) -> Settings:
         service_cidr=settings.service_cidr
         or (f"10.{190 + number // 2}.{number % 2 * 128}.0/17" if instance else "10.96.0.0/16"),
         docker_host=settings.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock",
+        kubelet_dir=settings.kubelet_dir or ("" if instance else "/var/lib/kubelet"),
         kubelet_port=settings.kubelet_port if settings.kubelet_port >= 0 else (0 if instance else 10250),
     )
     services = _service_networks(filled)

@@ -456,6 +456,7 @@ class Node:
             cluster_domain=settings.cluster_domain,
             instance=settings.instance or "default",
             max_pods=settings.max_pods,
+            public_dir=Path(settings.kubelet_dir) if settings.kubelet_dir else None,
             port=settings.kubelet_port,
             pod_cidrs=self._pod_cidrs,
             server_cert=pki.certificate("kubelet-serving"),

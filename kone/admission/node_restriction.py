@@ -5,11 +5,20 @@ What it may ask for at all is the Node authorizer's matter; here is what its wri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from kone.admission.chain import Attributes, Caches, Plugin
 from kone.apimachinery.errors import internal_error, not_found
-from kone.apimachinery.objects import Object, annotations_of, dig, labels_of, name_of, owner_references, uid_of
+from kone.apimachinery.objects import (
+    Object,
+    annotations_of,
+    dig,
+    labels_of,
+    name_of,
+    namespace_of,
+    owner_references,
+    uid_of,
+)
 from kone.apimachinery.pod_references import claim_names, config_map_names, secret_names
 from kone.apimachinery.users import node_identity
 
@@ -46,6 +55,9 @@ class NodeRestriction(Plugin):
         self._pods = caches.of("", "pods")
         self._nodes = caches.of("", "nodes")
         self._accounts = caches.of("", "serviceaccounts")
+        self._claims = caches.of("", "persistentvolumeclaims")
+        self._volumes = caches.of("", "persistentvolumes")
+        self._drivers = caches.of("storage.k8s.io", "csidrivers")
         self._checks: Mapping[tuple[str, str], Check] = {
             ("", "pods"): self._pod,
             ("", "nodes"): self._node,
@@ -190,8 +202,28 @@ class NodeRestriction(Plugin):
         if len(audiences) > 1:
             raise a.refuse("node may only request 0 or 1 audiences")
         audience = audiences[0] if audiences else ""
-        if audience not in _audiences_of(pod):
+        if audience not in _audiences_of(pod) and not self._driver_wants(pod, audience):
             raise a.refuse(f'{a.user.name} is not authorized to request tokens for audience "{audience}"')
+
+    def _driver_wants(self, pod: Object, audience: str) -> bool:
+        """Whether a CSI driver of one of the pod's volumes asks for such tokens."""
+        for driver in self._csi_drivers_of(pod):
+            found = self._drivers.get("", driver)
+            requests = dig(found.obj, "spec", "tokenRequests", default=()) if found is not None else ()
+            if any(request.get("audience", "") == audience for request in requests):
+                return True
+        return False
+
+    def _csi_drivers_of(self, pod: Object) -> Iterator[str]:
+        for volume in dig(pod, "spec", "volumes", default=()):
+            if driver := dig(volume, "csi", "driver"):
+                yield driver
+        for name in claim_names(pod):
+            claim = self._claims.get(namespace_of(pod), name)
+            bound_to = dig(claim.obj, "spec", "volumeName", default="") if claim is not None else ""
+            found = self._volumes.get("", bound_to) if bound_to else None
+            if found is not None and (driver := dig(found.obj, "spec", "csi", "driver")):
+                yield driver
 
     def _pod_certificate(self, node: str, a: Attributes) -> None:
         """A kubelet asks for a pod of its own, by what that pod is and for a signer that the pod names."""

@@ -85,9 +85,9 @@ CLUSTERROLES = GVR("rbac.authorization.k8s.io", "v1", "clusterroles")
 ROLEBINDINGS = GVR("rbac.authorization.k8s.io", "v1", "rolebindings")
 ROLES = GVR("rbac.authorization.k8s.io", "v1", "roles")
 PRIORITYCLASSES = GVR("scheduling.k8s.io", "v1", "priorityclasses")
-STORAGECLASSES = GVR("storage.k8s.io", "v1", "storageclasses")
-CSINODES = GVR("storage.k8s.io", "v1", "csinodes")
 CSIDRIVERS = GVR("storage.k8s.io", "v1", "csidrivers")
+CSINODES = GVR("storage.k8s.io", "v1", "csinodes")
+STORAGECLASSES = GVR("storage.k8s.io", "v1", "storageclasses")
 VOLUMEATTACHMENTS = GVR("storage.k8s.io", "v1", "volumeattachments")
 
 

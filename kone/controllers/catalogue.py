@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kone.controllers.admission_policy_status import ADMISSION_POLICY_STATUS_CONTROLLER
+from kone.controllers.attach_detach import ATTACH_DETACH_CONTROLLER
 from kone.controllers.certificates import (
     APPROVING_CONTROLLER,
     CLEANER_CONTROLLER,
@@ -79,6 +80,7 @@ def all_controllers() -> list[Controller]:
         SERVING_BUNDLE_PUBLISHER,
         PERSISTENT_VOLUME_BINDER,
         LOCAL_PATH_PROVISIONER,
+        ATTACH_DETACH_CONTROLLER,
         CLAIM_PROTECTION_CONTROLLER,
         VOLUME_PROTECTION_CONTROLLER,
         ATTRIBUTES_CLASS_PROTECTION_CONTROLLER,

@@ -37,6 +37,12 @@ def claim_name(pod: Object, volume: Object) -> str:
     return f"{name_of(pod)}-{volume['name']}" if volume.get("ephemeral") is not None else ""
 
 
+def may_use_csi(pod: Object) -> bool:
+    """Whether some volume of the pod may be a CSI driver's."""
+    volumes = pod["spec"].get("volumes") or ()
+    return any(volume.get("csi") is not None or claim_name(pod, volume) for volume in volumes)
+
+
 @dataclass(frozen=True, slots=True)
 class Claimed:
     """A volume that may be mounted."""

@@ -14,6 +14,7 @@ from kone.runtime.image_names import parse_reference
 from kone.runtime.pod_spec import ContainerKind, is_host_network, is_sidecar, pod_meta, quantity, regular_containers
 from kone.runtime.runtime import (
     ContainerConfig,
+    Device,
     Image,
     Mount,
     Resources,
@@ -49,9 +50,10 @@ def container_config(
     node_memory_bytes: int,
     termination_file: str,
     target_container_id: str = "",
+    devices: Sequence[Device] = (),
 ) -> ContainerConfig:
-    """The container. `mounts` are the volumes' and the pod's own files; `target_container_id` is an ephemeral
-    container's.
+    """The container. `mounts` are the volumes' and the pod's own files, `devices` volumes of mode Block;
+    `target_container_id` is an ephemeral container's.
     """
     command = [expand(word, env.get) for word in container.get("command") or ()]
     args = [expand(word, env.get) for word in container.get("args") or ()]
@@ -76,6 +78,7 @@ def container_config(
         working_dir=container.get("workingDir", ""),
         env=tuple(env.items()),
         mounts=tuple(mounts),
+        devices=tuple(devices),
         resources=container_resources(pod, kind, container, node_memory_bytes=node_memory_bytes),
         security=security,
         cgroup_parent=cgroup_parent,

@@ -7,6 +7,7 @@ events.
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from kone.apimachinery.protowire import Malformed
 from kone.runtime.grpc_status import DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, RpcError
 
 Content = dict[str, Any]
+
+SOCKET_PATH_MAX: Final = 107  # bytes, unix(7)
 
 _UNARY: Final = Cardinality.UNARY_UNARY
 _STREAMING: Final = Cardinality.UNARY_STREAM
@@ -56,11 +59,15 @@ class Client:
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self._channel: Channel | None = None
+        self._folder: int | None = None  # of a socket whose path is too long to be connected to by name
 
     def close(self) -> None:
         if self._channel is not None:
             self._channel.close()
             self._channel = None
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
     async def call(self, method: Method, request: Mapping[str, Any], *, timeout_s: float) -> Content:
         """The answer. Raises RpcError; one of code Unavailable where nobody listens."""
@@ -87,11 +94,18 @@ class Client:
 
     def _request(self, method: Method, timeout_s: float | None) -> Any:
         if self._channel is None:
-            self._channel = Channel(path=str(self.socket), codec=_Codec())
+            self._channel = Channel(path=self._path(), codec=_Codec())
         cardinality = _STREAMING if method.streams else _UNARY
         request: Any = method.request  # grpclib names message classes by `type`; ours are values
         answer: Any = method.answer
         return self._channel.request(method.path, cardinality, request, answer, timeout=timeout_s)
+
+    def _path(self) -> str:
+        """A name of the socket that the kernel takes. Raises OSError where the folder is not there."""
+        if len(os.fsencode(self.socket)) <= SOCKET_PATH_MAX:
+            return str(self.socket)
+        self._folder = os.open(self.socket.parent, os.O_PATH | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._folder}/{self.socket.name}"
 
     def _explained(self, error: BaseException) -> RpcError:
         match error:

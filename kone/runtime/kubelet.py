@@ -26,10 +26,13 @@ from kone.apimachinery.objects import (
 from kone.apimachinery.pod_resources import Amounts, amounts
 from kone.client.client import Client, EventType, Informer, Unsubscribe
 from kone.client.events import EventRecorder
+from kone.runtime import kubelet_home
 from kone.runtime.backoff import Backoff
 from kone.runtime.cgroups import Cgroups
 from kone.runtime.configz import kubelet_configuration
 from kone.runtime.container_config import GRACE_PERIOD
+from kone.runtime.csi_drivers import PLUGIN_TYPE, CsiDrivers
+from kone.runtime.csi_volumes import CsiVolumes
 from kone.runtime.environment import PodFacts, field_value, resource_value
 from kone.runtime.eviction import Eviction, Host
 from kone.runtime.handlers import Handlers
@@ -39,8 +42,9 @@ from kone.runtime.kubelet_config import KubeletConfig
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.lifecycle import Hooks
 from kone.runtime.node_status import NodeInfo, NodeStatus, host_facts, node_reference
-from kone.runtime.parts import VolumeManager
+from kone.runtime.parts import VolumeError, VolumeManager
 from kone.runtime.pleg import Pleg
+from kone.runtime.plugin_watcher import PluginWatcher
 from kone.runtime.pod_admit import REJECTED, refuse
 from kone.runtime.pod_certificates import NewKey, PodCertificates
 from kone.runtime.pod_files import PodFiles
@@ -64,11 +68,13 @@ from kone.runtime.server import KubeletServer, Tls
 from kone.runtime.stats import Stats
 from kone.runtime.status_manager import StatusManager
 from kone.runtime.termination_message import last_words
+from kone.runtime.tokens import Tokens
 from kone.runtime.volumes import Volumes
 
 log = logging.getLogger(__name__)
 
 RUNTIME_RETRY_S = 2.0
+LEFTOVER_RETRY_FIRST_S, LEFTOVER_RETRY_MAX_S = 1.0, 60.0
 
 
 class Kubelet:
@@ -103,6 +109,17 @@ class Kubelet:
         self._statuses = StatusManager(client, self._pods, clock)
         self._handlers = Handlers(runtime)
         self._probes = Probes(self._handlers, recorder, clock, self.sync_pod)
+        self._drivers = CsiDrivers(client, config.node_name, clock)
+        self._csi = CsiVolumes(
+            client,
+            config.root_dir,
+            self._drivers,
+            Tokens(client, clock),
+            config.node_name,
+            clock,
+            changed_use=self._look_at_node,
+        )
+        self._plugins = PluginWatcher(config.root_dir, clock, {PLUGIN_TYPE: self._drivers})
         self._volumes = volumes or Volumes(
             client,
             config.root_dir,
@@ -111,6 +128,7 @@ class Kubelet:
             allocatable_memory=lambda: self.allocatable().get("memory", 0),
             sync_pod=self.sync_pod,
             certificates=PodCertificates(client, recorder, clock, config.node_name, new_key) if new_key else None,
+            csi=self._csi,
         )
         self._stats = Stats(self, runtime, clock, config.node_name, config.root_dir)
         self._make_host = host
@@ -127,6 +145,7 @@ class Kubelet:
 
     async def start(self) -> None:
         self._config.pods_dir.mkdir(parents=True, exist_ok=True)
+        self._csi.public_root = kubelet_home.offer(self._config.root_dir, self._config.public_dir)
         await self._start_server()
         await self._start_node_status()
         for informer in (self._pods, self._nodes, self._services):
@@ -144,6 +163,7 @@ class Kubelet:
         await self._pleg.stop()
         await self._probes.stop()
         if self._parts is not None:
+            await self._plugins.stop()
             await self._volumes.stop()
         await self._statuses.stop()
         if self._node_status is not None:
@@ -208,6 +228,7 @@ class Kubelet:
             self._runtime_status,
             self._images,
             pressures=lambda: self._eviction.pressures if self._eviction is not None else (),
+            volumes_in_use=self._csi.in_use,
         )
         await self._node_status.start()
 
@@ -269,16 +290,17 @@ class Kubelet:
             self._recorder,
             self._clock,
             node,
-            on_change=self._on_pressure,
+            on_change=self._look_at_node,
         )
         await self._pleg.start(self._on_first_list, self._on_list)
         await self._image_gc.start()
         await self._eviction.start()
+        await self._plugins.start()
         if self._node_status is not None:
             await self._node_status.report()
         return True
 
-    def _on_pressure(self) -> None:
+    def _look_at_node(self) -> None:
         if self._node_status is not None:
             self._node_status.look_now()
 
@@ -310,9 +332,21 @@ class Kubelet:
         assert self._parts is not None
         known = {uid_of(pod) for pod in self._pods.list()} | self._pleg.uids()
         for uid in (self._volumes.mounted() | self._parts.files.known()) - known:
-            await self._volumes.unmount(uid)
-            await self._parts.cgroups.remove(uid)
-            self._parts.files.remove(uid)
+            self._tasks.spawn(self._remove_leftover(uid), name=f"kubelet.remove-leftover {uid}")
+
+    async def _remove_leftover(self, uid: str) -> None:
+        assert self._parts is not None
+        delay_s = LEFTOVER_RETRY_FIRST_S
+        while True:
+            try:
+                await self._volumes.unmount(uid)
+                break
+            except VolumeError as error:  # its driver may come yet
+                log.warning("volumes of pod %s, which is gone, stay: %s", uid, error)
+            await self._clock.sleep(delay_s)
+            delay_s = min(delay_s * 2, LEFTOVER_RETRY_MAX_S)
+        await self._parts.cgroups.remove(uid)
+        self._parts.files.remove(uid)
 
     # Pods
 

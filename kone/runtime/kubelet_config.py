@@ -26,6 +26,7 @@ class KubeletConfig:
     node_labels: dict[str, str] = field(default_factory=dict)
     node_annotations: dict[str, str] = field(default_factory=dict)
     allowed_unsafe_sysctls: tuple[str, ...] = ()
+    public_dir: Path | None = None  # where plugins look for the kubelet's files; None: where they lie
 
     @property
     def root_dir(self) -> Path:

@@ -251,7 +251,8 @@ def _without_heartbeats(status: Object) -> Object:
 class NodeStatus:
     """Registers the node, keeps its status true and renews its lease.
 
-    `runtime_status` and `images` ask the runtime, `pressures` eviction, which conditions of shortage hold.
+    `runtime_status` and `images` ask the runtime, `pressures` eviction, which conditions of shortage hold;
+    `volumes_in_use` names the volumes that must stay attached.
     """
 
     def __init__(
@@ -265,10 +266,12 @@ class NodeStatus:
         images: Callable[[], Awaitable[Sequence[Image]]],
         *,
         pressures: Callable[[], Collection[str]] = tuple,
+        volumes_in_use: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._client, self._recorder, self._clock = client, recorder, clock
         self._info, self._facts = info, facts
         self._runtime_status, self._images, self._pressures = runtime_status, images, pressures
+        self._volumes_in_use = volumes_in_use
         self._tasks = TaskGroup("node-status")
         self._seen_images: Sequence[Image] = ()
         self._images_at = -IMAGES_LOOK_S
@@ -298,13 +301,18 @@ class NodeStatus:
         new = {**old, **found}
         if not runtime.ready and old.get("images"):
             new["images"] = old["images"]
+        in_use = list(self._volumes_in_use())
+        if in_use or old.get("volumesInUse"):
+            new["volumesInUse"] = in_use
         kept = [c for c in old.get("conditions") or () if not find_condition({"status": new}, c["type"])]
         new["conditions"] = [*kept, *new["conditions"]]
         if not differs(old, new) and self._clock.monotonic() - self._reported_at < STATUS_REPORT_S:
             return
         self._tell_of_change(old, new)
-        # A patch, as upstream's kubelet sends: the spec may change meanwhile (taints), and is not ours to say.
-        await self._client.patch(NODES, self._info.name, {"status": new}, subresource="status")
+        # A patch of what has changed, as upstream's kubelet sends: the rest may change meanwhile (taints, what others
+        # attach), and is not ours to say.
+        patch = {key: value for key, value in new.items() if value != old.get(key)}
+        await self._client.patch(NODES, self._info.name, {"status": patch}, subresource="status")
         self._reported_at = self._clock.monotonic()
 
     def move(self, addresses: Sequence[tuple[str, str]]) -> None:

@@ -23,6 +23,16 @@ class VolumeError(Exception):
     """A volume cannot be mounted (yet). `str(error)` is the text of the FailedMount event, in upstream's words, e.g.
     `MountVolume.SetUp failed for volume "v" : configmap "nope" not found`. The worker records it and tries again."""
 
+    def __init__(self, text: str, reason: str = "FailedMount") -> None:
+        super().__init__(text)
+        self.reason = reason
+        """The event's: "FailedMapVolume" for block devices."""
+
+
+class VolumesWaiting(VolumeError):
+    """A volume waits for others: for the controller to attach it. No event is worth it yet; `str(error)` is the
+    volume's name."""
+
 
 class SubPathFailed(VolumeError):
     """A subPath cannot be had. `step` is what failed, for users; the text may tell of the host, and is for the log."""
@@ -38,6 +48,7 @@ class MountedVolume:
 
     host_path: str
     read_only: bool = False
+    is_device: bool = False  # of volumeMode Block: for volumeDevices, not to be mounted
 
 
 class VolumeManager(Protocol):
@@ -61,7 +72,7 @@ class VolumeManager(Protocol):
 
     async def unmount(self, pod_uid: str) -> None:
         """Unmount and remove all of a pod's volumes, leaving hostPath alone. Idempotent; knows only the UID after a
-        restart.
+        restart. Raises VolumeError where a volume's driver is away or says no: try again.
         """
 
     def mounted(self) -> set[str]:

@@ -40,6 +40,7 @@ from kone.runtime.runtime import (
     ContainerConfig,
     ContainerState,
     ContainerStatus,
+    Device,
     Image,
     Mount,
     RuntimeFault,
@@ -367,6 +368,7 @@ class PodStarter:
             node_memory_bytes=parts.allocatable().get("memory", 0),
             termination_file=termination_file,
             target_container_id=_target(container, observed),
+            devices=self._devices(container),
         )
 
     async def _mounts(self, pod: Object, container: Object, env: Mapping[str, str]) -> list[Mount]:
@@ -374,7 +376,7 @@ class PodStarter:
         mounts = []
         for mount in container.get("volumeMounts") or ():
             volume = self._volumes.get(mount["name"])
-            if volume is None:
+            if volume is None or volume.is_device:
                 raise ConfigError(f'cannot find volume "{mount["name"]}" to mount into container "{container["name"]}"')
             path = volume.host_path
             sub_path = mount.get("subPath", "")
@@ -394,6 +396,18 @@ class PodStarter:
                 )
             )
         return mounts
+
+    def _devices(self, container: Object) -> list[Device]:
+        """The container's block devices. Raises ConfigError."""
+        devices = []
+        for use in container.get("volumeDevices") or ():
+            volume, path = self._volumes.get(use["name"]), use["devicePath"]
+            if not path.startswith("/"):
+                raise ConfigError(f"error DevicePath `{path}` must be an absolute path")
+            if volume is None or not volume.is_device:
+                raise ConfigError(f'cannot find volume "{use["name"]}" to pass into container "{container["name"]}"')
+            devices.append(Device(volume.host_path, path, "r" if volume.read_only else "mrw"))
+        return devices
 
     async def _sub_path(
         self, pod: Object, container: Object, mount: Object, volume: MountedVolume, sub_path: str

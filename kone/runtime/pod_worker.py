@@ -20,7 +20,7 @@ from kone.apimachinery.timestamps import parse_time
 from kone.runtime.container_config import container_resources
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.observed import PodObserved
-from kone.runtime.parts import ProbeResults, VolumeError
+from kone.runtime.parts import ProbeResults, VolumeError, VolumesWaiting
 from kone.runtime.pod_actions import PodActions, Resize, compute_actions
 from kone.runtime.pod_killer import PodKiller, kill_grace_s
 from kone.runtime.pod_resize import (
@@ -273,8 +273,8 @@ class PodWorker:
                 self._mounted = _told_to_volumes(pod)
                 await self._starter.start_containers(pod, actions.start, sandbox.id, observed, parent)
         except (VolumeError, SandboxProblem) as error:
-            if isinstance(error, VolumeError):
-                self._parts.recorder.event(pod, "Warning", "FailedMount", str(error))
+            if isinstance(error, VolumeError) and not isinstance(error, VolumesWaiting):
+                self._parts.recorder.event(pod, "Warning", error.reason, str(error))
             self._blocked = True
             return self._retry_s()
         except StartProblem as problem:
@@ -436,7 +436,11 @@ class PodWorker:
             return 0.0
         self.ended.set()
         self._report(ended=True)
-        await parts.volumes.unmount(self.uid)
+        try:
+            await parts.volumes.unmount(self.uid)
+        except VolumeError as error:
+            log.warning("pod %s: %s", format_pod(pod), error)
+            return self._retry_s()
         await parts.cgroups.remove(self.uid)
         self.phase = Phase.TERMINATED
         self._wanted = True

@@ -27,8 +27,9 @@ _Key = tuple[str, str, str]  # pod UID, audience, seconds it should live
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class Token:
     text: str
+    expiration: str  # as the API wrote it
     renew_at: float
     expires_at: float
 
@@ -38,15 +39,15 @@ class Tokens:
 
     def __init__(self, client: Client, clock: Clock) -> None:
         self._client, self._clock = client, clock
-        self._tokens: dict[_Key, _Token] = {}
+        self._tokens: dict[_Key, Token] = {}
 
-    async def get(self, pod: Object, source: Source) -> str:
+    async def get(self, pod: Object, source: Source) -> Token:
         """The token for a serviceAccountToken source of a pod. Raises VolumeError."""
         key = (uid_of(pod), source.spec.get("audience", ""), str(source.spec.get("expirationSeconds", "")))
         known = self._tokens.get(key)
         now = self._clock.now()
         if known is not None and now < known.renew_at:
-            return known.text
+            return known
         account = dig(pod, "spec", "serviceAccountName", default="default")
         try:
             answer = await self._client.create(
@@ -62,13 +63,14 @@ class Tokens:
             if now >= known.expires_at:
                 raise VolumeError(f"token {account} expired and refresh failed: {error}") from None
             log.warning("token of pod %s/%s is not renewed: %s", namespace_of(pod), name_of(pod), error)
-            return known.text
-        expires_at = parse_time(answer["status"]["expirationTimestamp"])
+            return known
+        expiration = answer["status"]["expirationTimestamp"]
+        expires_at = parse_time(expiration)
         lives_s = float(dig(answer, "spec", "expirationSeconds", default=expires_at - now))
         renew_at = min(expires_at - lives_s * (1 - LIFE_SHARE), expires_at - lives_s + MAX_AGE_S)
-        token = _Token(answer["status"]["token"], renew_at, expires_at)
+        token = Token(answer["status"]["token"], expiration, renew_at, expires_at)
         self._tokens[key] = token
-        return token.text
+        return token
 
     def due(self) -> Iterator[str]:
         """UIDs of pods that have a token to be renewed."""

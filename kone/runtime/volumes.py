@@ -31,9 +31,20 @@ from kone.apimachinery.kinds import (
 )
 from kone.apimachinery.objects import Object, annotations_of, dig, labels_of, name_of, namespace_of, uid_of
 from kone.client.client import Client, EventType, Unsubscribe
-from kone.runtime import atomic_writer, claimed_volumes, empty_dir, host_path, mounts, subpath, volume_payloads
+from kone.runtime import (
+    atomic_writer,
+    claimed_volumes,
+    csi_rules,
+    empty_dir,
+    host_path,
+    mounts,
+    subpath,
+    volume_payloads,
+)
 from kone.runtime.atomic_writer import File
-from kone.runtime.parts import MountedVolume, SyncPod, VolumeError
+from kone.runtime.csi_volumes import CsiVolumes
+from kone.runtime.group_ownership import give_to_group
+from kone.runtime.parts import MountedVolume, SyncPod, VolumeError, VolumesWaiting
 from kone.runtime.pod_certificates import PodCertificates
 from kone.runtime.tokens import Tokens
 from kone.runtime.volume_payloads import Source
@@ -41,7 +52,9 @@ from kone.runtime.volume_payloads import Source
 log = logging.getLogger(__name__)
 
 REFRESH_EVERY_S = 60.0  # the kubelet's sync period: a token that is due is renewed at most this late
+WAIT_MAX_S = 123.0  # how long a pod waits for its volumes without a word (podAttachAndMountTimeout)
 FOLDER = "volumes"
+DEVICES_FOLDER = "volumeDevices"
 
 DownwardValue = Callable[[Object, Object], str]
 """(pod, volume item) -> the text of its fieldRef or resourceFieldRef; ValueError where it has none."""
@@ -56,7 +69,7 @@ class Volumes:
 
     `allocatable_memory` bounds memory volumes (0: no bound). `sync_pod` is called when something a pod's volumes name
     has changed, so that a pod that waits for it need not wait for its next try. Without `certificates` this node has
-    none for pods.
+    none for pods; without `csi`, none of CSI drivers.
     """
 
     def __init__(
@@ -69,6 +82,7 @@ class Volumes:
         allocatable_memory: Callable[[], int] = lambda: 0,
         sync_pod: SyncPod = lambda uid: None,
         certificates: PodCertificates | None = None,
+        csi: CsiVolumes | None = None,
     ) -> None:
         self._client = client
         self._root = root / "pods"
@@ -78,6 +92,8 @@ class Volumes:
         self._sync_pod = sync_pod
         self._tokens = Tokens(client, clock)
         self._certificates = certificates
+        self._csi = csi
+        self._waiting: dict[str, float] = {}  # pod UID -> since when (monotonic) it waits for its volumes
         self._pods: dict[str, Object] = {}  # mounted here and now, by UID: those that follow their objects
         self._users: dict[tuple[str, str, str], set[str]] = defaultdict(set)  # (kind, namespace, name) -> pod UIDs
         self._claimed: dict[tuple[str, str], MountedVolume] = {}  # (pod UID, volume): claims found good once
@@ -93,6 +109,9 @@ class Volumes:
             self._subscriptions.append(informer.subscribe(self._on_change(kind)))
         for resource in (PERSISTENTVOLUMES, NODES):
             await self._client.informer(resource).wait_synced()
+        if self._csi is not None:
+            self._csi.changed = self._on_csi
+            await self._csi.start()
         claims = self._client.informer(PERSISTENTVOLUMECLAIMS)
         await claims.wait_synced()
         self._subscriptions.append(claims.subscribe(self._on_claim))
@@ -107,12 +126,20 @@ class Volumes:
         self._subscriptions.clear()
         self._follows_pods = self._follows_bundles = False
         await self._tasks.cancel()
+        if self._csi is not None:
+            await self._csi.stop()
 
     async def mount(self, pod: Object) -> Mapping[str, MountedVolume]:
         uid = uid_of(pod)
         async with self._locks[uid]:
             self._follow(pod)
-            return await self._mount_all(pod)
+            try:
+                mounted = await self._mount_all(pod)
+            except VolumesWaiting as waiting:
+                self._wait_on(uid, str(waiting))
+                raise
+            self._waiting.pop(uid, None)
+            return mounted
 
     async def subpath(self, pod: Object, volume: MountedVolume, sub_path: str) -> str:
         subpath.check(sub_path)
@@ -122,6 +149,8 @@ class Volumes:
     async def unmount(self, pod_uid: str) -> None:
         async with self._locks[pod_uid]:
             self._forget(pod_uid)
+            if self._csi is not None:
+                await self._csi.unmount(pod_uid)
             folder = self._root / pod_uid
             for point in [*_mounts_of(folder / FOLDER), *_mounts_of(folder / subpath.FOLDER)]:
                 mounts.unmount(point)
@@ -129,23 +158,45 @@ class Volumes:
         self._locks.pop(pod_uid, None)
 
     def mounted(self) -> set[str]:
-        folders = (FOLDER, subpath.FOLDER)
+        folders = (FOLDER, DEVICES_FOLDER, subpath.FOLDER)
         return {uid for uid in _names(self._root) if any((self._root / uid / name).exists() for name in folders)}
 
     # ---- one volume
 
     async def _mount_all(self, pod: Object) -> Mapping[str, MountedVolume]:
+        """Every volume is tried, so that they wait together. Raises the first failure, else that one waits."""
         mounted = {}
+        failed: list[VolumeError] = []
         for volume in pod["spec"].get("volumes") or ():
-            if claimed_volumes.claim_name(pod, volume):
-                mounted[volume["name"]] = await self._mount_claimed(pod, volume)
-                continue
             try:
-                mounted[volume["name"]] = await self._mount_one(pod, volume)
-            except (VolumeError, OSError, ValueError) as error:
-                what = f'MountVolume.SetUp failed for volume "{volume["name"]}"'
-                raise VolumeError(f"{what} : {_text(error)}") from None
+                mounted[volume["name"]] = await self._mount_any(pod, volume)
+            except VolumeError as error:
+                failed.append(error)
+        if failed:
+            raise next((error for error in failed if not isinstance(error, VolumesWaiting)), failed[0])
         return mounted
+
+    async def _mount_any(self, pod: Object, volume: Object) -> MountedVolume:
+        """Raises VolumeError with the whole text of the event."""
+        if claimed_volumes.claim_name(pod, volume):
+            return await self._mount_claimed(pod, volume)
+        if self._csi is not None and volume.get("csi") is not None:
+            return await self._csi.mount(pod, csi_rules.of_inline(pod, volume))
+        try:
+            return await self._mount_one(pod, volume)
+        except (VolumeError, OSError, ValueError) as error:
+            what = f'MountVolume.SetUp failed for volume "{volume["name"]}"'
+            raise VolumeError(f"{what} : {_text(error)}") from None
+
+    def _wait_on(self, uid: str, volume: str) -> None:
+        """Raises VolumeError when the pod has waited for so long that its users should know."""
+        now = self._clock.monotonic()
+        if now - self._waiting.setdefault(uid, now) >= WAIT_MAX_S:
+            del self._waiting[uid]
+            raise VolumeError(
+                f"Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[{volume}], "
+                "failed to process volumes=[]: context deadline exceeded"
+            ) from None
 
     async def _mount_one(self, pod: Object, volume: Object) -> MountedVolume:
         if (place := volume.get("hostPath")) is not None:
@@ -184,13 +235,12 @@ class Volumes:
         found = self._client.informer(PERSISTENTVOLUMES).get("", bound_to)
         node = self._client.informer(NODES).get("", dig(pod, "spec", "nodeName", default=""))
         claimed = claimed_volumes.judge_volume(pod, volume, claim, found, node)
+        if self._csi is not None and claimed.volume["spec"].get("csi") is not None:
+            return await self._csi.mount(pod, csi_rules.of_persistent(claimed.volume, read_only=claimed.read_only))
         mounted = claimed_volumes.place(claimed)
         group = dig(pod, "spec", "securityContext", "fsGroup")
         if group is not None and claimed_volumes.takes_group(claimed):
-            policy = dig(pod, "spec", "securityContext", "fsGroupChangePolicy", default="Always")
-            top = Path(mounted.host_path)
-            if policy == "Always" or not atomic_writer.is_owned(top, group):
-                await asyncio.to_thread(atomic_writer.own, top, group, read_only=False)
+            await give_to_group(pod, Path(mounted.host_path), group)
         self._claimed[key] = mounted
         return mounted
 
@@ -223,7 +273,7 @@ class Volumes:
             case "downwardAPI":
                 return volume_payloads.downward_files(source, pod, self._downward_value)
             case "serviceAccountToken":
-                return volume_payloads.token_files(source, await self._tokens.get(pod, source), pod)
+                return volume_payloads.token_files(source, (await self._tokens.get(pod, source)).text, pod)
             case "clusterTrustBundle":
                 return volume_payloads.trust_bundle_files(source, await self._trust_bundles(), pod)
             case "podCertificate" if self._certificates is not None:
@@ -256,6 +306,7 @@ class Volumes:
 
     def _forget(self, uid: str) -> None:
         self._pods.pop(uid, None)
+        self._waiting.pop(uid, None)
         for known in [known for known in self._claimed if known[0] == uid]:
             del self._claimed[known]
         for key in [key for key, users in self._users.items() if uid in users]:
@@ -277,6 +328,11 @@ class Volumes:
     def _on_claim(self, event: EventType, claim: Object, previous: Object | None) -> None:
         """A pod may wait for it to be bound."""
         for uid in tuple(self._users.get((_CLAIM, namespace_of(claim), name_of(claim)), ())):
+            self._sync_pod(uid)
+
+    def _on_csi(self) -> None:
+        """Pods may wait for a driver, or for a volume to be attached."""
+        for uid in {*self._waiting, *(uid for uid, pod in self._pods.items() if claimed_volumes.may_use_csi(pod))}:
             self._sync_pod(uid)
 
     def _on_pod(self, event: EventType, pod: Object, previous: Object | None) -> None:
@@ -301,6 +357,8 @@ class Volumes:
                 due.update(self._certificates.due())
             for uid in due:
                 await self._refresh(uid)
+            if self._csi is not None:
+                await self._csi.republish()
 
     async def _refresh(self, uid: str) -> None:
         """Write a mounted pod's files anew. What cannot be read now stays as it was: running pods are not disturbed."""
@@ -360,6 +418,7 @@ def _remove(pod_folder: Path) -> None:
         if left := _mounts_of(folder):
             raise OSError(f"{left[0]} is still mounted")
     subpath.remove(pod_folder)
-    shutil.rmtree(pod_folder / FOLDER, ignore_errors=True)
+    for name in (FOLDER, DEVICES_FOLDER):
+        shutil.rmtree(pod_folder / name, ignore_errors=True)
     with contextlib.suppress(OSError):
         pod_folder.rmdir()  # the pod's own files may be there still

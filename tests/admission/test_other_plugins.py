@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from kone.admission.certificates import CertificateApproval, CertificateSigning, CertificateSubjectRestriction
-from kone.admission.chain import default_chain
+from kone.admission.chain import Attributes, default_chain
 from kone.admission.default_classes import DefaultIngressClass, DefaultStorageClass
 from kone.admission.limit_ranger import LimitRanger
 from kone.admission.node_restriction import NodeRestriction
@@ -23,6 +23,7 @@ from kone.admission.storage_object_in_use_protection import StorageObjectInUsePr
 from kone.admission.taint_nodes_by_condition import TaintNodesByCondition
 from kone.aio.clock import FakeClock
 from kone.apimachinery.kinds import (
+    CSIDRIVERS,
     GVR,
     LEASES,
     LIMITRANGES,
@@ -218,6 +219,29 @@ async def test_tokens_that_a_node_may_not_have(caches: MemoryCaches, spec: Objec
     good = {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}}
     asked = write("CREATE", {"metadata": {}, "spec": good}, SERVICEACCOUNTS, subresource="token", name="sa", user=N1)
     await admit(NodeRestriction(caches), asked)
+
+
+@pytest.mark.parametrize("by_claim", [False, True], ids=["inline", "by a claim"])
+async def test_a_node_may_have_tokens_that_a_csi_driver_of_the_pod_asks_for(
+    caches: MemoryCaches, by_claim: bool
+) -> None:
+    source: Object = {"persistentVolumeClaim": {"claimName": "c"}} if by_claim else {"csi": {"driver": "d"}}
+    mine = pod("p", nodeName="n1", volumes=[{"name": "v", **source}])
+    mine["metadata"]["uid"] = "u"
+    caches.put(PODS, mine)
+    claim = {"metadata": {"name": "c", "namespace": mine["metadata"]["namespace"]}, "spec": {"volumeName": "pv"}}
+    caches.put(PERSISTENTVOLUMECLAIMS, claim)
+    caches.put(PERSISTENTVOLUMES, {"metadata": {"name": "pv"}, "spec": {"csi": {"driver": "d"}}})
+    caches.put(CSIDRIVERS, {"metadata": {"name": "d"}, "spec": {"tokenRequests": [{"audience": "vault"}]}})
+
+    def asked(audience: str) -> Attributes:
+        reference = {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}
+        spec = {"boundObjectRef": reference, "audiences": [audience]}
+        return write("CREATE", {"metadata": {}, "spec": spec}, SERVICEACCOUNTS, subresource="token", name="sa", user=N1)
+
+    await admit(NodeRestriction(caches), asked("vault"))
+    error = await refusal(NodeRestriction(caches), asked("bank"))
+    assert error.message.endswith('is not authorized to request tokens for audience "bank"')
 
 
 GOOD_REQUEST = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ async def echo(request: dict[str, Any]) -> dict[str, Any]:
 async def count(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
     for number in range(3):
         yield {"text": f"{request['text']}{number}"}
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short one: a Unix socket's path has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="kone-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -77,6 +85,15 @@ async def test_nobody_listens(tmp_path: Path) -> None:
     client.close()
     assert refused.value.code == UNAVAILABLE
     assert refused.value.message.endswith('none.sock: connect: no such file or directory"')
+
+
+async def test_a_socket_whose_path_is_longer_than_the_kernel_takes(socket: Path) -> None:
+    folder = socket.parent / ("x" * 120)
+    folder.mkdir()
+    socket.rename(folder / "s.sock")
+    client = Client(folder / "s.sock")
+    assert await client.call(ECHO, {"text": "a"}, timeout_s=10.0) == {"text": "a"}
+    client.close()
 
 
 async def test_a_server_that_was_started_anew_is_found_again(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class World:
 
     async def get(self, seconds: int = 3600, audience: str = "") -> str:
         spec = {"path": "token", "expirationSeconds": seconds, "audience": audience}
-        return await self.tokens.get(POD, Source("serviceAccountToken", "", spec, 0o644))
+        return (await self.tokens.get(POD, Source("serviceAccountToken", "", spec, 0o644))).text
 
 
 async def test_a_token_is_asked_for_once_a_purpose() -> None:
