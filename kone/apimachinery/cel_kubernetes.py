@@ -514,7 +514,7 @@ class Semver(Opaque):
         return (*self.numbers, 0 if self.before else 1, parts)
 
 
-def _parse_semver(text: str, normalize: bool = False) -> Semver:
+def parse_semver(text: str, normalize: bool = False) -> Semver:
     """Raises ValueError with the text of github.com/blang/semver."""
     if normalize:
         parts = [part.lstrip("0") or "0" if part.isdigit() else part for part in text.removeprefix("v").split(".", 2)]
@@ -541,14 +541,14 @@ def _parse_semver(text: str, normalize: bool = False) -> Semver:
 
 def _semver(text: str, normalize: bool = False) -> Semver:
     try:
-        return _parse_semver(text, normalize)
+        return parse_semver(text, normalize)
     except ValueError as error:
         raise CelError(str(error)) from None
 
 
 def _is_semver(text: str, normalize: bool = False) -> bool:
     try:
-        _parse_semver(text, normalize)
+        parse_semver(text, normalize)
     except ValueError:
         return False
     return True

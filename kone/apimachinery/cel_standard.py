@@ -16,6 +16,7 @@ from kone.apimachinery.cel_values import (
     NONE,
     UINT_MAX,
     CelError,
+    DefaultMap,
     Duration,
     Optional,
     Timestamp,
@@ -157,6 +158,8 @@ _declare("@in", "(A, map(A, B)) -> bool", contains)
 def index(found: Any, at: Any) -> Any:
     if isinstance(found, dict):
         if not has_key(found, at):
+            if isinstance(found, DefaultMap):
+                return {}
             raise CelError(f"no such key: {shown(at)}")
         return found[mapping_key(at)]
     if not isinstance(found, list):

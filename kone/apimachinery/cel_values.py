@@ -216,6 +216,10 @@ def mapping_key(value: Any) -> Any:
     raise CelError("unsupported key type")
 
 
+class DefaultMap(dict[str, Any]):
+    """A map that answers an index that it lacks with an empty map, as the attributes of a device do for a domain."""
+
+
 def has_key(found: dict[Any, Any], key: Any) -> bool:
     """Python finds 1 under True; CEL does not."""
     if isinstance(key, str):

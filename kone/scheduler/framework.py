@@ -74,6 +74,10 @@ class Happened(Flag):
     STORAGE_CLASS = auto()
     CSI_NODE = auto()
     DETACHED = auto()  # a volume attachment is gone
+    RESOURCE_CLAIM = auto()
+    RESOURCE_SLICE = auto()  # or a rule that taints devices
+    DEVICE_CLASS = auto()
+    SELF_CLAIMS = auto()  # the waiting pod's status names claims that were made for it
 
     NODE = NODE_ADDED | NODE_ALLOCATABLE | NODE_LABELS | NODE_TAINTS
     POD = POD_ADDED | POD_LABELS | POD_SCALED_DOWN | POD_GONE
@@ -86,6 +90,10 @@ class ClusterEvent:
     what: Happened
     old: Object | None = None
     new: Object | None = None
+
+
+class PluginError(Exception):
+    """A plugin cannot work a pod out; the text, which names the plugin, is for the pod's user."""
 
 
 class CycleState:

@@ -123,6 +123,10 @@ class PodInfo:
         """The names of the persistent volume claims it uses."""
         return frozenset(claim_names(self.pod))
 
+    @property
+    def uses_resource_claims(self) -> bool:
+        return bool(self.spec.get("resourceClaims"))
+
     def uses_claim(self, claim: Object | None) -> bool:
         return claim is not None and namespace_of(claim) == self.namespace and name_of(claim) in self.claims
 

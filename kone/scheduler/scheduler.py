@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
@@ -19,6 +20,8 @@ from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import (
     CSIDRIVERS,
     CSINODES,
+    DEVICECLASSES,
+    DEVICETAINTRULES,
     GVR,
     NAMESPACES,
     NODES,
@@ -28,6 +31,8 @@ from kone.apimachinery.kinds import (
     PODS,
     REPLICASETS,
     REPLICATIONCONTROLLERS,
+    RESOURCECLAIMS,
+    RESOURCESLICES,
     SERVICES,
     STATEFULSETS,
     STORAGECLASSES,
@@ -49,10 +54,21 @@ from kone.apimachinery.objects import (
 from kone.apimachinery.pod_resources import pod_requests
 from kone.apimachinery.timestamps import format_time
 from kone.client.client import Client, EventType, Handler, Unsubscribe
+from kone.scheduler.claim_reservation import ClaimReservation
 from kone.scheduler.configuration import POINTS, Configuration, Profile, default_configuration
-from kone.scheduler.framework import ClusterEvent, Framework, Happened, NoFit, Nominator, Placement, Plugin
+from kone.scheduler.framework import (
+    ClusterEvent,
+    Framework,
+    Happened,
+    NoFit,
+    Nominator,
+    Placement,
+    Plugin,
+    PluginError,
+)
 from kone.scheduler.plugins import DEFAULT
 from kone.scheduler.plugins.default_preemption import DefaultPreemption
+from kone.scheduler.plugins.dynamic_resources import DynamicResources
 from kone.scheduler.plugins.volume_binding import VolumeBinding
 from kone.scheduler.pod_info import PodInfo
 from kone.scheduler.preemption import Victims
@@ -100,6 +116,7 @@ class Scheduler:
         self._cluster = Cluster()
         self._nominator = Nominator()
         self._volumes = VolumeBinder(client, clock)
+        self._devices = ClaimReservation(client, clock)
         found = configuration or default_configuration()
         self._frameworks = {profile.name: self._framework_of(profile) for profile in found.profiles}
         backoff = found.backoff_first_s, found.backoff_max_s
@@ -121,6 +138,14 @@ class Scheduler:
             return VolumeBinding(self._cluster, args, self._volumes.bind)
         if plugin is DefaultPreemption:
             return DefaultPreemption(self._cluster, args, self._preempt)
+        if plugin is DynamicResources:
+            return DynamicResources(
+                self._cluster,
+                args,
+                new_id=lambda: str(uuid.uuid4()),
+                reserve_claims=self._devices.reserve,
+                deallocate=self._devices.deallocate,
+            )
         return plugin(self._cluster, args)
 
     def _framework(self, pod: PodInfo) -> Framework:
@@ -139,6 +164,10 @@ class Scheduler:
             CSINODES: self._on_csi_node,
             CSIDRIVERS: self._on_csi_driver,
             VOLUMEATTACHMENTS: self._on_attachment,
+            DEVICECLASSES: self._on_device_class,
+            DEVICETAINTRULES: self._on_device_taint_rule,
+            RESOURCESLICES: self._on_resource_slice,
+            RESOURCECLAIMS: self._on_resource_claim,
             SERVICES: self._on_service,
             REPLICATIONCONTROLLERS: self._on_selector,
             REPLICASETS: self._on_selector,
@@ -171,6 +200,10 @@ class Scheduler:
             queued = await self._queue.pop()
             try:
                 self._schedule(queued)
+            except PluginError as error:
+                log.warning("pod=%s/%s: %s", queued.info.namespace, queued.info.name, error)
+                self._queue.requeue(queued, (), is_error=True)
+                self._report_failure(queued.info, SCHEDULER_ERROR, str(error))
             except Exception as error:
                 # One pod that cannot be worked out (an affinity term nobody understands) must not stop the others.
                 log.exception("scheduling failed: pod=%s/%s", queued.info.namespace, queued.info.name)
@@ -401,6 +434,35 @@ class Scheduler:
         else:
             self._cluster.set_attachment(attachment)
 
+    def _on_device_class(self, kind: EventType, device_class: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.device_classes.pop(name_of(device_class), None)
+        else:
+            self._cluster.device_classes[name_of(device_class)] = device_class
+            self._queue.move(ClusterEvent(Happened.DEVICE_CLASS, old, device_class))
+
+    def _on_device_taint_rule(self, kind: EventType, rule: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.device_taint_rules.pop(name_of(rule), None)
+        else:
+            self._cluster.device_taint_rules[name_of(rule)] = rule
+        self._queue.move(ClusterEvent(Happened.RESOURCE_SLICE, old, rule))
+
+    def _on_resource_slice(self, kind: EventType, found: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.resource_slices.pop(name_of(found), None)
+        else:
+            self._cluster.resource_slices[name_of(found)] = found
+        self._queue.move(ClusterEvent(Happened.RESOURCE_SLICE, old, found))
+
+    def _on_resource_claim(self, kind: EventType, claim: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.resource_claims.pop(key_of(claim), None)
+            self._queue.move(ClusterEvent(Happened.RESOURCE_CLAIM, claim, None))
+        else:
+            self._cluster.resource_claims[key_of(claim)] = claim
+            self._queue.move(ClusterEvent(Happened.RESOURCE_CLAIM, old, claim))
+
     def _on_selector(self, kind: EventType, workload: Object, _old: Object | None) -> None:
         if kind == "DELETED":
             self._cluster.selectors.pop(uid_of(workload), None)
@@ -508,6 +570,8 @@ def waiting_pod_changes(old: Object, new: Object) -> Iterator[Happened]:
         yield Happened.SELF_LABELS
     if dig(old, "spec", "tolerations") != dig(new, "spec", "tolerations"):
         yield Happened.SELF_TOLERATIONS
+    if dig(old, "status", "resourceClaimStatuses") != dig(new, "status", "resourceClaimStatuses"):
+        yield Happened.SELF_CLAIMS
     if dig(old, "spec", "schedulingGates") and not dig(new, "spec", "schedulingGates"):
         yield Happened.SELF_GATES
     if _asks_for_less(old, new):

@@ -178,6 +178,10 @@ class Cluster:
         self.services: dict[str, dict[str, Mapping[str, str]]] = {}  # selectors by namespace, by name
         self.selectors: dict[str, Object] = {}  # of ReplicaSets, ReplicationControllers and StatefulSets, by uid
         self._attachments: dict[str, dict[str, Object]] = {}  # VolumeAttachments by node, by name
+        self.resource_claims: dict[Key, Object] = {}
+        self.resource_slices: dict[str, Object] = {}
+        self.device_classes: dict[str, Object] = {}
+        self.device_taint_rules: dict[str, Object] = {}
         self.claim_users: dict[Key, int] = {}  # how many pods use the claim, on all nodes
         self.image_nodes: dict[str, int] = {}  # how many nodes have the image
 

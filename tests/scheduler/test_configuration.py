@@ -34,7 +34,7 @@ def test_nothing_said_is_the_default() -> None:
     assert parse_configuration(text()) == default_configuration()
     [profile] = default_configuration().profiles
     assert profile.name == "default-scheduler"
-    assert list(profile.points["preEnqueue"]) == ["SchedulingGates", "DefaultPreemption"]
+    assert list(profile.points["preEnqueue"]) == ["SchedulingGates", "DynamicResources", "DefaultPreemption"]
     assert list(profile.points["filter"]) == [
         "NodeName",
         "NodeUnschedulable",
@@ -48,6 +48,7 @@ def test_nothing_said_is_the_default() -> None:
         "VolumeZone",
         "PodTopologySpread",
         "InterPodAffinity",
+        "DynamicResources",
     ]
     assert profile.points["score"] == {
         "TaintToleration": 3,
@@ -58,7 +59,7 @@ def test_nothing_said_is_the_default() -> None:
         "NodeResourcesBalancedAllocation": 1,
         "ImageLocality": 1,
     }
-    assert list(profile.points["preBind"]) == ["VolumeBinding"]
+    assert list(profile.points["preBind"]) == ["VolumeBinding", "DynamicResources"]
 
 
 @pytest.mark.parametrize(

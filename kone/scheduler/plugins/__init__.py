@@ -5,6 +5,7 @@ from __future__ import annotations
 from kone.scheduler.framework import Plugin
 from kone.scheduler.plugins.balanced_allocation import NodeResourcesBalancedAllocation
 from kone.scheduler.plugins.default_preemption import DefaultPreemption
+from kone.scheduler.plugins.dynamic_resources import DynamicResources
 from kone.scheduler.plugins.image_locality import ImageLocality
 from kone.scheduler.plugins.inter_pod_affinity import InterPodAffinity
 from kone.scheduler.plugins.node_affinity import NodeAffinity
@@ -34,6 +35,7 @@ DEFAULT: tuple[type[Plugin], ...] = (
     VolumeZone,
     PodTopologySpread,
     InterPodAffinity,
+    DynamicResources,
     DefaultPreemption,
     NodeResourcesBalancedAllocation,
     ImageLocality,
