@@ -6,9 +6,7 @@ starts is refused. Rules and texts: kubernetes/pkg/kubelet/volumemanager (desire
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from typing import Any
 
 from kone.apimachinery.objects import Object, controller_of, dig, is_deleting, name_of, namespace_of, uid_of
 from kone.apimachinery.volume_claims import is_reachable
@@ -90,36 +88,45 @@ def judge_volume(pod: Object, volume: Object, claim: Object, found: Object | Non
         text = f"volume {volume['name']} has volumeMode {mode}, but is specified in {wrong}"
         raise VolumeError(f"{_all_unmounted(volume)}: {text}")
     if node is not None and not is_reachable(found, node):
-        raise VolumeError(f'MountVolume.NodeAffinity check failed for volume "{name}" : no matching NodeSelectorTerms')
+        step = "MapVolume" if mode == "Block" else "MountVolume"
+        raise VolumeError(f'{step}.NodeAffinity check failed for volume "{name}" : no matching NodeSelectorTerms')
     read_only = bool(dig(volume, "persistentVolumeClaim", "readOnly"))
     return Claimed(found, read_only)
 
 
 def place(claimed: Claimed) -> MountedVolume:
-    """Where the volume's content lies on this host. Raises VolumeError, OSError."""
-    spec: dict[str, Any] = claimed.volume["spec"]
-    name = name_of(claimed.volume)
-    if (source := spec.get("hostPath")) is not None:
-        try:
-            host_path.prepare(source.get("path", ""), source.get("type") or "")
-        except (VolumeError, OSError) as error:
-            raise VolumeError(f'MountVolume.SetUp failed for volume "{name}" : {error}') from None
-        return MountedVolume(source["path"], claimed.read_only)
-    if (source := spec.get("local")) is not None:
-        path = source.get("path", "")
-        if not os.path.lexists(path):
-            why = f'path "{path}" does not exist'
-            raise VolumeError(f'MountVolume.NewMounter initialization failed for volume "{name}" : {why}')
-        return MountedVolume(path, claimed.read_only)
-    plugin = next((key for key in spec if key not in _NOT_SOURCES), "")
-    raise VolumeError(
-        f'MountVolume.SetUp failed for volume "{name}" : no volume plugin matched: this node has none for {plugin}'
-    )
+    """Where a hostPath volume's content lies on this host. Raises VolumeError."""
+    source = claimed.volume["spec"]["hostPath"]
+    try:
+        host_path.prepare(source.get("path", ""), source.get("type") or "")
+    except (VolumeError, OSError) as error:
+        raise VolumeError(f'MountVolume.SetUp failed for volume "{name_of(claimed.volume)}" : {error}') from None
+    return MountedVolume(source["path"], claimed.read_only)
 
 
-def takes_group(claimed: Claimed) -> bool:
-    """Whether the pod's fsGroup is given to the volume: to local ones, never to a host's own directories."""
-    return claimed.volume["spec"].get("local") is not None and not claimed.read_only
+def kind_of(volume: Object) -> str:
+    """The name of a persistent volume's source: "hostPath", "csi", ..."""
+    return next((key for key in volume["spec"] if key not in _NOT_SOURCES), "")
+
+
+def no_plugin(volume: Object, spec_name: str) -> VolumeError:
+    """For a volume of a kind that this node has no plugin for; `spec_name` is its name, or its persistent volume's."""
+    why = f'failed to get Plugin from volumeSpec for volume "{spec_name}" err=no volume plugin matched'
+    return VolumeError(f"{_all_unmounted(volume)}: {why}")
+
+
+def in_use_by_another(volume: Object) -> VolumeError:
+    """For a volume of access mode ReadWriteOncePod that another pod of this node has."""
+    is_block = dig(volume, "spec", "volumeMode") == "Block"
+    step, reason = ("MapVolume.SetUpDevice", "FailedMapVolume") if is_block else ("MountVolume.SetUp", "FailedMount")
+    why = "volume uses the ReadWriteOncePod access mode and is already in use by another pod"
+    return VolumeError(f'{step} failed for volume "{name_of(volume)}" : {why}', reason)
+
+
+def no_devices(volume: Object) -> VolumeError:
+    """For a volume of mode Block of a kind that has no block devices."""
+    text = "MapVolume.FindMapperPluginBySpec failed to find BlockVolumeMapper plugin. Volume plugin is nil."
+    return VolumeError(f'{text} for volume "{name_of(volume)}" ', "FailedMapVolume")
 
 
 def _is_named_in(pod: Object, field: str, volume: Object) -> bool:

@@ -129,6 +129,7 @@ class Kubelet:
             sync_pod=self.sync_pod,
             certificates=PodCertificates(client, recorder, clock, config.node_name, new_key) if new_key else None,
             csi=self._csi,
+            tell=lambda obj, reason, message: recorder.event(obj, "Warning", reason, message),
         )
         self._stats = Stats(self, runtime, clock, config.node_name, config.root_dir)
         self._make_host = host

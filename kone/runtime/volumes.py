@@ -38,12 +38,14 @@ from kone.runtime import (
     empty_dir,
     host_path,
     mounts,
+    nfs_volumes,
     subpath,
     volume_payloads,
 )
 from kone.runtime.atomic_writer import File
+from kone.runtime.claimed_volumes import Claimed
 from kone.runtime.csi_volumes import CsiVolumes
-from kone.runtime.group_ownership import give_to_group
+from kone.runtime.local_volumes import LocalVolumes, Tell
 from kone.runtime.parts import MountedVolume, SyncPod, VolumeError, VolumesWaiting
 from kone.runtime.pod_certificates import PodCertificates
 from kone.runtime.tokens import Tokens
@@ -61,6 +63,7 @@ DownwardValue = Callable[[Object, Object], str]
 
 _PLUGINS = {"configMap": "configmap", "secret": "secret", "downwardAPI": "downward-api", "projected": "projected"}
 _FOLLOWED: Mapping[str, GVR] = {"configMap": CONFIGMAPS, "secret": SECRETS}
+_ONE_OF = _PLUGINS.keys() | {"hostPath", "emptyDir"}
 _CLAIM = "persistentVolumeClaim"
 
 
@@ -69,7 +72,7 @@ class Volumes:
 
     `allocatable_memory` bounds memory volumes (0: no bound). `sync_pod` is called when something a pod's volumes name
     has changed, so that a pod that waits for it need not wait for its next try. Without `certificates` this node has
-    none for pods; without `csi`, none of CSI drivers.
+    none for pods; without `csi`, none of CSI drivers. `tell` records warnings about what is mounted nevertheless.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Volumes:
         sync_pod: SyncPod = lambda uid: None,
         certificates: PodCertificates | None = None,
         csi: CsiVolumes | None = None,
+        tell: Tell = lambda obj, reason, message: None,
     ) -> None:
         self._client = client
         self._root = root / "pods"
@@ -93,6 +97,8 @@ class Volumes:
         self._tokens = Tokens(client, clock)
         self._certificates = certificates
         self._csi = csi
+        self._local = LocalVolumes(root, tell)
+        self._holders: dict[str, set[str]] = {}  # persistent volume -> UIDs of the pods that have it
         self._waiting: dict[str, float] = {}  # pod UID -> since when (monotonic) it waits for its volumes
         self._pods: dict[str, Object] = {}  # mounted here and now, by UID: those that follow their objects
         self._users: dict[tuple[str, str, str], set[str]] = defaultdict(set)  # (kind, namespace, name) -> pod UIDs
@@ -151,6 +157,10 @@ class Volumes:
             self._forget(pod_uid)
             if self._csi is not None:
                 await self._csi.unmount(pod_uid)
+            try:
+                await self._local.unmount(pod_uid)
+            except OSError as error:
+                raise VolumeError(f"local volumes stay: {error}") from None
             folder = self._root / pod_uid
             for point in [*_mounts_of(folder / FOLDER), *_mounts_of(folder / subpath.FOLDER)]:
                 mounts.unmount(point)
@@ -182,6 +192,10 @@ class Volumes:
             return await self._mount_claimed(pod, volume)
         if self._csi is not None and volume.get("csi") is not None:
             return await self._csi.mount(pod, csi_rules.of_inline(pod, volume))
+        if (source := volume.get("nfs")) is not None:
+            return await nfs_volumes.mount(self._root.parent, pod, volume["name"], source, read_only=False)
+        if not _ONE_OF & volume.keys():
+            raise claimed_volumes.no_plugin(volume, volume["name"])
         try:
             return await self._mount_one(pod, volume)
         except (VolumeError, OSError, ValueError) as error:
@@ -207,9 +221,7 @@ class Volumes:
             empty_dir.make(path, volume, pod, self._allocatable_memory())
             return MountedVolume(str(path))
         sources = volume_payloads.sources_of(volume)
-        if sources is None:
-            plugin = next((key for key in volume if key != "name"), "")
-            raise VolumeError(f"no volume plugin matched: this node has none for {plugin}")
+        assert sources is not None, "every other kind has been seen"
         kind = next(k for k in _PLUGINS if k in volume)
         path = self._place(pod, _PLUGINS[kind], volume)
         files = await self._files(pod, volume["name"], sources)
@@ -235,14 +247,32 @@ class Volumes:
         found = self._client.informer(PERSISTENTVOLUMES).get("", bound_to)
         node = self._client.informer(NODES).get("", dig(pod, "spec", "nodeName", default=""))
         claimed = claimed_volumes.judge_volume(pod, volume, claim, found, node)
-        if self._csi is not None and claimed.volume["spec"].get("csi") is not None:
-            return await self._csi.mount(pod, csi_rules.of_persistent(claimed.volume, read_only=claimed.read_only))
-        mounted = claimed_volumes.place(claimed)
-        group = dig(pod, "spec", "securityContext", "fsGroup")
-        if group is not None and claimed_volumes.takes_group(claimed):
-            await give_to_group(pod, Path(mounted.host_path), group)
+        held = self._holders.setdefault(bound_to, set())
+        if held - {uid_of(pod)} and dig(claimed.volume, "spec", "accessModes") == ["ReadWriteOncePod"]:
+            raise claimed_volumes.in_use_by_another(claimed.volume)
+        held.add(uid_of(pod))
+        mounted = await self._mount_persistent(pod, volume, claimed)
         self._claimed[key] = mounted
         return mounted
+
+    async def _mount_persistent(self, pod: Object, volume: Object, claimed: Claimed) -> MountedVolume:
+        """Raises VolumeError with the whole text of the event."""
+        found, read_only = claimed.volume, claimed.read_only
+        kind = claimed_volumes.kind_of(found)
+        if kind == "csi" and self._csi is not None:
+            return await self._csi.mount(pod, csi_rules.of_persistent(found, read_only=read_only))
+        if kind == "local":
+            return await self._local.mount(pod, found, read_only=read_only)
+        if kind not in ("hostPath", "nfs"):
+            raise claimed_volumes.no_plugin(volume, name_of(found))
+        if dig(found, "spec", "volumeMode") == "Block":
+            raise claimed_volumes.no_devices(found)
+        if kind == "hostPath":
+            return claimed_volumes.place(claimed)
+        options = dig(found, "spec", "mountOptions", default=())
+        source = found["spec"]["nfs"]
+        root = self._root.parent
+        return await nfs_volumes.mount(root, pod, name_of(found), source, read_only=read_only, options=options)
 
     def _place(self, pod: Object, plugin: str, volume: Object) -> Path:
         return self._root / uid_of(pod) / FOLDER / f"kubernetes.io~{plugin}" / str(volume["name"])
@@ -307,6 +337,10 @@ class Volumes:
     def _forget(self, uid: str) -> None:
         self._pods.pop(uid, None)
         self._waiting.pop(uid, None)
+        for volume in [volume for volume, held in self._holders.items() if uid in held]:
+            self._holders[volume].discard(uid)
+            if not self._holders[volume]:
+                del self._holders[volume]
         for known in [known for known in self._claimed if known[0] == uid]:
             del self._claimed[known]
         for key in [key for key, users in self._users.items() if uid in users]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from kone.aio.clock import FakeClock
 from kone.apimachinery.kinds import NODES, PERSISTENTVOLUMECLAIMS, PERSISTENTVOLUMES, PODS
 from kone.apimachinery.objects import Object, replace_in, uid_of
+from kone.runtime import mounts
 from kone.runtime.parts import MountedVolume, VolumeError
 from kone.runtime.volumes import Volumes
 from tests.fakes import FakeClient, make_node
@@ -30,6 +32,8 @@ class World:
             self.client, path / "root", self.client.clock, lambda pod, item: "", sync_pod=self.synced.append
         )
         self.client.put(NODES, make_node("n1"))
+        self.content = path / "content"
+        self.content.mkdir()
 
     def claim(self, name: str = "c", *, phase: str = "Bound", bound_to: str = "v", **meta: Any) -> Object:
         claim = {
@@ -63,30 +67,39 @@ class World:
             await self.volumes.mount(pod)
         return str(caught.value)
 
+    def place(self, pod: Object) -> str:
+        """Where a pod's local volume "v" is mounted."""
+        return str(self.path / "root" / "pods" / uid_of(pod) / "volumes" / "kubernetes.io~local-volume" / "v")
+
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    for point in mounts.mounts_below(str(tmp_path)):
+        mounts.unmount(point)
 
 
 async def test_a_host_path_volume_is_used_where_it_lies(world: World) -> None:
-    path = world.path / "content"
+    path = world.path / "elsewhere"
     world.volume(world.claim(), hostPath={"path": str(path), "type": "DirectoryOrCreate"})
     assert await world.volumes.mount(world.pod()) == {"data": MountedVolume(str(path))}
     assert path.is_dir()
 
 
 async def test_a_pod_may_ask_to_read_only(world: World) -> None:
-    world.volume(world.claim(), local={"path": str(world.path)})
-    source = {"persistentVolumeClaim": {"claimName": "c", "readOnly": True}}
-    assert await world.volumes.mount(world.pod(source)) == {"data": MountedVolume(str(world.path), read_only=True)}
+    world.volume(world.claim(), local={"path": str(world.content)})
+    pod = world.pod({"persistentVolumeClaim": {"claimName": "c", "readOnly": True}})
+    assert await world.volumes.mount(pod) == {"data": MountedVolume(world.place(pod), read_only=True)}
+    with pytest.raises(OSError, match="Read-only file system"):
+        Path(world.place(pod), "file").touch()
 
 
 async def test_an_ephemeral_volume_means_the_pods_own_claim(world: World) -> None:
     pod = world.pod({"ephemeral": {"volumeClaimTemplate": {}}})
     owner = {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid_of(pod), "controller": True}
-    world.volume(world.claim("p-data", ownerReferences=[owner]), local={"path": str(world.path)})
-    assert (await world.volumes.mount(pod))["data"].host_path == str(world.path)
+    world.volume(world.claim("p-data", ownerReferences=[owner]), local={"path": str(world.content)})
+    assert (await world.volumes.mount(pod))["data"].host_path == world.place(pod)
 
 
 async def test_an_ephemeral_volumes_claim_of_somebody_else_is_refused(world: World) -> None:
@@ -96,11 +109,11 @@ async def test_an_ephemeral_volumes_claim_of_somebody_else_is_refused(world: Wor
 
 
 async def test_a_claim_that_goes_stays_with_the_pods_that_have_it(world: World) -> None:
-    world.volume(world.claim(finalizers=["kubernetes.io/pvc-protection"]), local={"path": str(world.path)})
+    world.volume(world.claim(finalizers=["kubernetes.io/pvc-protection"]), local={"path": str(world.content)})
     pod = world.pod()
     await world.volumes.mount(pod)
     await world.client.delete(PERSISTENTVOLUMECLAIMS, "c", namespace="n")
-    assert (await world.volumes.mount(pod))["data"].host_path == str(world.path)
+    assert (await world.volumes.mount(pod))["data"].host_path == world.place(pod)
     await world.volumes.unmount(uid_of(pod))
     assert await world.refusal(pod) == f"{PROCESSING}error processing PVC n/c: PVC is being deleted"
 
@@ -154,8 +167,8 @@ AFFINITY = {"required": {"nodeSelectorTerms": [{"matchExpressions": [{"key": "a"
             "it's a File",
         ),
         (
-            {"csi": {"driver": "d", "volumeHandle": "h"}, "capacity": {"storage": "1Gi"}},
-            'MountVolume.SetUp failed for volume "v" : no volume plugin matched: this node has none for csi',
+            {"iscsi": {"targetPortal": "t"}, "capacity": {"storage": "1Gi"}},
+            f'{PROCESSING}failed to get Plugin from volumeSpec for volume "v" err=no volume plugin matched',
         ),
     ],
 )
@@ -183,8 +196,7 @@ async def test_a_volume_of_another_claim_is_refused(world: World) -> None:
 async def test_local_volumes_get_the_pods_group(
     world: World, kind: str, policy: str, group_before: int, given: bool
 ) -> None:
-    top = world.path / "content"
-    top.mkdir()
+    top = world.content
     (top / "file").touch(mode=0o600)
     if group_before:
         os.chown(top, -1, group_before)
@@ -194,3 +206,23 @@ async def test_local_volumes_get_the_pods_group(
     await world.volumes.mount(world.pod(securityContext=context))
     state = (top / "file").stat()
     assert (state.st_gid == 4711, bool(state.st_mode & 0o060)) == (given, given)
+
+
+async def test_a_volume_for_one_pod_is_refused_to_a_second(world: World) -> None:
+    world.volume(world.claim(), local={"path": str(world.content)}, accessModes=["ReadWriteOncePod"])
+    first = world.pod()
+    second = world.client.put(PODS, {**first, "metadata": {"name": "q", "namespace": "n"}})
+    await world.volumes.mount(first)
+    why = "volume uses the ReadWriteOncePod access mode and is already in use by another pod"
+    assert await world.refusal(second) == f'MountVolume.SetUp failed for volume "v" : {why}'
+    await world.volumes.unmount(uid_of(first))
+    assert (await world.volumes.mount(second))["data"].host_path == world.place(second)
+
+
+async def test_a_host_path_is_no_block_device(world: World) -> None:
+    world.volume(world.claim(), hostPath={"path": "/dev/null"}, volumeMode="Block")
+    devices = [{"name": "c", "volumeDevices": [{"name": "data", "devicePath": "/dev/x"}]}]
+    with pytest.raises(VolumeError) as refused:
+        await world.volumes.mount(world.pod(containers=devices))
+    assert refused.value.reason == "FailedMapVolume"
+    assert str(refused.value).startswith("MapVolume.FindMapperPluginBySpec failed to find BlockVolumeMapper plugin.")

@@ -165,9 +165,28 @@ async def test_a_mount_point_inside_a_read_only_volume_is_there(world: World) ->
     assert (path / "a").read_text() == "1"
 
 
-async def test_an_unknown_source_is_refused(world: World) -> None:
-    with pytest.raises(VolumeError, match="no volume plugin matched: this node has none for nfs"):
-        await world.mount(world.pod({"name": "v", "nfs": {"server": "s", "path": "/"}}))
+async def test_a_source_that_this_node_has_no_plugin_for(world: World) -> None:
+    with pytest.raises(VolumeError) as refused:
+        await world.mount(world.pod({"name": "v", "iscsi": {"targetPortal": "t"}}))
+    assert str(refused.value) == (
+        "Unable to attach or mount volumes: unmounted volumes=[v], unattached volumes=[], failed to process "
+        'volumes=[v]: failed to get Plugin from volumeSpec for volume "v" err=no volume plugin matched'
+    )
+
+
+async def test_nfs_without_a_server_or_a_client(world: World) -> None:
+    """The host's own mount(8) is asked, whatever it says is told; nothing is left."""
+    pod = world.pod({"name": "v", "nfs": {"server": "fd00::1", "path": "/no/such", "readOnly": True}})
+    place = world.path / "pods" / uid_of(pod) / "volumes/kubernetes.io~nfs/v"
+    with pytest.raises(VolumeError) as refused:
+        await world.mount(pod)
+    told = str(refused.value).splitlines()
+    assert told[0].startswith('MountVolume.SetUp failed for volume "v" : mount failed: exit status ')
+    assert told[1:3] == [
+        "Mounting command: mount",
+        f"Mounting arguments: -t nfs -o ro [fd00::1]:/no/such {place}",
+    ]
+    assert not place.exists()
 
 
 async def test_an_unmounted_pod_leaves_only_what_is_not_a_volume(world: World) -> None:
