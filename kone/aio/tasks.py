@@ -35,8 +35,9 @@ class TaskGroup:
         return task
 
     def guard(self, loop: Callable[[], Awaitable[None]], *, name: str) -> asyncio.Task[Any]:
-        """Run `loop()` for ever: when it returns or raises, say so and start it again after 1 s, doubling to 30 s."""
-        return self.spawn(_restarting(loop, name), name=name)
+        """Run `loop()` for ever, in a task of that name. When it returns or raises, say so and start it again after
+        1 s, doubling to 30 s; when somebody cancels its task, at once."""
+        return self.spawn(_restarting(loop, name), name=f"guard of {name}")
 
     async def cancel(self) -> None:
         """Cancel every task and wait until each has ended."""
@@ -55,12 +56,25 @@ async def _restarting(loop: Callable[[], Awaitable[None]], name: str) -> None:
     delay_s = RESTART_FIRST_S
     while True:
         started = asyncio.get_running_loop().time()
+        task = asyncio.create_task(_as_coroutine(loop), name=name)
         try:
-            await loop()
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            raise
+        if task.cancelled():
+            log.error("task %s was killed; it starts again", name)
+            continue
+        if (error := task.exception()) is None:
             log.warning("task %s has finished unexpectedly; it starts again in %.0f s", name, delay_s)
-        except Exception:
-            log.exception("task %s failed; it starts again in %.0f s", name, delay_s)
+        else:
+            log.error("task %s failed; it starts again in %.0f s", name, delay_s, exc_info=error)
         if asyncio.get_running_loop().time() - started > RESTART_MAX_S:
             delay_s = RESTART_FIRST_S
         await asyncio.sleep(delay_s)
         delay_s = min(delay_s * 2, RESTART_MAX_S)
+
+
+async def _as_coroutine(loop: Callable[[], Awaitable[None]]) -> None:
+    await loop()

@@ -130,6 +130,12 @@ class WorkQueue(Generic[K]):
             self._timer.cancel()
         self._timer_at = at
         self._timer = asyncio.create_task(self._sleep_until(at), name=f"queue {self.name}")
+        self._timer.add_done_callback(self._revive)
+
+    def _revive(self, timer: asyncio.Task[None]) -> None:
+        """Somebody else has cancelled the timer: what is delayed must come back all the same."""
+        if timer.cancelled() and timer is self._timer:
+            self._start_timer(self._timer_at)
 
     async def _sleep_until(self, at: float) -> None:
         await self._clock.sleep(at - self._clock.monotonic())

@@ -7,6 +7,7 @@ keys and the other controllers go on.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -218,6 +219,9 @@ class Loop:
             key = await self.queue.get()
             try:
                 await self._reconcile(key)
+            except asyncio.CancelledError:
+                self.queue.add(key)  # for the worker that follows
+                raise
             finally:
                 self.queue.done(key)
 
