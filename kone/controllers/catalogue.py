@@ -23,6 +23,7 @@ from kone.controllers.ephemeral_volumes import EPHEMERAL_VOLUME_CONTROLLER
 from kone.controllers.garbage_collector import GARBAGE_COLLECTOR
 from kone.controllers.hpa import HPA_CONTROLLER
 from kone.controllers.job import JOB_CONTROLLER, JOB_LEFTOVERS_CONTROLLER
+from kone.controllers.legacy_tokens import LEGACY_TOKEN_CLEANER_CONTROLLER
 from kone.controllers.local_path import LOCAL_PATH_PROVISIONER
 from kone.controllers.namespace import NAMESPACE_CONTROLLER
 from kone.controllers.node_lifecycle import NODE_LIFECYCLE_CONTROLLER
@@ -37,6 +38,7 @@ from kone.controllers.service_account import SERVICE_ACCOUNT_CONTROLLER
 from kone.controllers.service_account_tokens import TOKENS_CONTROLLER
 from kone.controllers.service_cidrs import SERVICE_CIDR_CONTROLLER
 from kone.controllers.statefulset import STATEFULSET_CONTROLLER
+from kone.controllers.storage_version_migrator import STORAGE_VERSION_MIGRATOR_CONTROLLER
 from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
 from kone.controllers.trust_bundles import SERVING_BUNDLE_PUBLISHER
 from kone.controllers.ttl_after_finished import TTL_AFTER_FINISHED_CONTROLLER
@@ -53,6 +55,7 @@ def all_controllers() -> list[Controller]:
     return [
         SERVICE_ACCOUNT_CONTROLLER,
         TOKENS_CONTROLLER,
+        LEGACY_TOKEN_CLEANER_CONTROLLER,
         ROOT_CA_PUBLISHER,
         DEPLOYMENT_CONTROLLER,
         REPLICASET_CONTROLLER,
@@ -94,4 +97,5 @@ def all_controllers() -> list[Controller]:
         TAINT_EVICTION_CONTROLLER,
         POD_GC_CONTROLLER,
         SERVICE_CIDR_CONTROLLER,
+        STORAGE_VERSION_MIGRATOR_CONTROLLER,
     ]
