@@ -1,4 +1,4 @@
-"""The network's speed, in namespaces of its own: wiring pods, changing one Service among many, answering DNS."""
+"""The network's speed, in namespaces of its own: wiring pods, changing one Service among many."""
 
 from __future__ import annotations
 
@@ -11,29 +11,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
-import dns.message
 import uvloop
 
 from benchmarks.report import Figure
-from kone.apimachinery.kinds import NAMESPACES, SERVICES
 from kone.net import modes
 from kone.net.bridge import BridgeNetwork, NetworkConfig
-from kone.net.dns import DnsServer
 from kone.net.firewall import Backend, Firewall
 from kone.net.modes import Mode
 from kone.net.names import Names
 from kone.net.rule_config import RuleConfig
 from kone.net.service_map import Endpoint, ServicePort, ServicePortName
-from tests.fakes import FakeClient
-from tests.net.objects import namespace, service
 from tests.net.world import World, run
 
 CONFIG = NetworkConfig(["10.244.0.0/24"], ["10.244.0.0/16"], ["10.96.0.0/16"])
 RULES = RuleConfig(Names(), ["10.244.0.0/16"], ["10.96.0.0/16"], pod_cidrs=["10.244.0.0/24"])
 CHANGES = 40
 FLUSH: Mapping[Mode, str] = {"iptables": "iptables-{backend} -t nat -F", "nftables": "nft flush ruleset"}
-QUESTIONS = 30_000
-CLIENTS = 16
 
 
 def measure() -> Iterator[Figure]:
@@ -41,7 +34,6 @@ def measure() -> Iterator[Figure]:
     for mode, backend in (("nftables", "nft"), ("iptables", "nft"), ("iptables", "legacy")):
         for count in (1000, 5000):
             yield from uvloop.run(_services(cast(Mode, mode), cast(Backend, backend), count))
-    yield from uvloop.run(_dns())
 
 
 async def _pods() -> list[Figure]:
@@ -126,51 +118,3 @@ def _port(number: int, endpoints: tuple[int, ...]) -> ServicePort:
     address = f"10.96.{1 + number // 250}.{1 + number % 250}"
     backends = tuple(Endpoint(f"10.244.{1 + e}.{1 + number % 250}", 8080) for e in endpoints)
     return ServicePort("TCP", address, 80, cluster_endpoints=backends, has_endpoints=True)
-
-
-async def _dns() -> list[Figure]:
-    client = FakeClient()
-    client.put(NAMESPACES, namespace("default"))
-    for number in range(100):
-        client.put(SERVICES, service(f"web-{number}", clusterIP=f"10.96.1.{number}"))
-    server = DnsServer(client, "cluster.local", ["127.53.0.1"], port=0)
-    await server.start()
-    queries = [
-        dns.message.make_query(f"web-{number}.default.svc.cluster.local", "A", use_edns=0).to_wire()
-        for number in range(100)
-    ]
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    took: list[float] = []
-
-    class Asker(asyncio.DatagramProtocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport = cast(asyncio.DatagramTransport, transport)
-            self.ask()
-
-        def ask(self) -> None:
-            self.asked = time.perf_counter()
-            self.transport.sendto(queries[len(took) % len(queries)])
-
-        def datagram_received(self, data: bytes, addr: object) -> None:
-            took.append(time.perf_counter() - self.asked)
-            if len(took) < QUESTIONS:
-                self.ask()
-            elif not done.done():
-                done.set_result(None)
-
-    began = time.perf_counter()
-    loop = asyncio.get_running_loop()
-    askers = [
-        (await loop.create_datagram_endpoint(Asker, remote_addr=("127.53.0.1", server.ports[0])))[0]
-        for _ in range(CLIENTS)
-    ]
-    await done
-    rate = len(took) / (time.perf_counter() - began)
-    for asker in askers:
-        asker.close()
-    await server.stop()
-    took.sort()
-    return [
-        Figure("DNS answers, its clients in the same process", rate, "/s", 10_000),
-        Figure("DNS answers, 99th percentile", took[int(len(took) * 0.99)] * 1000, "ms", 5, "less"),
-    ]
