@@ -15,22 +15,20 @@ import asyncio
 import json
 import logging
 import shutil
-import subprocess
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
+from kone.aio.one_thread import OneThread
 from kone.aio.tasks import TaskGroup
+from kone.net.commands import CommandError, run
 from kone.net.names import Names, chain_prefix_of
 from kone.net.rules_watch import Changes, LegacyShapes, watch_legacy, watch_nft
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 Backend = Literal["nft", "legacy"]
-RESTORE_TIMEOUT_S = 60.0
 SETTLE_S = 0.1  # someone else's change is usually several transactions: look when they are through
 MEND_INTERVAL_S = 2.0  # two programs that both want to be first must not spin
 MEND_INTERVAL_MAX_S = 30.0
@@ -165,7 +163,7 @@ class Firewall:
         self._checked: set[tuple[str, str]] = set()  # built-in chains whose jumps are in place
         self._missing: set[tuple[str, str]] | None = None  # (table, built-in or "") that nf_tables did not have
         self._lock = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kone-iptables")
+        self._thread = OneThread("kone-iptables")
         self._tasks = TaskGroup("firewall")
         self._changes = Changes()
         self._shapes = LegacyShapes(("nat", "filter"), family)
@@ -178,7 +176,7 @@ class Firewall:
 
     async def start(self) -> None:
         """Find the backend and what an earlier run left, and begin to watch. Raises FirewallError."""
-        tables = await self._call(self._begin)
+        tables = await self._thread.call(self._begin)
         self._known = {
             ChainId(name, chain) for name, t in tables.items() for chain in t.counts if self.names.owns_chain(chain)
         }
@@ -188,7 +186,7 @@ class Firewall:
     async def stop(self) -> None:
         """Let go; the rules stay."""
         await self._tasks.cancel()
-        self._thread.shutdown(wait=False)
+        self._thread.end()
 
     async def apply(
         self,
@@ -233,7 +231,7 @@ class Firewall:
         someone else changes something for the first time. Until then the chain is written again, right or wrong.
         """
         async with self._lock:
-            tables = await self._call(self._look)
+            tables = await self._thread.call(self._look)
             found = {chain: tables.get(chain.table) or Saved() for chain in self._desired}
             counts = {chain: saved.counts.get(chain.chain, -1) for chain, saved in found.items()}
             prints = {chain: saved.prints.get(chain.chain, 0) for chain, saved in found.items()}
@@ -267,7 +265,7 @@ class Firewall:
         """
         if self.backend == "legacy" and self._shapes.changed():
             self._changes.set()
-        tables = await self._call(self._look)
+        tables = await self._thread.call(self._look)
         if not self._changes.is_set():
             for chain in chains:
                 self._prints[chain] = (tables.get(chain.table) or Saved()).prints.get(chain.chain, 0)
@@ -285,7 +283,7 @@ class Firewall:
             self._prints = {c: number for c, number in self._prints.items() if not which(c)}
             self._known = {c for c in self._known if not which(c)}
             self._checked.clear()
-            await self._call(lambda: self._remove_everywhere(which))
+            await self._thread.call(lambda: self._remove_everywhere(which))
 
     # Writing
 
@@ -297,7 +295,7 @@ class Firewall:
         lines: dict[str, list[str]] = {}
         if builtins:
             if tables is None:
-                tables = await self._call(self._save)
+                tables = await self._thread.call(self._save)
             changed |= self._notes(builtins | {(c.table, "") for c in changed})
             for table, builtin in sorted(builtins):
                 lines.setdefault(table, []).extend(self._jump_lines(table, builtin, tables))
@@ -308,7 +306,7 @@ class Firewall:
             return
         text = restore_text(changed, lines, removed)
         try:
-            await self._call(lambda: self._restore(text))
+            await self._thread.call(lambda: self._restore(text))
         except BaseException:
             # One table may have taken its part: what is in the kernel of these chains is no longer known.
             for chain in changed:
@@ -362,15 +360,6 @@ class Firewall:
             await asyncio.sleep(interval_s)
 
     # In the thread
-
-    async def _call(self, work: Callable[[], Result]) -> Result:
-        """In the thread, to its end: who is cancelled goes when what was begun is done."""
-        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            await asyncio.wait([done])
-            raise
 
     def _begin(self) -> dict[str, Saved]:
         self._variant, self.backend = self._choose()
@@ -427,21 +416,10 @@ class Firewall:
 
     def _run(self, command: Sequence[str], text: str | None = None) -> str:
         try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        except OSError as error:
-            raise FirewallError(f"{command[0]} cannot be run ({error.strerror}): install iptables") from error
-        self._changes.own(process.pid)
-        try:
-            out, err = process.communicate(text, timeout=RESTORE_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            raise FirewallError(f"{command[0]} did not end within {RESTORE_TIMEOUT_S:.0f} s") from None
-        if process.returncode != 0:
-            raise FirewallError(f"{command[0]}: {_explain(err, text or '')}")
-        return out
+            return run(command, text, self._changes.own, "iptables")
+        except CommandError as error:
+            said = f"{command[0]}: {_explain(error.said, text or '')}" if error.said else str(error)
+            raise FirewallError(said) from error
 
     def _others(self) -> list[tuple[str, Backend]]:
         """The back end that is not in use, where it can hold rules at all."""

@@ -7,55 +7,32 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from kone.net.changed_ports import TURN, Changed, ChangedPorts
 from kone.net.firewall import ChainId, Firewall, FirewallError
 from kone.net.iptables_rules import Chains, Rules, loopback_network, loopback_rules, rules_of
-from kone.net.proxier import Desired, ProxySyncError
 from kone.net.rule_config import RuleConfig
-from kone.net.service_map import ServicePort, ServicePortName
-from kone.net.stale_flows import forget
+from kone.net.service_map import ServicePortName
 
 log = logging.getLogger(__name__)
 
-TURN = 100  # ports whose rules are made before others have a turn: some 3 ms
 
-
-class IptablesProxier:
+class IptablesProxier(ChangedPorts):
     """A Proxier on iptables, legacy or nf_tables. The Firewall, which mends, is started and stopped by its owner."""
 
+    refusal = FirewallError
+
     def __init__(self, firewall: Firewall, config: RuleConfig) -> None:
+        super().__init__(config)
         self._firewall = firewall
-        self._config = config
         self._chains = Chains(config)
-        self._served: dict[ServicePortName, ServicePort] = {}
         self._rules: dict[ServicePortName, Rules] = {}
         self._shared: dict[ChainId, dict[ServicePortName, tuple[str, ...]]] = {}
         self._own: dict[ChainId, tuple[str, ...]] = {}
         self._loopbacks: dict[str, Counter[str]] = {}  # how many ports have that endpoint, by its small network
         self._leading: frozenset[ChainId] | None = None  # of the chains last written, those that others lead to
-        self._first = True
 
     async def start(self) -> None:
         """Nothing to do: what an earlier run left serves until the first sync."""
-
-    async def sync(self, desired: Desired) -> None:
-        changed: dict[ServicePortName, ServicePort | None] = {
-            name: port for name, port in desired.items() if self._served.get(name) is not port
-        }
-        changed |= {name: None for name in self._served if name not in desired}
-        if not changed and not self._first:
-            return
-        before = {name: self._served[name] for name in changed if name in self._served}
-        refused = await self._bring(changed)
-        done = {name: port for name, port in changed.items() if name not in refused}
-        for name, port in done.items():
-            if port is None:
-                self._served.pop(name, None)
-            else:
-                self._served[name] = port
-        await forget(before, done, self._config.node_ips, self._config.family)
-        if refused:
-            first, error = next(iter(refused.items()))
-            raise ProxySyncError(f"{len(refused)} ports of Services, first {first}: {error}")
 
     async def stop(self) -> None:
         """The rules stay."""
@@ -67,8 +44,7 @@ class IptablesProxier:
         self._leading = None
         self._first = True
 
-    async def _bring(self, changed: Mapping[ServicePortName, ServicePort | None]) -> dict[ServicePortName, str]:
-        """Write what changed; where the kernel refuses it, its halves, so that one bad port stops no other."""
+    async def write(self, changed: Changed) -> None:
         # In the legacy tables, which are written as a whole, a comment is larger than the rule it is on.
         remarks = self._firewall.backend == "nft"
         wanted: dict[ServicePortName, Rules | None] = {}
@@ -80,19 +56,9 @@ class IptablesProxier:
         touched = self._stage(wanted)
         try:
             await self._write(touched)
-        except FirewallError as error:
-            self._stage(before)
-            if len(changed) <= 1:
-                return {name: str(error) for name in changed}
-            names = list(changed)
-            refused: dict[ServicePortName, str] = {}
-            for part in (names[: len(names) // 2], names[len(names) // 2 :]):
-                refused |= await self._bring({name: changed[name] for name in part})
-            return refused
         except BaseException:
             self._stage(before)
             raise
-        return {}
 
     def _stage(self, wanted: Mapping[ServicePortName, Rules | None]) -> set[ChainId]:
         """Take the rules into the books; the chains that they touch."""
@@ -156,5 +122,4 @@ class IptablesProxier:
             removed=removed,
             prune=chains.is_mine if self._first else None,
         )
-        self._first = False
         self._leading = leading

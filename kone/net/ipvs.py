@@ -14,12 +14,13 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from kone.aio.one_thread import OneThread
 from kone.aio.tasks import TaskGroup
+from kone.net.changed_ports import TURN, changes
 from kone.net.firewall import ChainId, Firewall, FirewallError
 from kone.net.ipvs_kernel import Change, IpvsKernel
 from kone.net.ipvs_rules import IpvsRules, Member, Wanted
@@ -32,9 +33,7 @@ from kone.net.stale_flows import forget
 
 log = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 Key = TypeVar("Key", Member, str)
-TURN = 100  # ports that are computed before others have a turn
 CHECK_S = 2.0
 SETTLE_S = 0.1
 DRAIN_S = 5.0
@@ -62,7 +61,7 @@ class IpvsProxier:
         self._first = True
         self._lock = asyncio.Lock()
         self._look = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kone-ipvs")
+        self._thread = OneThread("kone-ipvs")
         self._tasks = TaskGroup("ipvs")
         self.mended = 0
 
@@ -76,10 +75,7 @@ class IpvsProxier:
         async with self._lock:
             if self._first:
                 await self._prepare()
-            changed: dict[ServicePortName, ServicePort | None] = {
-                name: port for name, port in desired.items() if self._served.get(name) is not port
-            }
-            changed |= {name: None for name in self._served if name not in desired}
+            changed = changes(self._served, desired)
             before = {name: self._served[name] for name in changed if name in self._served}
             touched = await self._stage(changed)
             refused = await self._bring(touched if not self._first else self._everything())
@@ -98,25 +94,25 @@ class IpvsProxier:
         """Let go; what is in the kernel serves on."""
         await self._tasks.cancel()
         if self._kernel is not None:
-            await self._call(self._kernel.close)
+            await self._thread.call(self._kernel.close)
             self._kernel = None
-        self._thread.shutdown(wait=False)
+        self._thread.end()
 
     async def cleanup(self) -> None:
         """Remove everything, started or not. Raises FirewallError, OSError."""
         async with self._lock:
             await self._firewall.cleanup(self._rules.is_mine)
             try:
-                kernel = await self._call(self._open) if self._kernel is None else self._kernel
+                kernel = await self._thread.call(self._open) if self._kernel is None else self._kernel
             except OSError as error:
                 if error.errno in (errno.ENOENT, errno.EOPNOTSUPP):
                     return  # a kernel without IPVS has nothing of it
                 raise
             self._kernel = None
             try:
-                await self._call(kernel.remove)
+                await self._thread.call(kernel.remove)
             finally:
-                await self._call(kernel.close)
+                await self._thread.call(kernel.close)
             self._served.clear()
             self._wanted.clear()
             self._servers.clear()
@@ -133,9 +129,9 @@ class IpvsProxier:
     async def _prepare(self) -> None:
         try:
             if self._kernel is None:
-                self._kernel = await self._call(self._open)
-            await self._call(self._kernel.prepare)
-            self._host_ips = frozenset(await self._call(self._kernel.host_addresses))
+                self._kernel = await self._thread.call(self._open)
+            await self._thread.call(self._kernel.prepare)
+            self._host_ips = frozenset(await self._thread.call(self._kernel.host_addresses))
             await self._firewall.apply(self._rules.static_chains(), jumps=self._rules.jumps())
         except (OSError, FirewallError) as error:
             raise ProxySyncError(f"ipvs cannot be had: {error}") from error
@@ -187,7 +183,7 @@ class IpvsProxier:
         kernel = self._kernel
         assert kernel is not None
         try:
-            refused = await self._call(lambda: kernel.bring(change))
+            refused = await self._thread.call(lambda: kernel.bring(change))
             await self._write_lines()
         except (OSError, FirewallError) as error:
             self._look.set()
@@ -242,13 +238,13 @@ class IpvsProxier:
         if kernel is None:
             return
         if noticed:
-            host_ips = frozenset(await self._call(kernel.host_addresses))
+            host_ips = frozenset(await self._thread.call(kernel.host_addresses))
             if host_ips != self._host_ips:
                 self._host_ips = host_ips
                 log.info("the host's addresses changed: node ports follow")
                 await self._bring(await self._stage({n: p for n, p in self._served.items() if p.externally_accessible}))
-        if noticed or await self._call(kernel.is_changed):
-            await self._call(kernel.load)
+        if noticed or await self._thread.call(kernel.is_changed):
+            await self._thread.call(kernel.load)
             change = self._everything()
             if kernel.differs(change):
                 await self._bring(change)
@@ -260,7 +256,7 @@ class IpvsProxier:
             await asyncio.sleep(DRAIN_S)
             if (kernel := self._kernel) is not None and kernel.draining:
                 async with self._lock:
-                    await self._call(kernel.finish)
+                    await self._thread.call(kernel.finish)
 
     async def _watch(self) -> None:
         """Run for ever, raising the flag when addresses of the host, or Services' ones, come or go."""
@@ -303,15 +299,6 @@ class IpvsProxier:
             elif kind == RTM_DELLINK and self._kernel is not None and not self._kernel.link_index:
                 self._look.set()
             offset += max(16, (length + 3) & ~3)
-
-    async def _call(self, work: Callable[[], Result]) -> Result:
-        """In the thread, to its end: who is cancelled goes when what was begun is done."""
-        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            await asyncio.wait([done])
-            raise
 
 
 def _recount(books: Counter[Key], old: AbstractSet[Key], new: AbstractSet[Key]) -> set[Key]:

@@ -20,13 +20,13 @@ import ipaddress
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from kone.aio.one_thread import OneThread
+
 log = logging.getLogger(__name__)
 
 CLONE_NEWNET = 0x40000000
@@ -69,8 +69,8 @@ class Links:
     """Links of the namespace in which this process runs."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kone-links")
-        self._deletions = ThreadPoolExecutor(1, thread_name_prefix="kone-unlinks")
+        self._thread = OneThread("kone-links")
+        self._deletions = OneThread("kone-unlinks")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._host: Any = None
         self._home = -1
@@ -81,9 +81,9 @@ class Links:
         if self._closed:
             return
         self._closed = True
-        await self._run(self._close)
-        self._thread.shutdown(wait=False)
-        self._deletions.shutdown(wait=False)
+        await self._thread.call(self._close)
+        self._thread.end()
+        self._deletions.end()
 
     async def uplink_mtu(self) -> int:
         """The MTU of the link that the default route leads to; 1500 where there is none."""
@@ -92,27 +92,27 @@ class Links:
 
     async def uplink(self) -> tuple[int, int] | None:
         """The link that the default route leads to: its index and MTU."""
-        return await self._run(self._uplink)
+        return await self._thread.call(self._uplink)
 
     async def set_mtu(self, name: str, netns: str, mtu: int) -> None:
         """Give both ends of a pod's link another MTU; nothing where the pod is gone. Raises LinkError."""
-        await self._run(lambda: self._set_mtu(name, netns, mtu))
+        await self._thread.call(lambda: self._set_mtu(name, netns, mtu))
 
     async def limit(self, name: str, netns: str, ingress: int, egress: int) -> None:
         """Shape what comes to a pod, and what it sends, in bits a second; 0 is as it comes. Raises LinkError."""
-        await self._run(lambda: self._limit(name, netns, ingress, egress))
+        await self._thread.call(lambda: self._limit(name, netns, ingress, egress))
 
     async def leads_elsewhere(self, bridge: str, cidrs: Sequence[str]) -> list[str]:
         """The host's routes, but for default ones and the bridge's, that share addresses with the ranges: in words."""
-        return await self._run(lambda: self._leads_elsewhere(bridge, cidrs))
+        return await self._thread.call(lambda: self._leads_elsewhere(bridge, cidrs))
 
     async def ensure_bridge(self, spec: BridgeSpec, mtu: int) -> tuple[int, list[str]]:
         """Make the bridge what `spec` says; its index, and what had to be done, in words. Raises LinkError."""
-        return await self._run(lambda: self._ensure_bridge(spec, mtu))
+        return await self._thread.call(lambda: self._ensure_bridge(spec, mtu))
 
     async def veths(self, bridge: str, prefix: str) -> list[Veth]:
         """The pods' links on the bridge; none where there is no bridge."""
-        return await self._run(lambda: self._veths(bridge, prefix))
+        return await self._thread.call(lambda: self._veths(bridge, prefix))
 
     async def ensure_veth(
         self, bridge: str, name: str, netns: str, ips: Sequence[str], gateways: Sequence[str], mtu: int
@@ -121,25 +121,15 @@ class Links:
 
         Idempotent; a half-made link of the same name is made anew. Raises LinkError.
         """
-        await self._run(lambda: self._ensure_veth(bridge, name, netns, ips, gateways, mtu))
+        await self._thread.call(lambda: self._ensure_veth(bridge, name, netns, ips, gateways, mtu))
 
     async def delete(self, *names: str) -> None:
         """Delete links; those that are gone already are none to worry about."""
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._deletions, lambda: _delete(names))
+        await self._deletions.call(lambda: _delete(names))
 
     async def delete_prefixed(self, prefix: str, *names: str) -> list[str]:
         """Delete the links of these names and every one that begins with `prefix`; what was deleted."""
-        return await self._run(lambda: self._delete_prefixed(prefix, names))
-
-    async def _run(self, work: Callable[[], T]) -> T:
-        """In the thread, to its end: who is cancelled goes when what was begun is done, and may then undo it."""
-        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            await asyncio.wait([done])
-            raise
+        return await self._thread.call(lambda: self._delete_prefixed(prefix, names))
 
     # In the thread
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import subprocess
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
+from kone.aio.one_thread import OneThread
 from kone.aio.tasks import TaskGroup
+from kone.net.commands import CommandError, run
 from kone.net.nft_ruleset import (
     Ruleset,
     listed_shape,
@@ -28,8 +27,6 @@ from kone.net.rules_watch import Changes, watch_nft
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-TIMEOUT_S = 60.0
 SETTLE_S = 0.1
 MEND_INTERVAL_S = 1.0
 MEND_INTERVAL_MAX_S = 30.0
@@ -48,7 +45,7 @@ class NftTable:
         self._held: Ruleset | None = None  # what the kernel was last given; None: not known
         self._is_gone = False  # there was no table when last looked, and none was made since
         self._lock = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kone-nft")
+        self._thread = OneThread("kone-nft")
         self._changes = Changes()
         self._tasks = TaskGroup("nft-table")
         self.mended = 0
@@ -61,7 +58,7 @@ class NftTable:
     async def stop(self) -> None:
         """Let go; the table stays."""
         await self._tasks.cancel()
-        self._thread.shutdown(wait=False)
+        self._thread.end()
 
     async def hold(self, wanted: Ruleset | None) -> None:
         """Have the table hold this; None for no table. One transaction of what changed. Raises NftError."""
@@ -91,12 +88,12 @@ class NftTable:
         if is_known:
             try:
                 if script:
-                    await self._call(lambda: self._run(["nft", "-f", "-"], script))
+                    await self._thread.call(lambda: self._run(["nft", "-f", "-"], script))
                 self._held = wanted
                 return
             except NftError as error:
                 log.info("a change of table %s was refused, it is written anew: %s", self._table, error)
-        await self._call(lambda: self._take_over(wanted))
+        await self._thread.call(lambda: self._take_over(wanted))
         self._held = wanted
 
     async def verify(self) -> bool:
@@ -104,7 +101,7 @@ class NftTable:
         async with self._lock:
             if self._wanted is None:
                 return True
-            if self._held is self._wanted and await self._call(self._shape) == shape_of(self._wanted):
+            if self._held is self._wanted and await self._thread.call(self._shape) == shape_of(self._wanted):
                 return True
             self._held = None
             await self._bring()
@@ -116,7 +113,7 @@ class NftTable:
         """Take the table away, started or not; whether there was one. Raises NftError."""
         async with self._lock:
             self._wanted = self._held = None
-            there = await self._call(self._remove)
+            there = await self._thread.call(self._remove)
             self._is_gone = True
             return there
 
@@ -125,7 +122,7 @@ class NftTable:
         before, self._held = self._held, None
         if wanted is None:
             if not self._is_gone:
-                await self._call(self._remove)
+                await self._thread.call(self._remove)
                 self._is_gone = True
             return
         self._is_gone = False
@@ -133,12 +130,12 @@ class NftTable:
             script = script_changed(self._table, before, wanted)
             try:
                 if script:
-                    await self._call(lambda: self._run(["nft", "-f", "-"], script))
+                    await self._thread.call(lambda: self._run(["nft", "-f", "-"], script))
                 self._held = wanted
                 return
             except NftError as error:  # the kernel is not what it was thought to be
                 log.info("a change of table %s was refused, it is written anew: %s", self._table, error)
-        await self._call(lambda: self._take_over(wanted))
+        await self._thread.call(lambda: self._take_over(wanted))
         self._held = wanted
 
     async def _mend(self) -> None:
@@ -157,15 +154,6 @@ class NftTable:
             await asyncio.sleep(interval_s)
 
     # In the thread
-
-    async def _call(self, work: Callable[[], T]) -> T:
-        """In the thread, to its end: who is cancelled goes when what was begun is done."""
-        done = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        try:
-            return await asyncio.shield(done)
-        except asyncio.CancelledError:
-            await asyncio.wait([done])
-            raise
 
     def _remove(self) -> bool:
         there = self._is_there()
@@ -196,18 +184,6 @@ class NftTable:
 
     def _run(self, command: Sequence[str], text: str | None = None) -> str:
         try:
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        except OSError as error:
-            raise NftError(f"{command[0]} cannot be run ({error.strerror}): install nftables") from error
-        self._changes.own(process.pid)
-        try:
-            out, err = process.communicate(text, timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            raise NftError(f"{command[0]} did not end within {TIMEOUT_S:.0f} s") from None
-        if process.returncode != 0:
-            raise NftError(f"{' '.join(command)}: {' '.join(err.split())[:500]}")
-        return out
+            return run(command, text, self._changes.own, "nftables")
+        except CommandError as error:
+            raise NftError(str(error)) from error

@@ -7,54 +7,32 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kone.net.changed_ports import TURN, Changed, ChangedPorts
 from kone.net.firewall import Firewall
 from kone.net.nft_ruleset import NftSet, Ruleset, script_changed
 from kone.net.nft_table import NftError, NftTable
 from kone.net.nftables_rules import ElementId, Elements, Table, elements_of, shared_chain_of
-from kone.net.proxier import Desired, ProxySyncError
+from kone.net.proxier import ProxySyncError
 from kone.net.rule_config import RuleConfig
-from kone.net.service_map import ServicePort, ServicePortName
-from kone.net.stale_flows import forget
-
-TURN = 100  # ports whose elements are made before others have a turn: some 3 ms
+from kone.net.service_map import ServicePortName
 
 Rank = tuple[bool, ServicePortName]
 """Who has an element that several want: a cluster IP's own (False), then the first by name."""
 
 
-class NftablesProxier:
+class NftablesProxier(ChangedPorts):
     """A Proxier on one nftables table of its own. It needs nothing of the Firewall, which serves the pods' bridge."""
 
+    refusal = NftError
+
     def __init__(self, firewall: Firewall, config: RuleConfig) -> None:
-        self._config = config
+        super().__init__(config)
         self._table = NftTable(config.names.service_table(config.family))
         self._books = Books(Table(config), config.names.service_table(config.family))
-        self._served: dict[ServicePortName, ServicePort] = {}
-        self._first = True
 
     async def start(self) -> None:
         """Watch; what an earlier run left serves until the first sync."""
         await self._table.start()
-
-    async def sync(self, desired: Desired) -> None:
-        changed: dict[ServicePortName, ServicePort | None] = {
-            name: port for name, port in desired.items() if self._served.get(name) is not port
-        }
-        changed |= {name: None for name in self._served if name not in desired}
-        if not changed and not self._first:
-            return
-        before = {name: self._served[name] for name in changed if name in self._served}
-        refused = await self._bring(changed)
-        done = {name: port for name, port in changed.items() if name not in refused}
-        for name, port in done.items():
-            if port is None:
-                self._served.pop(name, None)
-            else:
-                self._served[name] = port
-        await forget(before, done, self._config.node_ips, self._config.family)
-        if refused:
-            first, error = next(iter(refused.items()))
-            raise ProxySyncError(f"{len(refused)} ports of Services, first {first}: {error}")
 
     async def stop(self) -> None:
         """The table stays."""
@@ -69,28 +47,16 @@ class NftablesProxier:
         self._served.clear()
         self._first = True
 
-    async def _bring(self, changed: Mapping[ServicePortName, ServicePort | None]) -> dict[ServicePortName, str]:
-        """Write what changed; where the kernel refuses it, its halves, so that one bad port stops no other."""
+    async def write(self, changed: Changed) -> None:
         wanted: dict[ServicePortName, Elements | None] = {}
         for number, (name, port) in enumerate(changed.items(), 1):
             wanted[name] = elements_of(name, port, self._config, self._books.table) if port else None
             if number % TURN == 0:
                 await asyncio.sleep(0)
         before = {name: self._books.ports.get(name) for name in wanted}
-        try:
-            await self._table.change(
-                self._books.ruleset, lambda: self._books.take(wanted), lambda: self._books.take(before)
-            )
-        except NftError as error:
-            if len(changed) <= 1:
-                return {name: str(error) for name in changed}
-            names = list(changed)
-            refused: dict[ServicePortName, str] = {}
-            for part in (names[: len(names) // 2], names[len(names) // 2 :]):
-                refused |= await self._bring({name: changed[name] for name in part})
-            return refused
-        self._first = False
-        return {}
+        await self._table.change(
+            self._books.ruleset, lambda: self._books.take(wanted), lambda: self._books.take(before)
+        )
 
 
 @dataclass(slots=True)
