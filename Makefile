@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help venv deps up down clean check test vm ring3 ring4 replay bench generate binary unit image
+.PHONY: help venv deps up down clean check test vm ring3 ring4 replay bench fuzz generate binary unit image
 
 PYTHON ?= python3
 VENV := .venv
@@ -171,6 +171,9 @@ replay: venv ## play the conversations recorded from upstream; the counts only r
 
 bench: venv ## measure the budgets of docs/benchmarks.md (the node's part needs root)
 	@$(BIN)/python -m benchmarks
+
+fuzz: venv ## send 200,000 generated requests to an API server of its own (no root; about ten minutes)
+	@$(BIN)/python -m tests.fuzz --requests 200000
 
 generate: venv ## make the generated tables again from their sources (no root)
 	@$(BIN)/python -m kone.apimachinery.generate

@@ -48,7 +48,7 @@ class ServiceAccount(Plugin):
         if _should_mount(account, spec):
             mount_token(spec)
         if not spec.get("imagePullSecrets") and (secrets := account.get("imagePullSecrets")):
-            spec["imagePullSecrets"] = [{"name": secret["name"]} for secret in secrets]
+            spec["imagePullSecrets"] = [{"name": secret.get("name", "")} for secret in secrets]
         _check_secrets(a, account, spec)
 
     async def validate(self, a: Attributes) -> None:

@@ -6,6 +6,8 @@ orjson reads what is right; this looks again, slowly, only at what it refused or
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -182,6 +184,69 @@ def quoted_character(byte: int) -> str:
     return f"'\\x{byte:02x}'" if byte < 0x80 else f"'\\u{byte:04x}'"
 
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def lenient(text: bytes) -> Any:
+    """What Go reads and orjson does not: bytes that are no UTF-8 and halves of surrogate pairs become U+FFFD, numbers
+    may be of any size up to a float's. Raises ValueError for what is neither."""
+    return _whole(json.loads(text.decode("utf-8", "replace"), parse_int=number, parse_float=real))
+
+
+def number(text: str) -> int | float:
+    """An integer, or what Go makes of one that has no room in 64 bits. Raises ValueError."""
+    if len(text) <= 20 and -(2**63) <= (value := int(text)) < 2**64:
+        return value
+    return real(text)
+
+
+def real(text: str) -> float:
+    """A number as a float. Raises ValueError for one that is beyond all floats."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"json: cannot unmarshal number {text[:400]} into Go value of type float64")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_whole(each) for each in value]
+    if isinstance(value, dict):
+        for key, each in list(value.items()):
+            value[key] = _whole(each)
+            if _SURROGATES.search(key):
+                value[_whole(key)] = value.pop(key)
+    return value
+
+
+DEPTH_MAX = 200
+"""Levels of objects and lists. Go stops at 10,000; what writes JSON here stops at 254, and managedFields need some."""
+
+
+def too_deep(text: bytes, value: Any) -> bool:
+    """Whether a value, which came from this text, is nested beyond DEPTH_MAX."""
+    if text.count(b"{") + text.count(b"[") + text.count(b"\n") <= DEPTH_MAX:
+        return False
+    return deeper(value)
+
+
+def deeper(value: Any) -> bool:
+    """Whether a value is nested beyond DEPTH_MAX."""
+    level = [value]
+    for _ in range(DEPTH_MAX):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list)) and inner
+        ]
+        if not level:
+            return False
+    return True
+
+
 class _Object(dict[str, Any]):
     twice: list[str]
 
@@ -191,7 +256,7 @@ def with_duplicates(text: bytes) -> tuple[Any, list[str]]:
 
     As Go decodes into structs and maps, an object that is given again adds to what was there; all else replaces it.
     """
-    value = json.loads(text, object_pairs_hook=_pairs)
+    value = _whole(json.loads(text.decode("utf-8", "replace"), object_pairs_hook=_pairs, parse_int=number))
     found: list[str] = []
     _walk(value, "", found)
     return value, found

@@ -346,7 +346,7 @@ def _prefix(unknown: list[str], start: int, head: str) -> None:
     """Put the step that leads to them in front of the paths found since `start`."""
     for i in range(start, len(unknown)):
         path = unknown[i]
-        unknown[i] = head + path if path[0] == "[" else f"{head}.{path}"
+        unknown[i] = head + path if path.startswith("[") else f"{head}.{path}"
 
 
 def _struct(found: Definition, value: Mapping[str, Any], unknown: list[str]) -> Object:

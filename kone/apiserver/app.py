@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final, cast
 
 from aiohttp import web
+from yarl import URL
 
 from kone.aio.clock import Clock, SystemClock
 from kone.apimachinery.access import AccessRequest, access_denied
@@ -197,7 +198,7 @@ class ApiServer:
         """Every request comes through here, and every error ends here."""
         assert isinstance(request, Request)
         began = time.perf_counter()
-        raw_path, _, raw_query = request.raw_path.partition("?")
+        raw_path, _, raw_query = _target(request).partition("?")
         query = parse_query(raw_query)
         info = parse_request(request.method, raw_path, query)
         metrics = self.metrics
@@ -373,6 +374,12 @@ def _openid(request: web.BaseRequest, path: str, tokens: ServiceAccountTokens) -
         response = reply(render(tokens.openid_configuration(where), PLAIN))
     response.headers["Cache-Control"] = "public, max-age=3600"
     return response
+
+
+def _target(request: web.BaseRequest) -> str:
+    """The path and query as they were sent; a proxy's client may have put the whole URL there (RFC 9112, 3.2.2)."""
+    target = request.raw_path
+    return URL(target, encoded=True).raw_path_qs if target.startswith(("http://", "https://")) else target
 
 
 def _page_not_found() -> web.Response:

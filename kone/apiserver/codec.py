@@ -42,8 +42,8 @@ class Body:
 
 
 def media_type(content_type: str) -> str:
-    """The media type of a Content-Type header, without its parameters; "" means JSON."""
-    return content_type.partition(";")[0].strip().lower() or JSON
+    """The media type of a Content-Type header, without its parameters; no header means JSON."""
+    return content_type.partition(";")[0].strip().lower() if content_type else JSON
 
 
 def unsupported_media_type() -> StatusError:
@@ -98,7 +98,10 @@ def _from_json(body: bytes, kind: str) -> Body:
 
 
 def _seen_twice(value: Any, body: bytes) -> tuple[Any, list[str]]:
-    """(what the body says, the paths of fields that it gives more than once); `value` is how orjson read it."""
+    """(what the body says, the paths of fields that it gives more than once); `value` is how orjson read it. Raises 400
+    for what is nested too deeply."""
+    if isinstance(value, (dict, list)) and json_text.too_deep(body, value):
+        raise bad_request("couldn't get version/kind; json parse error: exceeded max depth")
     if len(_KEY.findall(body)) > json_text.count_keys(value):
         return json_text.with_duplicates(body)
     return value, []
@@ -111,10 +114,10 @@ def _from_protobuf(body: bytes) -> Object:
 
 
 def _lenient(body: bytes) -> Any:
-    """What Go reads and orjson does not: bytes that are no UTF-8 become U+FFFD, numbers may be of any size."""
-    import json
-
-    return json.loads(body.decode("utf-8", "replace"))
+    try:
+        return json_text.lenient(body)
+    except ValueError as error:
+        raise bad_request(f"couldn't get version/kind; json parse error: {error}") from None
 
 
 def parse_patch(body: bytes) -> tuple[Any, list[str]]:
@@ -135,8 +138,9 @@ def parse_delete_options(body: bytes, content_type: str) -> Object:
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError:
-            why = json_text.syntax_error(body)
-            raise bad_request(f"couldn't get version/kind; json parse error: {why}") from None
+            if why := json_text.syntax_error(body):
+                raise bad_request(f"couldn't get version/kind; json parse error: {why}") from None
+            value = _lenient(body)
     elif media == YAML:
         try:
             value, _ = yaml_text.load(body)
@@ -148,6 +152,7 @@ def parse_delete_options(body: bytes, content_type: str) -> Object:
         raise unsupported_media_type()
     if value is None:
         return {}
+    value, _ = _seen_twice(value, body)
     if not isinstance(value, dict):
         raise bad_request(f"couldn't get version/kind; json parse error: json: cannot unmarshal {go_type(value)}")
     if value.get("kind", "DeleteOptions") != "DeleteOptions":

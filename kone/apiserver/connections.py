@@ -124,6 +124,7 @@ class Server(web.Server):
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type] # what aiohttp documents for "none"
             keepalive_timeout=IDLE_MAX_S,
+            auto_decompress=False,  # upstream takes a body as it is, whatever it says of its encoding
             max_field_size=HEADER_MAX_BYTES,
             max_line_size=HEADER_MAX_BYTES,
         )

@@ -5,10 +5,11 @@ The app has settled who asks and that they may; here the request meets `Verbs`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 from aiohttp import web
 
@@ -56,9 +57,13 @@ DEPRECATED: Final[Mapping[tuple[str, str], str]] = {
     ("", "componentstatuses"): "v1 ComponentStatus is deprecated in v1.19+",
 }
 EVICTIONS: Final = (GVK("policy", "v1beta1", "Eviction"),)  # still taken for policy/v1's
+YAML_AT_ONCE_BYTES: Final = 32 * 1024
 CONNECTS: Final = frozenset(("log", "exec", "attach", "portforward", "proxy"))
 CONNECT_VERBS: Final = {"GET": "get", "POST": "create"}
 _DURATION: Final = re.compile(r"^[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$|^[-+]?0$")
+
+
+_Parsed = TypeVar("_Parsed")
 
 
 class Resources:
@@ -311,10 +316,20 @@ class _Call:
         self.ctx.force = bool(chosen.force)
         self.ctx.field_validation = chosen.field_validation
 
-    def _decode(self, body: bytes, want: GVK) -> Object:
-        content_type = self.request.headers.get("Content-Type", "")
+    async def _parsed(self, body: bytes, parse: Callable[[bytes], _Parsed]) -> _Parsed:
+        """What `parse` makes of a body. Much YAML is read by a thread: it takes seconds a megabyte, and others wait."""
+        media = codec.media_type(self._content_type)
+        if len(body) > YAML_AT_ONCE_BYTES and media in (codec.YAML, APPLY):
+            return await asyncio.to_thread(parse, body)
+        return parse(body)
+
+    @property
+    def _content_type(self) -> str:
+        return self.request.headers.get("Content-Type", "")
+
+    async def _decode(self, body: bytes, want: GVK) -> Object:
         also = EVICTIONS if want.kind == "Eviction" else ()
-        found = codec.decode(body, content_type, want, also=also)
+        found = await self._parsed(body, lambda text: codec.decode(text, self._content_type, want, also=also))
         self.ctx.strict_errors = found.strict_errors
         if self.record is not None:
             self.record.brings(found.obj)
@@ -326,9 +341,9 @@ class _Call:
         self._take_options("CreateOptions")
         resource, subresource = self.resource, self.info.subresource
         if not subresource and not resource.virtual:
-            obj = self._decode(body, resource.gvk)
+            obj = await self._decode(body, resource.gvk)
             return self._answer(await self.verbs.create(self.ctx, resource, obj, namespace=self.namespace), output)
-        obj = self._decode(body, subresources.body_kind(resource, subresource))
+        obj = await self._decode(body, subresources.body_kind(resource, subresource))
         answer = await subresources.act(
             self.verbs, self.ctx, resource, subresource, obj, namespace=self.namespace, name=self.name
         )
@@ -339,7 +354,7 @@ class _Call:
         body = await self._body()
         self._take_options("UpdateOptions")
         subresource = self.info.subresource
-        obj = self._decode(body, subresources.body_kind(self.resource, subresource))
+        obj = await self._decode(body, subresources.body_kind(self.resource, subresource))
         answer = await subresources.replace(
             self.verbs, self.ctx, self.resource, subresource, self.name, obj, namespace=self.namespace
         )
@@ -348,7 +363,7 @@ class _Call:
     async def _apply(self, output: Output) -> web.Response:
         body = await self._body()
         self._take_options("PatchOptions", apply=True)
-        config, twice = parse_apply(body)
+        config, twice = await self._parsed(body, parse_apply)
         if self.record is not None:
             self.record.brings(config)
         judge_twice(self.ctx, twice)
@@ -384,7 +399,7 @@ class _Call:
         """From the body where there is one, else from the query."""
         body = await self._body()
         if body:
-            found = codec.parse_delete_options(body, self.request.headers.get("Content-Type", ""))
+            found = await self._parsed(body, lambda text: codec.parse_delete_options(text, self._content_type))
             if self.record is not None:
                 self.record.brings(found)
             chosen, self.ctx.dry_run = options.parse_delete_body(found)
