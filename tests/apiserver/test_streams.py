@@ -180,7 +180,7 @@ async def test_who_follows_logs_and_goes_is_noticed(client: Client, kubelet: Kub
     answer = await client.session.get(f"{client.base}{POD}/log?container=c&follow=true")
     assert await answer.content.readline() == b"one\n"
     answer.close()
-    await asyncio.wait_for(kubelet.gone.wait(), 5)
+    await asyncio.wait_for(kubelet.gone.wait(), 30)
 
 
 async def test_logs_as_messages(client: Client) -> None:
@@ -198,7 +198,7 @@ async def test_exec_is_a_tunnel(client: Client, kubelet: Kubelet) -> None:
         await socket.send_bytes(large)
         assert await socket.receive_bytes() == large
     assert kubelet.asked == ["/exec/ns/a/c?input=1&output=1&command=ls&command=-l"]
-    await asyncio.wait_for(kubelet.gone.wait(), 5)
+    await asyncio.wait_for(kubelet.gone.wait(), 30)
 
 
 async def test_what_the_kubelet_refuses_is_told(client: Client) -> None:
@@ -235,7 +235,7 @@ async def test_bytes_of_spdy_go_into_messages(client: Client, kubelet: Kubelet) 
         writer.write(sent)
         assert await reader.readexactly(size) == sent
     writer.close()
-    await asyncio.wait_for(kubelet.gone.wait(), 5)
+    await asyncio.wait_for(kubelet.gone.wait(), 30)
 
 
 async def test_versions_of_spdy_streams_that_are_unknown(client: Client) -> None:
@@ -298,5 +298,5 @@ async def test_who_watches_and_goes_is_forgotten(client: Client) -> None:
     assert len(watching) == 1
     task = next(iter(watching._tasks))
     answer.close()
-    await asyncio.wait_for(asyncio.wait([task]), 5)
+    await asyncio.wait_for(asyncio.wait([task]), 30)
     assert len(watching) == 0

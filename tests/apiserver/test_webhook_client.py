@@ -116,19 +116,19 @@ async def test_a_service_is_dialled_at_a_ready_endpoint(
     server: Server, client: WebhookClient, caches: MemoryCaches
 ) -> None:
     config = {"service": {"namespace": "ns", "name": "hook", "path": "/x", "port": 8443}, "caBundle": server.bundle}
-    lead = 'Post "https://hook.ns.svc:8443/x?timeout=2s": '
+    lead = 'Post "https://hook.ns.svc:8443/x?timeout=30s": '
     with pytest.raises(CallFailed) as caught:
-        await client.call(config, {}, timeout_s=2)
+        await client.call(config, {}, timeout_s=30)
     assert str(caught.value) == lead + 'service "hook" not found'
     ports = [{"name": "https", "port": 8443, "targetPort": 9443}]
     service = {"metadata": {"name": "hook", "namespace": "ns"}, "spec": {"clusterIP": "None", "ports": ports}}
     caches.put(SERVICES, service)
     with pytest.raises(CallFailed, match='no endpoints available for service "hook"'):
-        await client.call(config, {}, timeout_s=2)
+        await client.call(config, {}, timeout_s=30)
     endpoint = {"addresses": ["127.0.0.1"], "conditions": {"ready": True}}
     meta = {"name": "hook-1", "namespace": "ns", "labels": {"kubernetes.io/service-name": "hook"}}
     caches.put(SLICES, {"metadata": meta, "endpoints": [endpoint], "ports": [{"name": "https", "port": server.port}]})
-    assert await client.call(config, {"b": 2}, timeout_s=2) == {"b": 2}
+    assert await client.call(config, {"b": 2}, timeout_s=30) == {"b": 2}
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ async def test_a_service_is_dialled_at_a_ready_endpoint(
 )
 async def test_bad_answers_are_failures(server: Server, client: WebhookClient, path: str, text: str) -> None:
     with pytest.raises(CallFailed) as caught:
-        await client.call(by_url(server, path), {}, timeout_s=2)
+        await client.call(by_url(server, path), {}, timeout_s=30)
     assert text in str(caught.value)
 
 
@@ -153,11 +153,11 @@ async def test_a_slow_webhook_is_given_up(server: Server, client: WebhookClient)
 async def test_a_stranger_is_not_believed(server: Server, client: WebhookClient) -> None:
     config = {"url": f"https://127.0.0.1:{server.port}/"}
     with pytest.raises(CallFailed) as caught:
-        await client.call(config, {}, timeout_s=2)
+        await client.call(config, {}, timeout_s=30)
     text = "tls: failed to verify certificate: x509: certificate signed by unknown authority"
     assert str(caught.value).endswith(text)
     with pytest.raises(CallFailed, match="unable to parse bytes as PEM block"):
-        await client.call({**config, "caBundle": base64.b64encode(b"no PEM").decode()}, {}, timeout_s=2)
+        await client.call({**config, "caBundle": base64.b64encode(b"no PEM").decode()}, {}, timeout_s=30)
 
 
 async def test_nobody_listens(client: WebhookClient) -> None:
@@ -165,6 +165,6 @@ async def test_nobody_listens(client: WebhookClient) -> None:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
         with pytest.raises(CallFailed) as caught:
-            await client.call({"url": f"https://127.0.0.1:{port}/"}, {}, timeout_s=2)
-    head = f'Post "https://127.0.0.1:{port}/?timeout=2s": dial tcp 127.0.0.1:{port}: connect: '
+            await client.call({"url": f"https://127.0.0.1:{port}/"}, {}, timeout_s=30)
+    head = f'Post "https://127.0.0.1:{port}/?timeout=30s": dial tcp 127.0.0.1:{port}: connect: '
     assert str(caught.value) == f"{head}connection refused"

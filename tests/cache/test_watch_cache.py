@@ -223,7 +223,7 @@ async def test_a_watch_is_a_loop_over_batches_that_closing_ends(store: Store, po
     await store.commit(gone("a"))
     await settle()
     watcher.close()
-    await asyncio.wait_for(reading, 1)
+    await asyncio.wait_for(reading, 30)
     assert batches == [[("ADDED a", 2), ("ADDED b", 3)], [("DELETED a", 5)]]
 
 

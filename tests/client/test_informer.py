@@ -142,4 +142,4 @@ async def test_a_writer_waits_until_it_sees_its_write(following: Harness) -> Non
     await settle()
     assert not seeing.done()
     await following.source.send(("ADDED", thing("a", 11)))
-    await asyncio.wait_for(seeing, 1)
+    await asyncio.wait_for(seeing, 30)

@@ -51,7 +51,7 @@ async def bind(client: Client) -> None:
 
 
 async def synced(informer: Informer) -> Informer:
-    await asyncio.wait_for(informer.wait_synced(), 5)
+    await asyncio.wait_for(informer.wait_synced(), 30)
     return informer
 
 
@@ -284,7 +284,7 @@ async def test_a_narrowed_informer_shows_what_comes_and_goes_by_its_fields(clien
         "target": {"kind": "Node", "name": "n1"},
     }
     await client.create(PODS, binding, namespace=NAMESPACE, subresource="binding", name="p")
-    for _ in range(500):
+    for _ in range(3000):
         if informer.list():
             break
         await asyncio.sleep(0.01)

@@ -200,9 +200,9 @@ async def test_a_log(world: World) -> None:
 async def test_a_followed_log_comes_as_it_is_written_and_ends_with_the_client(world: World) -> None:
     async with world.session.get("/containerLogs/n/p/c?follow=true") as response:
         assert await response.content.readexactly(8) == b"one\ntwo\n"
-        await asyncio.wait_for(world.runtime.following.wait(), 5)
+        await asyncio.wait_for(world.runtime.following.wait(), 30)
     await world.session.close()
-    await asyncio.wait_for(world.runtime.let_go.wait(), 5)
+    await asyncio.wait_for(world.runtime.let_go.wait(), 30)
 
 
 async def test_a_command_without_streams(world: World) -> None:
