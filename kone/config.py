@@ -70,6 +70,9 @@ class Settings:
     )
     cluster_domain: str = _setting("cluster.local", "domain of the cluster's names", metavar="DOMAIN")
     service_node_port_range: str = _setting("30000-32767", "ports of NodePort Services", metavar="FIRST-LAST")
+    nodeport_addresses: str = _setting(
+        "", "which of the host's addresses have node ports, as ranges (default: all of them)", metavar="CIDR[,CIDR…]"
+    )
     datastore: str = _setting(
         "", "sqlite:///PATH, memory:// or postgresql://… (default: in the data directory)", metavar="URL"
     )
@@ -80,7 +83,7 @@ class Settings:
     )
     load_balancer_pool: str = _setting(
         "",
-        "IPv4 addresses given to LoadBalancer Services, ranges and FIRST-LAST (default: the node's own)",
+        "addresses given to LoadBalancer Services, ranges and FIRST-LAST (default: the node's own)",
         metavar="CIDR[,CIDR]",
     )
     ingress_http_port: int = _setting(80, "port that Ingresses are served on; 0 leaves it out", metavar="PORT")
@@ -145,16 +148,23 @@ class Settings:
         return _by_family(self.non_masquerade_cidrs)
 
     @property
+    def node_port_cidrs(self) -> tuple[str, ...]:
+        """Where of the host's addresses node ports are; of a family that is not named, everywhere."""
+        return _by_family(self.nodeport_addresses)
+
+    @property
     def load_balancer_networks(self) -> tuple[str, ...]:
-        """The load balancer's pool as IPv4 networks. Raises ValueError with what is wrong."""
+        """The load balancer's pool as networks. Raises ValueError with what is wrong."""
         found: list[str] = []
         for part in filter(None, (part.strip() for part in self.load_balancer_pool.split(","))):
             first, dash, last = part.partition("-")
             if dash:
-                ends = ipaddress.IPv4Address(first.strip()), ipaddress.IPv4Address(last.strip())
+                ends = ipaddress.ip_address(first.strip()), ipaddress.ip_address(last.strip())
+                if ends[0].version != ends[1].version:
+                    raise ValueError(f"{part} begins and ends in two families")
                 found += [str(network) for network in ipaddress.summarize_address_range(*ends)]
             else:
-                found.append(str(ipaddress.IPv4Network(part)))
+                found.append(str(ipaddress.ip_network(part)))
         return tuple(found)
 
     @property
@@ -205,12 +215,14 @@ def resolve(settings: Settings) -> Settings:
         _ = filled.load_balancer_networks
     except ValueError as error:
         raise ConfigError(
-            f"--load-balancer-pool {filled.load_balancer_pool}: {error}: give IPv4 ranges such as 192.0.2.240/28"
+            f"--load-balancer-pool {filled.load_balancer_pool}: {error}: give ranges such as 192.0.2.240/28"
         ) from None
     _address("--bind-address", filled.bind_address)
     _each_family("--node-ip", filled.node_ips, _address)
     for plain in filled.plain_cidrs:
         _network("--non-masquerade-cidrs", plain)
+    for cidr in filled.node_port_cidrs:
+        _network("--nodeport-addresses", cidr)
     for flag, port in (
         ("--secure-port", filled.secure_port),
         ("--kubelet-port", filled.kubelet_port),

@@ -331,6 +331,7 @@ class Node:
             pod_cidrs=[cidr for cidr in self._pod_cidrs if _family(cidr) == family],
             ipvs_scheduler=settings.ipvs_scheduler,
             strict_arp=settings.ipvs_strict_arp == "on",
+            node_port_cidrs=[cidr for cidr in settings.node_port_cidrs if _family(cidr) == family],
         )
 
     async def _stop_proxy(self) -> None:

@@ -44,6 +44,8 @@ def test_dns_is_the_tenth_address_of_the_service_range() -> None:
 def test_the_load_balancers_pool_is_given_as_ranges_and_from_to() -> None:
     found = settings("--load-balancer-pool", "192.0.2.240/28, 192.0.2.10,192.0.2.4-192.0.2.7")
     assert found.load_balancer_networks == ("192.0.2.240/28", "192.0.2.10/32", "192.0.2.4/30")
+    found = settings("--load-balancer-pool", "fd00::40/122,fd00::4-fd00::7")
+    assert found.load_balancer_networks == ("fd00::40/122", "fd00::4/126")
 
 
 def test_a_named_instance_shares_nothing_with_the_default_one_or_another() -> None:
@@ -59,7 +61,9 @@ def test_a_named_instance_shares_nothing_with_the_default_one_or_another() -> No
         (["--cluster-cidr", "10.96.0.0/12"], "overlaps"),
         (["--service-cidr", "x"], "give a range such as 10.96.0.0/16"),
         (["--cluster-dns", "10.1.1.1"], "is not in --service-cidr"),
-        (["--load-balancer-pool", "192.0.2.0/24,here"], "give IPv4 ranges such as 192.0.2.240/28"),
+        (["--load-balancer-pool", "192.0.2.0/24,here"], "give ranges such as 192.0.2.240/28"),
+        (["--load-balancer-pool", "192.0.2.1-fd00::1"], "begins and ends in two families"),
+        (["--nodeport-addresses", "x"], "--nodeport-addresses x"),
         (["--bind-address", "host"], "this is not an IP address"),
         (["--disable", "kubelet,nothing"], "--disable nothing: choose from"),
         (["--secure-port", "70000"], "give a port from 0 to 65535"),

@@ -104,7 +104,7 @@ class Chains:
             for n in numbers
         ]
         if any(b.chain.startswith(self._by_port) for b in buckets):
-            rules.append(f"-m addrtype --dst-type LOCAL -j {self.node_ports.chain}")
+            rules += [f"{at} -j {self.node_ports.chain}" for at in at_node(self._config)]
         return rules
 
     def node_ports_rules(self, buckets: Iterable[ChainId]) -> list[str]:
@@ -195,7 +195,7 @@ def rules_of(
                 f"-p {protocol} -m {protocol} --dport {port.node_port}{comment} -j {external}"
             )
 
-    refused = list(_refused(port, at, comment))
+    refused = list(_refused(port, at, at_node(config), comment))
     if refused:
         shared[chains.reject] = refused
     return Rules(
@@ -231,8 +231,9 @@ def _allowed(port: ServicePort, config: RuleConfig) -> list[str]:
     return [*port.source_ranges, *(whole(ip) for ip in port.load_balancer_ips if node_may)]
 
 
-def _refused(port: ServicePort, at: Callable[[str], str], comment: str) -> Iterator[str]:
-    """Lines of KONE-REJECT: refused where nobody serves, dropped where somebody does, but not on this node."""
+def _refused(port: ServicePort, at: Callable[[str], str], places: Sequence[str], comment: str) -> Iterator[str]:
+    """Lines of KONE-REJECT: refused where nobody serves, dropped where somebody does, but not on this node. `places`
+    are where node ports are."""
     if not port.internal_endpoints:
         yield f"{at(port.cluster_ip)} -j {'DROP' if port.has_endpoints else reject(port.protocol)}"
     if not port.external_endpoints:
@@ -242,10 +243,17 @@ def _refused(port: ServicePort, at: Callable[[str], str], comment: str) -> Itera
         if port.node_port:
             protocol = port.protocol.lower()
             match = f"-p {protocol} -m {protocol} --dport {port.node_port}{comment}"
-            yield f"-m addrtype --dst-type LOCAL {match} -j {target}"
+            for place in places:
+                yield f"{place} {match} -j {target}"
     elif port.source_ranges:
         for ip in port.load_balancer_ips:
             yield f"{at(ip)} -j DROP"
+
+
+def at_node(config: RuleConfig) -> list[str]:
+    """Where node ports are: matches of the host's addresses that have them."""
+    local = "-m addrtype --dst-type LOCAL"
+    return [f"-d {cidr} {local}" for cidr in config.node_port_cidrs] or [local]
 
 
 def reject(protocol: str) -> str:

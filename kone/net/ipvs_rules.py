@@ -32,6 +32,8 @@ from kone.net.ipvs_table import PROTOCOLS, Entry, Real, Server
 from kone.net.rule_config import RuleConfig
 from kone.net.service_map import Endpoint, ServicePort, ServicePortName
 
+LOOPBACK = "127.0.0.1"
+
 Role = Literal["SERVED", "DRAIN", "CLUSTER", "MASQ", "LOCAL", "INSIDE", "DROP", "FENCED", "ALLOWED", "IPS", "LOOP"]
 TYPES: Mapping[Role, SetType] = {
     "SERVED": "hash:ip,port",
@@ -156,7 +158,7 @@ class IpvsRules:
             role: Role = "LOCAL" if port.external_local else "MASQ"
             fronts = [(ip, port.port) for ip in (*port.external_ips, *port.load_balancer_ips)]
             if port.node_port:
-                fronts += [(ip, port.node_port) for ip in host_ips]
+                fronts += [(ip, port.node_port) for ip in host_ips if self._config.has_node_ports(ip)]
             for ip, number in fronts:
                 wants.serve(ip, number, outside, role)
                 if port.external_local and outside and not port.local_endpoints:
@@ -178,7 +180,8 @@ class IpvsRules:
 
     def _at_localhost(self, name: ServicePortName, port: ServicePort) -> dict[ChainId, tuple[str, ...]]:
         endpoints = port.cluster_endpoints or port.local_endpoints
-        if not port.node_port or not endpoints or self._config.family == 6:
+        at_localhost = self._config.family == 4 and self._config.has_node_ports(LOOPBACK)
+        if not port.node_port or not endpoints or not at_localhost:
             return {}
         protocol = port.protocol.lower()
 

@@ -114,7 +114,7 @@ class Table:
             "find": (
                 *(f"{ip} daddr {cidr} {strangers}{MARK}" for cidr in config.service_cidrs),
                 f"{self.at_address} vmap @{SERVICES}",
-                f"fib daddr type local {AT_NODE} vmap @{NODE_PORTS}",
+                *(f"{at}{AT_NODE} vmap @{NODE_PORTS}" for at in self._at_node()),
             ),
             "hide": (
                 # What was led to the very endpoint it came from must be answered through the host.
@@ -126,7 +126,7 @@ class Table:
             "refuse": ("meta l4proto tcp reject with tcp reset", "reject"),
             "unserved": (
                 f"{self.at_address} vmap @{REFUSED}",
-                f"fib daddr type local {AT_NODE} vmap @{REFUSED_NODE_PORTS}",
+                *(f"{at}{AT_NODE} vmap @{REFUSED_NODE_PORTS}" for at in self._at_node()),
                 *(f"{ip} daddr {cidr} fib daddr type != local goto refuse" for cidr in config.service_cidrs),
             ),
             "prerouting": ("jump find",),
@@ -136,6 +136,11 @@ class Table:
             "filter-forward": ("ct state new jump unserved",),
             "filter-output": ("ct state new jump unserved",),
         }
+
+    def _at_node(self) -> list[str]:
+        """Where node ports are: matches of the host's addresses that have them."""
+        cidrs = self._config.node_port_cidrs
+        return [*(f"{self.ip} daddr {cidr} fib daddr type local " for cidr in cidrs)] or ["fib daddr type local "]
 
     def shared_chain(self, name: str) -> tuple[str, ...]:
         """The rules of a chain such as out-2 or node-mixed-2-1, which its name tells."""

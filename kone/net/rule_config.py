@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 from kone.net.names import Names
 
@@ -21,11 +22,16 @@ class RuleConfig:
     pod_cidrs: Sequence[str] = ()  # the pods of this node: they can reach themselves; () is all pods
     ipvs_scheduler: str = "rr"
     strict_arp: bool = False  # with IPVS: no link answers ARP for another link's addresses
+    node_port_cidrs: Sequence[str] = ()  # which of the host's addresses have node ports; () is all of them
 
     @property
     def family(self) -> int:
         """4 or 6."""
         return 6 if any(":" in cidr for cidr in (*self.service_cidrs, *self.cluster_cidrs)) else 4
+
+    def has_node_ports(self, ip: str) -> bool:
+        """Whether this address of the host's has node ports."""
+        return not self.node_port_cidrs or any(ip_address(ip) in ip_network(cidr) for cidr in self.node_port_cidrs)
 
 
 def any_config(names: Names, family: int) -> RuleConfig:

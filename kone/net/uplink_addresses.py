@@ -1,4 +1,5 @@
-"""Addresses of the load balancer's pool on the uplink: held, announced by gratuitous ARP, and taken back.
+"""Addresses of the load balancer's pool on the uplink: held, announced by gratuitous ARP or an unsolicited neighbour
+advertisement, and taken back.
 
 Which they are is in a file, written before the kernel has them: an address is removed only where kone gave it, also
 after kill -9. When someone else removes one, netlink tells, and it is given and announced again.
@@ -24,13 +25,16 @@ log = logging.getLogger(__name__)
 
 FILE = "load-balancer.json"
 ETH_P_ARP, ETH_P_IP = 0x0806, 0x0800
+ETH_P_IPV6 = 0x86DD
 BROADCAST = b"\xff" * 6
+ALL_NODES = b"\x33\x33\x00\x00\x00\x01"
+NEIGHBOUR_ADVERTISEMENT, OVERRIDE = 136, 0x20000000
 ARP_REQUEST = 1
 SETTLE_S = 0.2
 
 
 class UplinkAddresses:
-    """The IPv4 addresses that kone gave the link which has `node_ip`."""
+    """The addresses that kone gave the link which has `node_ip`."""
 
     def __init__(self, data_dir: Path, node_ip: str) -> None:
         self._path = data_dir / FILE
@@ -74,14 +78,18 @@ class UplinkAddresses:
 
     def _give(self) -> None:
         """Add what is missing, and tell the neighbours of it."""
-        link = DummyLink(self._link, 4)
-        try:
-            missing = self._held - link.addresses()
-            for ip, number in link.change(sorted(missing), ()).items():
-                raise OSError(number, f"giving {ip} to {self._link}: {os.strerror(number)}")
-        finally:
-            link.close()
-        announce(self._link, sorted(missing))
+        for family in (4, 6):
+            held = {ip for ip in self._held if _family(ip) == family}
+            if not held:
+                continue
+            link = DummyLink(self._link, family)
+            try:
+                missing = sorted(held - link.addresses())
+                for ip, number in link.change(missing, ()).items():
+                    raise OSError(number, f"giving {ip} to {self._link}: {os.strerror(number)}")
+            finally:
+                link.close()
+            announce(self._link, missing)
 
     async def _mend(self) -> None:
         while True:
@@ -105,7 +113,7 @@ def remove_given(data_dir: Path) -> list[str]:
 def remove(given: Iterable[tuple[str, str]]) -> None:
     """Take addresses from links; what is gone is no error."""
     for name, ip in sorted(given):
-        link = DummyLink(name, 4)
+        link = DummyLink(name, _family(ip))
         try:
             if link.index:
                 link.change((), [ip])
@@ -133,7 +141,7 @@ def _write_given(path: Path, given: Collection[tuple[str, str]]) -> None:
 def link_of(ip: str) -> str:
     """The link that has the address; "" where none has."""
     for _, name in socket.if_nameindex():
-        link = DummyLink(name, 4)
+        link = DummyLink(name, _family(ip))
         try:
             if ip in link.addresses():
                 return name
@@ -143,7 +151,8 @@ def link_of(ip: str) -> str:
 
 
 def announce(link: str, addresses: Iterable[str]) -> None:
-    """Tell the link's neighbours that these are here (gratuitous ARP, RFC 5227 section 3). What fails is logged."""
+    """Tell the link's neighbours that these are here (gratuitous ARP, RFC 5227 section 3; unsolicited neighbour
+    advertisement, RFC 4861 section 7.2.6). What fails is logged."""
     try:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0) as packets:
             packets.bind((link, 0))
@@ -151,7 +160,7 @@ def announce(link: str, addresses: Iterable[str]) -> None:
             if len(mac) != 6:
                 return
             for ip in addresses:
-                packets.send(gratuitous_arp(mac, ip))
+                packets.send(gratuitous_arp(mac, ip) if _family(ip) == 4 else advertisement(mac, ip))
     except OSError as error:
         log.warning("addresses cannot be announced on %s: %s", link, error)
 
@@ -161,6 +170,29 @@ def gratuitous_arp(mac: bytes, ip: str) -> bytes:
     address = socket.inet_aton(ip)
     body = struct.pack(">HHBBH", 1, ETH_P_IP, 6, 4, ARP_REQUEST) + mac + address + bytes(6) + address
     return BROADCAST + mac + struct.pack(">H", ETH_P_ARP) + body
+
+
+def advertisement(mac: bytes, ip: str) -> bytes:
+    """An Ethernet frame to all nodes: `ip` is at `mac`, whatever was known before."""
+    address, everybody = socket.inet_pton(socket.AF_INET6, ip), socket.inet_pton(socket.AF_INET6, "ff02::1")
+    link_layer_address = struct.pack("BB", 2, 1) + mac
+    body = struct.pack(">BBHI", NEIGHBOUR_ADVERTISEMENT, 0, 0, OVERRIDE) + address + link_layer_address
+    pseudo = address + everybody + struct.pack(">II", len(body), socket.IPPROTO_ICMPV6)
+    body = body[:2] + struct.pack(">H", _checksum(pseudo + body)) + body[4:]
+    header = struct.pack(">IHBB", 6 << 28, len(body), socket.IPPROTO_ICMPV6, 255) + address + everybody
+    return ALL_NODES + mac + struct.pack(">H", ETH_P_IPV6) + header + body
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071) of an even number of bytes."""
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def _family(ip: str) -> int:
+    return 6 if ":" in ip else 4
 
 
 def is_listened_on(ip: str, port: tuple[str, int]) -> bool:

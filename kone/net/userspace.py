@@ -107,8 +107,9 @@ class Choice:
             self._known.pop(name, None)
 
 
-def doors_of(name: ServicePortName, port: ServicePort) -> dict[Door, Way]:
-    """Where a port is served. One that leads nowhere is not, so that the kernel refuses."""
+def doors_of(name: ServicePortName, port: ServicePort, node: Sequence[str] = ("",)) -> dict[Door, Way]:
+    """Where a port is served; `node` are the addresses of node ports. One that leads nowhere is not served, so that the
+    kernel refuses."""
     if port.protocol not in ("TCP", "UDP"):
         return {}
     doors: dict[Door, Way] = {}
@@ -119,7 +120,7 @@ def doors_of(name: ServicePortName, port: ServicePort) -> dict[Door, Way]:
         doors |= {Door(port.protocol, ip, port.port): outside for ip in port.external_ips}
         doors |= {Door(port.protocol, ip, port.port): Way(name, port, "balancer") for ip in port.load_balancer_ips}
         if port.node_port:
-            doors[Door(port.protocol, "", port.node_port)] = outside
+            doors |= {Door(port.protocol, ip, port.node_port): outside for ip in node}
     return doors
 
 
@@ -130,6 +131,9 @@ class UserspaceProxier:
         self._config = config
         self._inet = socket.AF_INET6 if config.family == 6 else socket.AF_INET
         self._choice = Choice(config, random.Random())
+        loopback = "::1" if config.family == 6 else "127.0.0.1"
+        chosen = [ip for ip in (*config.node_ips, loopback) if config.has_node_ports(ip)]
+        self._node = chosen if config.node_port_cidrs else [""]
         self._link = config.names.userspace_link
         self._routes: set[str] = set()
         self._has_routes = True
@@ -149,11 +153,11 @@ class UserspaceProxier:
         gone = [name for name in self._served if name not in desired]
         self._choice.forget(gone)
         touched = {name: self._served[name] for name in (*changed, *gone) if name in self._served}
-        before = {door for name, port in touched.items() for door in doors_of(name, port)}
+        before = {door for name, port in touched.items() for door in doors_of(name, port, self._node)}
         self._served = dict(desired)
         now: dict[Door, Way] = {}
         for name, port in changed.items():
-            now |= doors_of(name, port)
+            now |= doors_of(name, port, self._node)
         self._lead(desired)
         for door in before - now.keys():
             relay = self._relays.get(door)

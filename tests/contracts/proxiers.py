@@ -211,6 +211,13 @@ class Stage:
         family = self.family
         return RuleConfig(NAMES, [CLUSTER_CIDRS[family]], [SERVICE_CIDRS[family]], [self.at.host], [POD_CIDRS[family]])
 
+    async def instead(self, **rules: object) -> None:
+        """Another proxier in the place of this one, with these fields of its rules."""
+        await self.proxier.stop()
+        config = replace(self.rules, **rules)  # type: ignore[arg-type]
+        self.proxier = modes.make(self.contestant.mode, self.firewalls[self.family], config)
+        await self.proxier.start()
+
     async def start(self) -> None:
         for firewall in self.firewalls.values():
             await firewall.start()

@@ -233,6 +233,21 @@ async def test_a_node_port_answers_on_an_address_that_the_host_gets_later(stage:
     await eventually(served, within_s=5)
 
 
+async def test_node_ports_are_only_at_the_addresses_that_were_chosen(stage: Stage) -> None:
+    a = await stage.backend_pod("a")
+    other = stage.at.host + "2"
+    run("ip", "addr", "add", f"{other}/{24 if stage.family == 4 else 64}", "dev", "up0", "nodad")
+    await stage.instead(node_port_cidrs=[stage.at.whole(stage.at.host)])
+    await stage.proxier.sync({WEB: stage.web(a, node_port=30080)})
+    assert await stage.ask(stage.at.host, 30080, path=stage.world.outside) == "a"
+    assert await stage.ask(stage.at.host, 30080) == "a", "from a pod"
+    assert await refused(stage.ask(other, 30080, path=stage.world.outside))
+    if stage.family == 4:
+        assert await refused(stage.ask("127.0.0.1", 30080, path=""))
+    await stage.proxier.sync({WEB: stage.web(node_port=30080)})
+    assert await refused(stage.ask(stage.at.host, 30080, path=stage.world.outside))
+
+
 async def test_node_port_over_udp(stage: Stage) -> None:
     a = await stage.backend_pod("a")
     await stage.proxier.sync({DNS: stage.dns(a, node_port=30053)})

@@ -24,7 +24,7 @@ from kone.net.load_balancer import (
     choose,
     is_mine,
 )
-from kone.net.uplink_addresses import UplinkAddresses, gratuitous_arp, is_listened_on, remove_given
+from kone.net.uplink_addresses import UplinkAddresses, advertisement, gratuitous_arp, is_listened_on, remove_given
 from tests.fakes import FakeClient
 from tests.net.objects import service
 from tests.net.world import HOST_IP, World, run
@@ -199,6 +199,19 @@ def test_the_announcement_is_an_arp_request_for_itself() -> None:
     assert len(frame) == 42
 
 
+def test_the_advertisement_tells_all_nodes_whatever_they_knew() -> None:
+    frame = advertisement(b"\x02\0\0\0\0\1", "2001:db8::40")
+    assert frame[:14] == b"\x33\x33\0\0\0\1" + b"\x02\0\0\0\0\1" + b"\x86\xdd"
+    header, body = frame[14:54], frame[54:]
+    assert (header[6], header[7]) == (socket.IPPROTO_ICMPV6, 255)  # the hop limit says that it is the link's own
+    assert (body[0], body[4]) == (136, 0x20)
+    assert body[8:24] == header[8:24] == socket.inet_pton(socket.AF_INET6, "2001:db8::40")
+    assert body[24:] == b"\x02\x01\x02\0\0\0\0\1"
+    summed = header[8:] + len(body).to_bytes(4, "big") + bytes((0, 0, 0, socket.IPPROTO_ICMPV6)) + body
+    total = sum(int.from_bytes(summed[i : i + 2], "big") for i in range(0, len(summed), 2))
+    assert (total & 0xFFFF) + (total >> 16) == 0xFFFF
+
+
 def test_a_listening_program_is_seen() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -207,20 +220,28 @@ def test_a_listening_program_is_seen() -> None:
 
 
 @pytest.mark.ring3
-async def test_the_uplink_holds_the_pools_addresses_and_gives_them_back(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("one", "other", "length", "everywhere"),
+    [("192.0.2.240", "192.0.2.241", 32, "0.0.0.0"), ("2001:db8::40", "2001:db8::41", 128, "::")],
+    ids=["IPv4", "IPv6"],
+)
+async def test_the_uplink_holds_the_pools_addresses_and_gives_them_back(
+    world: World, tmp_path: Path, one: str, other: str, length: int, everywhere: str
+) -> None:
+    world.add_ipv6()
     uplink = UplinkAddresses(tmp_path, HOST_IP)
     await uplink.start()
     before = run("ip", "-br", "addr")
-    await uplink.hold({"192.0.2.240", "192.0.2.241"})
-    async with await world.serve("", 8080, "host"):
-        assert (await world.ask(world.outside, "192.0.2.240", 8080))[0] == "host"
-        run("ip", "addr", "del", "192.0.2.240/32", "dev", "up0")
+    await uplink.hold({one, other})
+    async with await world.serve("", 8080, "host", address=everywhere):
+        assert (await world.ask(world.outside, one, 8080))[0] == "host"
+        run("ip", "addr", "del", f"{one}/{length}", "dev", "up0")
         async with asyncio.timeout(5):
-            while "192.0.2.240/" not in run("ip", "-br", "addr"):  # noqa: ASYNC110 - the kernel tells nobody here
+            while f"{one}/" not in run("ip", "-br", "addr"):  # noqa: ASYNC110 - the kernel tells nobody here
                 await asyncio.sleep(0.05)
-        assert (await world.ask(world.outside, "192.0.2.240", 8080))[0] == "host"
-    await uplink.hold({"192.0.2.241"})
-    assert "192.0.2.240/" not in run("ip", "-br", "addr")
+        assert (await world.ask(world.outside, one, 8080))[0] == "host"
+    await uplink.hold({other})
+    assert f"{one}/" not in run("ip", "-br", "addr")
     await uplink.stop()
-    assert remove_given(tmp_path) == ["192.0.2.241"], "by a later process"
+    assert remove_given(tmp_path) == [other], "by a later process"
     assert run("ip", "-br", "addr") == before
