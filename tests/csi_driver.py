@@ -6,8 +6,10 @@ to the target. `refuse` makes calls fail; `calls` remembers each with what it wa
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,3 +177,15 @@ class CsiDriver:
                 {"unit": csi_messages.INODES, "total": disk.f_files, "used": 1, "available": disk.f_ffree},
             ]
         }
+
+
+async def serve(kubelet_root: Path, folder: Path, name: str) -> None:
+    """A driver as a process of its own, until it is ended."""
+    driver = CsiDriver(folder, name=name)
+    await driver.start()
+    await driver.register(kubelet_root)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]))

@@ -44,7 +44,7 @@ UNSTAGE_RETRY_FIRST_S: Final = 0.5
 UNSTAGE_RETRY_MAX_S: Final = 122.0
 
 # csi_messages' node capabilities
-_STAGES, _MULTI_WRITER, _MOUNT_GROUP = 1, 5, 6
+_STAGES, _COUNTS, _EXPANDS, _MULTI_WRITER, _MOUNT_GROUP = 1, 2, 3, 5, 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,9 @@ class Staged:
     left: tuple[Path, ...]
 
 
-class _Mounted(NamedTuple):
+class Mounted(NamedTuple):
+    """A volume that this process has published for a pod."""
+
     pod: Object
     volume: CsiVolume
     where: MountedVolume
@@ -80,7 +82,7 @@ class CsiVolumes:
     """Mounts and unmounts volumes of CSI drivers. `public_root` is the kubelet's directory as drivers know it.
 
     `changed_use` is called when the volumes in use are others than before: the node's status tells of them. `changed`
-    is called when something has come that a mount may wait for.
+    is called when something has come that a mount may wait for, `on_mounted` with each persistent volume mounted.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class CsiVolumes:
         self.public_root = public_root or root
         self._changed_use = changed_use
         self._users: dict[tuple[str, str], set[str]] = defaultdict(set)  # (driver, handle) -> pod UIDs
-        self._mounted: dict[tuple[str, str], _Mounted] = {}  # (pod UID, volume): published by this process
+        self._mounted: dict[tuple[str, str], Mounted] = {}  # (pod UID, volume): published by this process
         self._locks: dict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)  # by (driver, handle)
         self._staged: set[tuple[str, str]] = set()  # by this process
         self._on_disk: frozenset[tuple[str, str]] | None = None  # (driver, handle) that have data files, once read
@@ -109,6 +111,7 @@ class CsiVolumes:
         self._tasks = TaskGroup("csi-volumes")
         self._unsubscribe: Unsubscribe = lambda: None
         self.changed: Callable[[], None] = lambda: None
+        self.on_mounted: Callable[[str], None] = lambda name: None
         drivers.on_change = self._on_drivers
 
     async def start(self) -> None:
@@ -163,7 +166,9 @@ class CsiVolumes:
             if not volume.inline:
                 await self._stage(pod, volume, context)
             mounted = await self._publish(pod, volume, context, spec, again=False)
-        self._mounted[uid, volume.name] = _Mounted(pod, volume, mounted)
+        self._mounted[uid, volume.name] = Mounted(pod, volume, mounted)
+        if not volume.inline:
+            self.on_mounted(volume.name)
         return mounted
 
     async def republish(self) -> None:
@@ -330,6 +335,57 @@ class CsiVolumes:
     def _told(self, path: Path) -> str:
         """A path of the kubelet's as drivers see it, who may have its directory mounted under its public name."""
         return str(self.public_root / path.relative_to(self._root))
+
+    # ---- growing, measuring
+
+    def holder_of(self, volume_name: str) -> Mounted | None:
+        """Some pod that has the persistent volume, once it is published."""
+        found = (each for each in self._mounted.values() if each.volume.name == volume_name and not each.volume.inline)
+        return next(found, None)
+
+    async def expand(self, mounted: Mounted, size_bytes: int) -> bool:
+        """Let the driver grow what is mounted; whether it has anything to do for that. Raises RpcError, VolumeError."""
+        _, volume, where = mounted
+        driver = self._driver(volume)
+        abilities = await driver.capabilities()
+        if _EXPANDS not in abilities:
+            return False
+        request = {
+            "volume_id": volume.handle,
+            "volume_path": where.host_path if volume.block else self._told(Path(where.host_path)),
+            "capacity_range": {"required_bytes": size_bytes},
+            "staging_target_path": self._told(self._root / rules.staging_path(volume)) if _STAGES in abilities else "",
+            "volume_capability": _capability(volume, abilities, None),
+            "secrets": await self._secrets(volume.expand_secret, "NodeExpandSecretRef"),
+        }
+        async with self._locks[volume.key]:
+            await driver.call("EXPAND", request)
+        return True
+
+    async def usage(self, pod_uid: str, volume_name: str) -> list[dict[str, int]]:
+        """What the driver counts of a mounted volume: csi_messages' usages; none where it does not count."""
+        mounted = self._mounted.get((pod_uid, volume_name))
+        if mounted is None:
+            return []
+        try:
+            driver = self._drivers.get(mounted.volume.driver)
+            if _COUNTS not in await driver.capabilities():
+                return []
+            path = mounted.where.host_path
+            request = {
+                "volume_id": mounted.volume.handle,
+                "volume_path": path if mounted.volume.block else self._told(Path(path)),
+            }
+            return list((await driver.call("GET_STATS", request)).get("usage", ()))
+        except (DriverMissing, RpcError) as error:
+            log.info("no statistics of volume %s: %s", volume_name, error)
+            return []
+
+    def _driver(self, volume: CsiVolume) -> Driver:
+        try:
+            return self._drivers.get(volume.driver)
+        except DriverMissing as error:
+            raise VolumeError(str(error)) from None
 
     # ---- unmounting
 

@@ -32,6 +32,7 @@ from kone.runtime.cgroups import Cgroups
 from kone.runtime.configz import kubelet_configuration
 from kone.runtime.container_config import GRACE_PERIOD
 from kone.runtime.csi_drivers import PLUGIN_TYPE, CsiDrivers
+from kone.runtime.csi_expansion import CsiExpansion
 from kone.runtime.csi_volumes import CsiVolumes
 from kone.runtime.environment import PodFacts, field_value, resource_value
 from kone.runtime.eviction import Eviction, Host
@@ -119,6 +120,7 @@ class Kubelet:
             clock,
             changed_use=self._look_at_node,
         )
+        self._expansion = CsiExpansion(client, recorder, self._csi, config.node_name, clock)
         self._plugins = PluginWatcher(config.root_dir, clock, {PLUGIN_TYPE: self._drivers})
         self._volumes = volumes or Volumes(
             client,
@@ -165,6 +167,7 @@ class Kubelet:
         await self._probes.stop()
         if self._parts is not None:
             await self._plugins.stop()
+            await self._expansion.stop()
             await self._volumes.stop()
         await self._statuses.stop()
         if self._node_status is not None:
@@ -296,6 +299,7 @@ class Kubelet:
         await self._pleg.start(self._on_first_list, self._on_list)
         await self._image_gc.start()
         await self._eviction.start()
+        await self._expansion.start()
         await self._plugins.start()
         if self._node_status is not None:
             await self._node_status.report()
