@@ -54,12 +54,15 @@ async def _remove(settings: Settings, keep_data: bool) -> AsyncIterator[str]:
             yield f"removed addresses of load balancers: {', '.join(given)}"
     except OSError as error:
         raise CleanupError(f"addresses of load balancers stay: {error}; run as root") from None
-    from kone.runtime import cgroups, kubelet_home, mounts
+    from kone.runtime import cgroups, kubelet_home, loop_devices, mounts
 
     await cgroups.remove_hierarchy(settings.instance)
     for point in mounts.mounts_below(str(settings.data.absolute())):
         mounts.unmount(point)
         yield f"unmounted {point}"
+    for device in loop_devices.below(settings.data.resolve()):
+        loop_devices.detach(device)
+        yield f"detached {device}"
     if settings.kubelet_dir and kubelet_home.withdraw(settings.data / "kubelet", Path(settings.kubelet_dir)):
         yield f"removed the link {settings.kubelet_dir}"
     if settings.data.is_dir() and not keep_data:

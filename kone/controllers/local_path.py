@@ -1,8 +1,9 @@
-"""Volumes without a storage system: each claim of the class local-path gets a directory of this node.
+"""Volumes without a storage system: each claim of the class local-path gets a directory of this node, or a file that
+the kubelet makes a block device of.
 
 It is what sig-storage's external provisioner and resizer are to a CSI driver: it answers claims that name it, expands
-them (a directory has no size of its own), and removes what nobody has any more. The class is made once, as the
-default; who wants another default takes the annotation away.
+them (a directory has no size of its own; a file takes what is written), and removes what nobody has any more. The class
+is made once, as the default; who wants another default takes the annotation away.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from kone.apimachinery.volume_claims import SELECTED_NODE, class_of, is_bound_to
 from kone.client.client import EventType, Informer
 from kone.controllers.controller import Context, Controller, Reconciler, Result, Watch, for_object
 from kone.controllers.volume_expansion import asked, has
-from kone.controllers.volume_rules import PROVISIONED_BY, PROVISIONER
+from kone.controllers.volume_rules import PROVISIONED_BY, PROVISIONER, volume_mode
 
 NAME: Final = "kone.dev/local-path"
 CLASS: Final = "local-path"
@@ -56,11 +57,7 @@ STORAGE_CLASS: Final[Object] = {
 
 def refusal(claim: Object) -> str:
     """Why no volume can be made for the claim; "" where one can."""
-    if dig(claim, "spec", "selector") is not None:
-        return "claim.Spec.Selector is not supported"
-    if dig(claim, "spec", "volumeMode", default="Filesystem") != "Filesystem":
-        return "only Filesystem volumes are provisioned: a directory is no block device"
-    return ""
+    return "claim.Spec.Selector is not supported" if dig(claim, "spec", "selector") is not None else ""
 
 
 def is_asked(claim: Object, storage_class: Object | None) -> bool:
@@ -81,8 +78,19 @@ def volume_name(claim: Object) -> str:
     return f"pvc-{uid_of(claim)}"
 
 
+def is_block(claim: Object) -> bool:
+    return volume_mode(claim) == "Block"
+
+
+def path_of(volume: Object) -> str:
+    """Where a volume of ours lies."""
+    return str(dig(volume, "spec", "local", "path") or dig(volume, "spec", "hostPath", "path", default=""))
+
+
 def make_volume(claim: Object, storage_class: Object, path: str, hostname: str) -> Object:
-    """The persistent volume for a directory of the node with that hostname label."""
+    """The persistent volume for a directory, or for a claim of mode Block a file, of the node with that hostname
+    label."""
+    source = {"local": {"path": path}} if is_block(claim) else {"hostPath": {"path": path, "type": "DirectoryOrCreate"}}
     modes = {key: storage_class[key] for key in ("mountOptions",) if storage_class.get(key)}
     return {
         "apiVersion": "v1",
@@ -99,7 +107,7 @@ def make_volume(claim: Object, storage_class: Object, path: str, hostname: str) 
                 "uid": uid_of(claim),
                 "resourceVersion": resource_version_of(claim),
             },
-            "hostPath": {"path": path, "type": "DirectoryOrCreate"},
+            **source,
             "nodeAffinity": {
                 "required": {
                     "nodeSelectorTerms": [
@@ -109,7 +117,7 @@ def make_volume(claim: Object, storage_class: Object, path: str, hostname: str) 
             },
             "persistentVolumeReclaimPolicy": storage_class.get("reclaimPolicy", "Delete"),
             "storageClassName": name_of(storage_class),
-            "volumeMode": "Filesystem",
+            "volumeMode": volume_mode(claim),
             **modes,
         },
     }
@@ -208,7 +216,10 @@ class LocalPath(Reconciler):
         found = self._nodes.get("", node)
         labels: Mapping[str, str] = labels_of(found) if found is not None else {}
         path = self._folder / folder_of(claim)
-        await asyncio.to_thread(_make, path)
+        if is_block(claim):
+            await asyncio.to_thread(_make_file, path, asked(claim).value())
+        else:
+            await asyncio.to_thread(_make, path)
         volume = make_volume(claim, storage_class, str(path), labels.get(HOSTNAME, node))
         try:
             await self._ctx.client.create(PERSISTENTVOLUMES, volume)
@@ -224,13 +235,15 @@ class LocalPath(Reconciler):
             return
         client, tell = self._ctx.client, self._ctx.recorder.event
         if (larger := expanded(volume, claim)) is not None:
+            if is_block(claim):
+                await asyncio.to_thread(_make_file, Path(path_of(volume)), asked(claim).value())
             tell(claim, "Normal", "Resizing", f"External resizer is resizing volume {name_of(volume)}")
             await client.update(PERSISTENTVOLUMES, larger)
         await client.update(PERSISTENTVOLUMECLAIMS, grown(claim), subresource="status")
         tell(claim, "Normal", "VolumeResizeSuccessful", "Resize volume succeeded")
 
     async def _remove(self, volume: Object) -> None:
-        path = Path(dig(volume, "spec", "hostPath", "path", default=""))
+        path = Path(path_of(volume))
         if path.parent == self._folder:  # a user may have pointed it elsewhere: then its content is not ours
             try:
                 await asyncio.to_thread(_delete, path)
@@ -246,9 +259,20 @@ def _make(path: Path) -> None:
     path.chmod(0o777)
 
 
+def _make_file(path: Path, size_bytes: int) -> None:
+    """A file of that size at least, which takes no more of the disk than is written to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        if file.tell() < size_bytes:
+            file.truncate(size_bytes)
+
+
 def _delete(path: Path) -> None:
     try:
-        shutil.rmtree(path)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     except FileNotFoundError:
         pass
 

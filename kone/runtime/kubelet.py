@@ -70,6 +70,7 @@ from kone.runtime.stats import Stats
 from kone.runtime.status_manager import StatusManager
 from kone.runtime.termination_message import last_words
 from kone.runtime.tokens import Tokens
+from kone.runtime.volume_stats import VolumeStats
 from kone.runtime.volumes import Volumes
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,8 @@ class Kubelet:
             csi=self._csi,
             tell=lambda obj, reason, message: recorder.event(obj, "Warning", reason, message),
         )
-        self._stats = Stats(self, runtime, clock, config.node_name, config.root_dir)
+        volume_stats = VolumeStats(client, self._csi, config.root_dir, clock)
+        self._stats = Stats(self, runtime, clock, config.node_name, config.root_dir, volume_stats)
         self._make_host = host
         self._eviction: Eviction | None = None
         self._image_gc: ImageGc | None = None

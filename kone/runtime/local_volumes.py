@@ -121,6 +121,15 @@ class LocalVolumes:
             ) from None
         return MountedVolume(device, read_only, is_device=True)
 
+    def grow(self, volume: Object) -> None:
+        """A volume has another capacity: the device that stands for its file is to have the file's size. Raises
+        OSError."""
+        path = Path(dig(volume, "spec", "local", "path", default=""))
+        if dig(volume, "spec", "volumeMode") == "Block" and path.is_file():
+            device = loop_devices.find(path)
+            if device is not None:
+                loop_devices.resize(device)
+
     async def unmount(self, pod_uid: str) -> None:
         """Let go of what a pod had; what no other pod has goes too. Raises OSError."""
         folder = self._root / "pods" / pod_uid / "volumes" / ESCAPED
@@ -145,7 +154,9 @@ class LocalVolumes:
         file = Path(os.readlink(link))
         link.unlink()
         others = self._root.glob(f"pods/*/volumeDevices/{ESCAPED}/{link.name}")
-        if not any(True for _ in others) and file.is_file() and (device := loop_devices.find(file)) is not None:
+        if any(True for _ in others) or file.is_block_device():
+            return
+        if (device := loop_devices.find(file)) is not None:
             loop_devices.detach(device)
 
     def _targets(self, name: str) -> Iterator[Path]:

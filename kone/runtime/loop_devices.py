@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -14,18 +15,34 @@ _SET_FD, _CLR_FD, _SET_CAPACITY, _CTL_GET_FREE = 0x4C00, 0x4C01, 0x4C07, 0x4C82
 _SET_STATUS64: Final = 0x4C04
 _LOOP_INFO64: Final = "QQQQQIIII64s64s32sQQ"
 _MAJOR: Final = 7
+_DELETED: Final = " (deleted)"  # how the kernel ends the name of a file that is gone
 TRIES: Final = 10  # of taking a free device that somebody else was faster with
 
 
 def find(file: Path) -> str | None:
-    """The loop device of a file, e.g. "/dev/loop3"."""
-    wanted = os.stat(file)
+    """The loop device of a file, e.g. "/dev/loop3"; also of one that was deleted meanwhile and has no successor."""
+    wanted = os.stat(file) if file.exists() else None
+    for device, behind in _all():
+        if wanted is None:
+            if behind == f"{file}{_DELETED}":
+                return device
+        elif not behind.endswith(_DELETED):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(behind), wanted):
+                    return device
+    return None
+
+
+def below(folder: Path) -> list[str]:
+    """The loop devices of files in a directory, deleted ones too."""
+    return [device for device, behind in _all() if behind.startswith(f"{folder}/")]
+
+
+def _all() -> Iterator[tuple[str, str]]:
+    """(device, the name of the file behind it)."""
     for entry in Path("/sys/block").glob("loop*"):
         with contextlib.suppress(OSError):
-            behind = (entry / "loop" / "backing_file").read_text().rstrip("\n")
-            if os.path.samestat(os.stat(behind), wanted):
-                return f"/dev/{entry.name}"
-    return None
+            yield f"/dev/{entry.name}", (entry / "loop" / "backing_file").read_text().rstrip("\n")
 
 
 def attach(file: Path, *, read_only: bool = False) -> str:

@@ -19,6 +19,7 @@ from kone.runtime.parts import PodSource
 from kone.runtime.probes import Probed
 from kone.runtime.runtime import ContainerState
 from kone.runtime.stats import PodUse
+from kone.runtime.volume_stats import ClaimedUse
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 Labels = Mapping[str, str]
@@ -52,7 +53,29 @@ def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def kubelet_metrics(source: PodSource, node_name: str) -> str:
+# name -> (help, field of ClaimedUse)
+_VOLUME_STATS = {
+    "capacity_bytes": ("Capacity in bytes of the volume", "capacity_bytes"),
+    "available_bytes": ("Number of available bytes in the volume", "available_bytes"),
+    "used_bytes": ("Number of used bytes in the volume", "used_bytes"),
+    "inodes": ("Maximum number of inodes in the volume", "inodes"),
+    "inodes_free": ("Number of free inodes in the volume", "inodes_free"),
+    "inodes_used": ("Number of used inodes in the volume", "inodes_used"),
+}
+
+
+def _volume_stats(page: Page, claimed: Sequence[ClaimedUse]) -> None:
+    for name, (help_, field) in _VOLUME_STATS.items():
+        samples = [
+            ({"namespace": use.namespace, "persistentvolumeclaim": use.claim}, float(value))
+            for use in claimed
+            if (value := getattr(use, field)) is not None
+        ]
+        if samples:
+            page.family(f"kubelet_volume_stats_{name}", "gauge", help_, samples)
+
+
+def kubelet_metrics(source: PodSource, node_name: str, claimed: Sequence[ClaimedUse] = ()) -> str:
     page = Page()
     pods = source.pods()
     states: Counter[str] = Counter({"running": 0, "exited": 0, "created": 0})
@@ -70,6 +93,7 @@ def kubelet_metrics(source: PodSource, node_name: str) -> str:
         "Number of containers by state",
         [({"container_state": state}, count) for state, count in sorted(states.items())],
     )
+    _volume_stats(page, claimed)
     version = KUBELET_VERSION.removeprefix("v").split(".")
     build = {"git_version": KUBELET_VERSION, "major": version[0], "minor": version[1], "platform": "linux"}
     page.family("kubernetes_build_info", "gauge", "What this kubelet answers for.", [(build, 1)])

@@ -188,7 +188,7 @@ class KubeletServer:
             case "/probes":
                 text = metrics.probe_metrics(self._probes.counts if self._probes is not None else {})
             case _:
-                text = metrics.kubelet_metrics(self._source, self._config.node_name)
+                text = metrics.kubelet_metrics(self._source, self._config.node_name, await self._stats.claimed())
         return web.Response(text=text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _configz(self, request: web.Request) -> web.Response:

@@ -19,6 +19,7 @@ from kone.runtime.disk_usage import MAX_AGE_S, DiskUsage, DiskUsages, FileSystem
 from kone.runtime.parts import PodSource
 from kone.runtime.runtime import ContainerState, ContainerStatus, Runtime
 from kone.runtime.usage import Interface, Usage
+from kone.runtime.volume_stats import ClaimedUse, VolumeStats
 
 EMPTY_DIRS = "kubernetes.io~empty-dir"
 RATE_MIN_S = 1.0  # a rate of CPU use is taken over at least this long
@@ -38,7 +39,7 @@ class ContainerUse:
 class PodUse:
     """A pod and what it uses. `usage` is that of its own control group, where it has one, else of its containers.
 
-    `volumes` are the emptyDirs that lie on disk, by name.
+    `volumes` are the emptyDirs that lie on disk, by name; `claimed` the volumes of claims.
     """
 
     pod: Object
@@ -46,6 +47,7 @@ class PodUse:
     usage: Usage
     interfaces: Sequence[Interface] = ()
     volumes: Mapping[str, DiskUsage] = field(default_factory=dict)
+    claimed: Sequence[ClaimedUse] = ()
 
     @property
     def ephemeral_storage(self) -> DiskUsage:
@@ -55,9 +57,19 @@ class PodUse:
 
 
 class Stats:
-    """Answers what is used. `root` is the kubelet's directory, below which the pods' volumes lie."""
+    """Answers what is used. `root` is the kubelet's directory, below which the pods' volumes lie; `volume_stats` counts
+    what claims lead to."""
 
-    def __init__(self, source: PodSource, runtime: Runtime, clock: Clock, node_name: str, root: Path) -> None:
+    def __init__(
+        self,
+        source: PodSource,
+        runtime: Runtime,
+        clock: Clock,
+        node_name: str,
+        root: Path,
+        volume_stats: VolumeStats | None = None,
+    ) -> None:
+        self._volume_stats = volume_stats
         self._source, self._runtime, self._clock, self._node_name = source, runtime, clock, node_name
         self._root = root
         self._disk = DiskUsages(clock)
@@ -73,7 +85,21 @@ class Stats:
                 await asyncio.sleep(0)  # a hundred pods are half a hundred milliseconds of small files
         if disk:
             self._disk.forget_all_but(path for use in found for path in self._paths(use))
+            if self._volume_stats is not None:
+                self._volume_stats.forget_all_but({uid_of(use.pod) for use in found})
         return found
+
+    async def claimed(self) -> list[ClaimedUse]:
+        """The volumes behind claims that running pods have, each claim once."""
+        found: dict[tuple[str, str], ClaimedUse] = {}
+        for pod in self._source.pods():
+            if any(c.state is ContainerState.RUNNING for c in self._source.containers(uid_of(pod))):
+                for use in await self._claimed_by(pod):
+                    found[use.namespace, use.claim] = use
+        return list(found.values())
+
+    async def _claimed_by(self, pod: Object) -> list[ClaimedUse]:
+        return [] if self._volume_stats is None else await self._volume_stats.of(pod)
 
     async def pod(
         self, pod: Object, running: Iterable[ContainerStatus], *, disk: bool, max_age_s: float = MAX_AGE_S
@@ -96,8 +122,9 @@ class Stats:
         volumes = {}
         for name, path in self._empty_dirs(pod).items() if disk else ():
             volumes[name] = await self._disk.of(path, max_age_s=max_age_s)
+        claimed = await self._claimed_by(pod) if disk else []
         total = own if own is not None else sum((c.usage for c in containers), Usage())
-        return PodUse(pod, containers, total, interfaces, volumes)
+        return PodUse(pod, containers, total, interfaces, volumes, claimed)
 
     async def _container(self, status: ContainerStatus, used: Usage, *, disk: bool, max_age_s: float) -> ContainerUse:
         if not disk:
@@ -183,7 +210,8 @@ class Stats:
         if disk is not None:
             if use.interfaces:
                 answer["network"] = _network(use.interfaces, now)
-            answer["volume"] = [{**_taken(taken, disk, now), "name": name} for name, taken in use.volumes.items()]
+            own = [{**_taken(taken, disk, now), "name": name} for name, taken in use.volumes.items()]
+            answer["volume"] = [*own, *(_claimed_stats(claimed, now) for claimed in use.claimed)]
             answer["ephemeral-storage"] = _taken(use.ephemeral_storage, disk, now)
             answer["process_stats"] = {"process_count": use.usage.processes}
         return answer
@@ -228,6 +256,24 @@ class Stats:
         rate = int((cpu_ns - known.cpu_ns) / (now - known.at))
         self._rates[key] = _Rate(now, cpu_ns, rate)
         return rate
+
+
+def _claimed_stats(use: ClaimedUse, now: float) -> Object:
+    """VolumeStats of the summary API."""
+    counted = {
+        "availableBytes": use.available_bytes,
+        "capacityBytes": use.capacity_bytes,
+        "usedBytes": use.used_bytes,
+        "inodesFree": use.inodes_free,
+        "inodes": use.inodes,
+        "inodesUsed": use.inodes_used,
+    }
+    return {
+        "time": format_time(now),
+        **{key: value for key, value in counted.items() if value is not None},
+        "name": use.volume,
+        "pvcRef": {"name": use.claim, "namespace": use.namespace},
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,10 @@ class Volumes:
             informer = self._client.informer(resource)
             await informer.wait_synced()
             self._subscriptions.append(informer.subscribe(self._on_change(kind)))
-        for resource in (PERSISTENTVOLUMES, NODES):
-            await self._client.informer(resource).wait_synced()
+        await self._client.informer(NODES).wait_synced()
+        volumes = self._client.informer(PERSISTENTVOLUMES)
+        await volumes.wait_synced()
+        self._subscriptions.append(volumes.subscribe(self._on_volume))
         if self._csi is not None:
             self._csi.changed = self._on_csi
             await self._csi.start()
@@ -363,6 +365,13 @@ class Volumes:
         """A pod may wait for it to be bound."""
         for uid in tuple(self._users.get((_CLAIM, namespace_of(claim), name_of(claim)), ())):
             self._sync_pod(uid)
+
+    def _on_volume(self, event: EventType, volume: Object, previous: Object | None) -> None:
+        if previous is not None and dig(volume, "spec", "capacity") != dig(previous, "spec", "capacity"):
+            try:
+                self._local.grow(volume)
+            except OSError as error:
+                log.warning("the device of volume %s keeps its size: %s", name_of(volume), error)
 
     def _on_csi(self) -> None:
         """Pods may wait for a driver, or for a volume to be attached."""

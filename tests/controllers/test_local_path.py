@@ -103,14 +103,27 @@ async def test_a_directory_elsewhere_is_never_removed(world: World, settings: Se
         assert precious.exists()
 
 
-@pytest.mark.parametrize(
-    ("spec", "why"),
-    [
-        ({"selector": {"matchLabels": {"a": "b"}}}, "claim.Spec.Selector is not supported"),
-        ({"volumeMode": "Block"}, "only Filesystem volumes are provisioned: a directory is no block device"),
-    ],
-)
-async def test_what_cannot_be_made_is_told(world: World, settings: Settings, spec: Object, why: str) -> None:
+async def test_a_claim_of_mode_block_gets_a_file_that_grows_and_goes_with_it(
+    world: World, settings: Settings, tmp_path: Path
+) -> None:
+    async with world.running(*CONTROLLERS, settings=settings):
+        made = await world.put(PERSISTENTVOLUMECLAIMS, local(volumeMode="Block"))
+        await choose_node(world, made)
+        [volume] = world.client.of(PERSISTENTVOLUMES)
+        file = tmp_path / "storage" / f"pvc-{uid_of(made)}_shop_c"
+        assert (dig(volume, "spec", "local"), dig(volume, "spec", "volumeMode")) == ({"path": str(file)}, "Block")
+        assert (file.stat().st_size, file.stat().st_blocks) == (1 << 30, 0)
+        await world.edit(PERSISTENTVOLUMECLAIMS, made, "spec", "resources", "requests", value={"storage": "3Gi"})
+        assert file.stat().st_size == 3 << 30
+        assert dig(world.client.look(PERSISTENTVOLUMECLAIMS, made), "status", "capacity") == {"storage": "3Gi"}
+        await world.client.delete(PERSISTENTVOLUMECLAIMS, "c", namespace="shop")
+        await world.settle()
+        assert world.client.of(PERSISTENTVOLUMES) == []
+        assert not file.exists()
+
+
+async def test_what_cannot_be_made_is_told(world: World, settings: Settings) -> None:
+    spec, why = {"selector": {"matchLabels": {"a": "b"}}}, "claim.Spec.Selector is not supported"
     asked = {**SELECTED, "volume.kubernetes.io/storage-provisioner": "kone.dev/local-path"}
     async with world.running(LOCAL_PATH_PROVISIONER, settings=settings):
         await world.put(PERSISTENTVOLUMECLAIMS, replace_in(local(**spec), ("metadata", "annotations"), asked))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kone.runtime import loop_devices
 from tests.e2e.conftest import Place
 from tests.e2e.node_process import eventually
 
@@ -54,3 +55,36 @@ def test_data_of_a_stateful_set_outlives_its_pods_and_goes_with_its_claim(place:
     place.kubectl("delete", "statefulset", "counter", "--wait=true")
     place.kubectl("wait", "--for=delete", f"pv/{claim['spec']['volumeName']}", "--timeout=30s")
     assert not Path(volume["spec"]["hostPath"]["path"]).exists()
+
+
+DISK = """
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {{name: disk}}
+spec: {{volumeMode: Block, accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 4Mi}}}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: p}}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: c
+      image: {image}
+      command: [sh, -c, "echo written | dd of=/dev/disk conv=fsync && exec sleep 1000"]
+      volumeDevices: [{{name: disk, devicePath: /dev/disk}}]
+  volumes:
+    - {{name: disk, persistentVolumeClaim: {{claimName: disk}}}}
+"""
+
+
+def test_a_claim_of_mode_block_is_a_device_in_its_pod(place: Place) -> None:
+    place.apply(DISK.format(image=place.image))
+    place.kubectl("wait", "--for=condition=Ready", "pod/p", "--timeout=60s")
+    volume = place.node.get("pv", place.get("pvc", "disk")["spec"]["volumeName"])  # type: ignore[index]
+    file = Path(volume["spec"]["local"]["path"])
+    assert file.stat().st_size == 4 << 20
+    place.kubectl("delete", "pod/p", "pvc/disk", "--wait=true")
+    place.kubectl("wait", "--for=delete", f"pv/{volume['metadata']['name']}", "--timeout=30s")
+    assert not file.exists()
+    eventually(lambda: loop_devices.below(file.parent) == [])

@@ -160,9 +160,25 @@ async def test_a_file_becomes_a_device_for_as_long_as_it_has_pods(world: World) 
     assert await world.mount(volume, "u2") == device
     assert device == Path(loop_devices.find(file) or "")
     device.write_bytes(b"x")
+    os.truncate(file, 2 * SIZE_BYTES)
+    world.volumes.grow(volume)
+    assert int(Path("/sys/block", device.name, "size").read_text()) * 512 == 2 * SIZE_BYTES
     await world.volumes.unmount("u1")
     assert loop_devices.find(file) == str(device)
     await world.volumes.unmount("u2")
     assert loop_devices.find(file) is None
     assert file.read_bytes()[:1] == b"x"
+    assert world.left() == []
+
+
+@pytest.mark.ring3
+async def test_a_file_that_is_gone_before_its_pod_leaves_no_device(world: World) -> None:
+    file = world.path / "file"
+    file.touch()
+    os.truncate(file, SIZE_BYTES)
+    device = await world.mount(world.volume(file, volumeMode="Block"))
+    file.unlink()
+    assert loop_devices.find(file) == str(device)
+    await world.volumes.unmount("u1")
+    assert loop_devices.find(file) is None
     assert world.left() == []
