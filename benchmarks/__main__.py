@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 
-from benchmarks import api, dns, ingress, network, pods, scheduler
+from benchmarks import api, dns, ingress, namespaces, network, pods, scheduler
 
 
 def main() -> int:
     groups = {
         "api": api.measure,
         "scheduler": scheduler.measure,
+        "namespaces": namespaces.measure,
         "pods": pods.measure,
         "network": network.measure,
         "dns": dns.measure,

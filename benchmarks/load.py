@@ -119,6 +119,26 @@ async def milliseconds(target: Target, path: str, *, times: int = 20) -> float:
     return sorted(took)[times // 2]
 
 
+class Asker:
+    """One client on a kept connection."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def status(self, path: str) -> int:
+        """The status of the answer to GET `path`."""
+        if self._streams is None:
+            self._streams = await _connect(self._target)
+        reader, writer = self._streams
+        writer.write(_request(self._target, "GET", path))
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length is not None, head
+        await reader.readexactly(int(length[1]))
+        return int(head.split()[1])
+
+
 async def fan_out(target: Target, path: str, watchers: int, trigger: str, body: str, changes: int) -> float:
     """Events a second that `watchers` watches take together while `changes` patches are made."""
     streams = [await _connect(target) for _ in range(watchers)]
