@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import logging
 import ssl
 from collections.abc import Callable
@@ -31,8 +30,7 @@ from kone.apimachinery.timestamps import format_time
 from kone.apimachinery.users import SYSTEM_MASTERS, User
 from kone.apiserver.discovery import Discovery
 from kone.apiserver.kubelet_client import ClientTls
-from kone.apiserver.proxies import HOP_BY_HOP, chunks, forwarded
-from kone.apiserver.tunnels import dial, splice
+from kone.apiserver.relays import end_to_end, forwarded, passed_on, relayed, upgraded
 from kone.apiserver.webhook_client import ServiceMissing, ServiceResolver
 from kone.cache.watch_cache import Caches
 from kone.client.client import Client
@@ -117,44 +115,20 @@ class Aggregator:
             if "Upgrade" in request.headers:
                 return await self._upgrade(request, url, headers, context)
             self._resolver.check(api_service["spec"]["service"])
-            answer = await self._opened().request(
-                request.method,
-                url,
-                headers=headers,
-                data=chunks(request) if request.body_exists else None,
-                allow_redirects=False,
-                skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
-                ssl=context,
-            )
+            answer = await passed_on(self._opened(), request, url, headers, tls=context)
         except (aiohttp.ClientError, OSError, ValueError, ServiceMissing) as error:
             log.info("%s does not answer: %s", name_of(api_service), error)
             return _unavailable(f"error trying to reach service: {error}")
         async with answer:
-            kept = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP)
-            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=kept)
-            if (length := answer.headers.get("Content-Length")) is not None:
-                response.content_length = int(length)
-            await response.prepare(request)
-            with contextlib.suppress(ConnectionError, aiohttp.ClientError):
-                async for data in answer.content.iter_any():
-                    await response.write(data)
-            return response
+            return await relayed(request, answer, end_to_end(answer.headers))
 
     async def _upgrade(
         self, request: web.BaseRequest, url: URL, headers: CIMultiDict[str], context: ssl.SSLContext
     ) -> web.StreamResponse:
         host, port = url.host or "", url.port or 443
         found = (await self._resolver.resolve(host, port))[0]
-        headers["Connection"], headers["Upgrade"] = "Upgrade", request.headers["Upgrade"]
         at = url.with_host(found["host"]).with_port(found["port"])
-        backend = await dial(at, tls=context, method=request.method, headers=headers, server_name=host)
-        try:
-            if backend.switched:
-                return await splice(request, backend)
-            kept = CIMultiDict((k, v) for k, v in backend.headers.items() if k.lower() not in HOP_BY_HOP)
-            return web.Response(status=backend.status, headers=kept, body=await backend.refusal())
-        finally:
-            await backend.close()
+        return await upgraded(request, at, headers, context, server_name=host)
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -6,14 +6,13 @@ says of its own address (Location, links of a page) is turned back into the prox
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import logging
 import random
 import socket
 import ssl
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import aiohttp
@@ -26,26 +25,11 @@ from kone.apimachinery.objects import Object, dig, labels_of
 from kone.apiserver.kubelet_client import KubeletClient
 from kone.apiserver.proxied_html import rewritten, through_proxy
 from kone.apiserver.reads import Reads
-from kone.apiserver.tunnels import dial, splice
+from kone.apiserver.relays import end_to_end, forwarded, passed_on, relayed, upgraded
 from kone.registry.resource import Resource
 
 log = logging.getLogger(__name__)
 
-HOP_BY_HOP: Final = frozenset(
-    (
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "host",
-        "content-length",
-        "authorization",
-    )
-)
 _SCHEMES: Final = ("", "http", "https")
 _UNVERIFIED: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 _UNVERIFIED.check_hostname = False
@@ -101,18 +85,11 @@ class Proxies:
         self, request: web.BaseRequest, session: aiohttp.ClientSession, url: URL, prefix: str
     ) -> web.StreamResponse:
         try:
-            answer = await session.request(
-                request.method,
-                url,
-                headers=forwarded(request),
-                data=chunks(request) if request.body_exists else None,
-                allow_redirects=False,
-                skip_auto_headers=("User-Agent", "Content-Type", "Accept", "Accept-Encoding"),
-            )
+            answer = await passed_on(session, request, url, forwarded(request))
         except (aiohttp.ClientError, OSError) as error:
             raise service_unavailable(f"error trying to reach service: {error}") from error
         async with answer:
-            headers = CIMultiDict((k, v) for k, v in answer.headers.items() if k.lower() not in HOP_BY_HOP)
+            headers = end_to_end(answer.headers)
 
             def turn(address: str) -> str:
                 return through_proxy(address, prefix=prefix, backend=url.authority, asked_of=request.host)
@@ -121,30 +98,14 @@ class Proxies:
                 headers["Location"] = turn(headers["Location"])
             elif answer.content_type == "text/html" and request.method != "HEAD":
                 return await _page(answer, headers, turn)
-            response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
-            if (length := answer.headers.get("Content-Length")) is not None:
-                response.content_length = int(length)
-            await response.prepare(request)
-            with contextlib.suppress(ConnectionError, aiohttp.ClientError):
-                async for data in answer.content.iter_any():
-                    await response.write(data)
-            return response
+            return await relayed(request, answer, headers)
 
     async def _tunnel(self, request: web.BaseRequest, url: URL, tls: ssl.SSLContext | None) -> web.StreamResponse:
         """An upgrade, to whatever protocol; what the backend says instead is passed on."""
-        headers = forwarded(request)
-        headers["Connection"], headers["Upgrade"] = "Upgrade", request.headers["Upgrade"]
         try:
-            backend = await dial(url, tls=tls, method=request.method, headers=headers)
+            return await upgraded(request, url, forwarded(request), tls)
         except OSError as error:
             raise service_unavailable(f"error trying to reach service: {error}") from error
-        try:
-            if backend.switched:
-                return await splice(request, backend)
-            kept = CIMultiDict((k, v) for k, v in backend.headers.items() if k.lower() not in HOP_BY_HOP)
-            return web.Response(status=backend.status, headers=kept, body=await backend.refusal())
-        finally:
-            await backend.close()
 
     # -- where to ----------------------------------------------------------------------------------------------------
 
@@ -238,22 +199,6 @@ def _is_global(text: str) -> bool:
     except ValueError:
         return False
     return not (address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified)
-
-
-def forwarded(request: web.BaseRequest) -> CIMultiDict[str]:
-    headers = CIMultiDict((k, v) for k, v in request.headers.items() if k.lower() not in HOP_BY_HOP)
-    for name in [key for key in headers if key.lower().startswith("impersonate-")]:
-        headers.popall(name, None)
-    if request.remote:
-        headers["X-Forwarded-For"] = request.remote
-    if request.body_exists and request.content_length is not None:
-        headers["Content-Length"] = str(request.content_length)
-    return headers
-
-
-async def chunks(request: web.BaseRequest) -> AsyncIterator[bytes]:
-    while data := await request.content.readany():
-        yield data
 
 
 async def _page(
