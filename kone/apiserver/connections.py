@@ -51,6 +51,13 @@ class Connection(RequestHandler):
         if self.on_lost is not None:
             self.on_lost()
 
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """End the connection. A client that has everything is not waited for: TLS would ask it to say goodbye."""
+        transport = self.transport
+        await super().shutdown(timeout)
+        if transport is not None and not transport.get_write_buffer_size():
+            transport.abort()
+
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
