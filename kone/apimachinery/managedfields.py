@@ -263,15 +263,7 @@ def applied(rules: Rules, live: Object | None, config: Object, manager: Manager,
     Raises StatusError: 409 for conflicts, 500 for a config that does not fit the structure.
     """
     if found := list(typed.problems(rules.structure, config)):
-        about = metadata(config)
-        where = f"{about.get('namespace') or ''}/{about.get('name') or ''}"
-        group, _, version = config["apiVersion"].rpartition("/")
-        text = found[0] if len(found) == 1 else "errors:\n" + "".join(f"  {line}\n" for line in found)
-        raise StatusError(
-            500,
-            "",
-            f"failed to create typed patch object ({where}; {group}/{version}, Kind={config['kind']}): {text}",
-        )
+        raise _unfit("patch", config, config, found)
     before = rules.zero if live is None else live
     entries = entries_of(before)
     if not entries and live is not None:
@@ -284,9 +276,21 @@ def applied(rules: Rules, live: Object | None, config: Object, manager: Manager,
         if manager.name != KUBECTL:
             raise conflicts.error() from None
         made = _migrated(rules, base, entries, config, manager, time, conflicts)
+    except typed.ElementError:  # an update may leave what no apply could name
+        raise _unfit("live", base, config, list(typed.problems(rules.structure, base))) from None
     if manager.name == KUBECTL and (metadata(made).get("annotations") or {}).get(LAST_APPLIED):
         made = _with_last_applied(made, config)
     return made
+
+
+def _unfit(which: str, obj: Object, config: Object, problems: list[str]) -> StatusError:
+    """500 for an object that its structure does not fit, as upstream has it."""
+    about = metadata(obj)
+    where = f"{about.get('namespace') or ''}/{about.get('name') or ''}"
+    group, _, version = config["apiVersion"].rpartition("/")
+    text = problems[0] if len(problems) == 1 else "errors:\n" + "".join(f"  {line}\n" for line in problems)
+    message = f"failed to create typed {which} object ({where}; {group}/{version}, Kind={config['kind']}): {text}"
+    return StatusError(500, "", message)
 
 
 def _without_managed_fields(obj: Object) -> Object:

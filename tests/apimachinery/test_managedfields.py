@@ -222,6 +222,16 @@ def test_a_config_that_does_not_fit(spec: dict[str, Any], problem: str) -> None:
     )
 
 
+def test_what_an_update_left_that_no_apply_can_name_keeps_everyone_from_applying() -> None:
+    live = update(None, widget(tags=[None]), "creator")
+    with pytest.raises(StatusError) as refused:
+        apply(live, "one", tags=["a"])
+    assert refused.value.code == 500
+    assert refused.value.message.startswith(
+        "failed to create typed live object (/w; example.com/v1, Kind=Widget): .spec.tags: element 0: "
+    )
+
+
 def test_an_update_owns_what_it_changed_and_takes_it_from_others() -> None:
     live = apply(None, "one", size=1, labels={"a": "1"})
     changed = update(live, {**live, "spec": {"size": 2, "labels": {"a": "1"}}}, "edit")
