@@ -152,6 +152,9 @@ testdeps:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
 	fi
 
+rounds: venv deps ## what happens to a host, 20 rounds each, in every mode that it has (root, 15 min)
+	KONE_TEST_ROUNDS=20 $(BIN)/python -m pytest -q -rP tests/contracts/test_mending.py
+
 # IPVS is in few kernels of machines that run tests: it is tested in a guest with Debian's own.
 vm: venv ## the ipvs proxier with real packets in a virtual machine (root)
 	@missing=""

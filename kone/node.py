@@ -184,6 +184,10 @@ class Node:
             await self._control_plane.move(self._api_ip)
             if self._kubelet is not None:
                 self._kubelet.move(found)
+            if self._balancer is not None:
+                self._balancer.move(found)
+            if self._ingress is not None:
+                self._ingress.move((self.node_ip,))
 
     # ---- the network
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kone.aio.clock import Clock
@@ -101,6 +101,11 @@ class IngressController:
 
     def reload_certificates(self) -> None:
         """The default certificate is another."""
+        self._wake.set()
+
+    def move(self, node_ips: Sequence[str]) -> None:
+        """The host has other addresses: the status of what is served tells them."""
+        self._config = replace(self._config, node_ips=node_ips)
         self._wake.set()
 
     async def _run(self) -> None:

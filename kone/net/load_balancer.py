@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from kone.aio.clock import Clock
@@ -203,6 +203,13 @@ class LoadBalancerController:
             self._unsubscribe()
             self._unsubscribe = None
         await self._tasks.cancel()
+
+    def move(self, node_ips: Sequence[str]) -> None:
+        """The host has other addresses: so have the Services that were given its old ones."""
+        self._config = replace(self._config, node_ips=node_ips)
+        for service in self._services.list():
+            if is_mine(service):
+                self._queue.add(key_of(service))
 
     async def _run(self) -> None:
         await self._services.wait_synced()

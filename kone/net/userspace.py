@@ -135,6 +135,7 @@ class UserspaceProxier:
         chosen = [ip for ip in (*config.node_ips, loopback) if config.has_node_ports(ip)]
         self._node = chosen if config.node_port_cidrs else [""]
         self._link = config.names.userspace_link
+        self._index = -1  # of the link, as it was made last: one that is gone has no name any more
         self._routes: set[str] = set()
         self._has_routes = True
         self._served: dict[ServicePortName, ServicePort] = {}
@@ -145,7 +146,9 @@ class UserspaceProxier:
     async def start(self) -> None:
         """Watch over the routes."""
         lost = self._lost.set
-        self._tasks.guard(lambda: watch_link(self._index, lost, lambda: -1, lambda: None), name="userspace-watch")
+        self._tasks.guard(
+            lambda: watch_link(lambda: self._index, lost, lambda: -1, lambda: None), name="userspace-watch"
+        )
         self._tasks.guard(self._mend, name="userspace-mend")
 
     async def sync(self, desired: Desired) -> None:
@@ -225,12 +228,6 @@ class UserspaceProxier:
 
     # Addresses
 
-    def _index(self) -> int:
-        try:
-            return socket.if_nametoindex(self._link)
-        except OSError:
-            return -1
-
     def _lead(self, desired: Desired) -> None:
         """Make the Services' addresses the host's own."""
         others = {ip for port in desired.values() for ip in (*port.external_ips, *port.load_balancer_ips)}
@@ -252,7 +249,7 @@ class UserspaceProxier:
         netlink = Netlink(NETLINK_ROUTE)
         try:
             link.ensure()
-            index = link.index
+            index = self._index = link.index
             messages = [_local_route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, cidr, index) for cidr in wanted]
             messages += [_local_route(RTM_DELROUTE, 0, cidr, index) for cidr in gone]
             for number in netlink.request(messages):
@@ -261,6 +258,9 @@ class UserspaceProxier:
         finally:
             netlink.close()
             link.close()
+
+    async def _watch(self) -> None:
+        await watch_link(lambda: self._index, self._lost.set, lambda: -1, lambda: None)
 
     async def _mend(self) -> None:
         while True:

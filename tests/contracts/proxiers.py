@@ -203,7 +203,7 @@ class Stage:
             [CLUSTER_CIDRS[f] for f in families],
             [SERVICE_CIDRS[f] for f in families],
         )
-        self.network = BridgeNetwork(NAMES, network, self.data_dir, self.firewalls[4])
+        self.network = BridgeNetwork(NAMES, network, self.data_dir, *self.firewalls.values())
         self.proxier: Proxier = modes.make(self.contestant.mode, self.firewalls[self.family], self.rules)
 
     @property

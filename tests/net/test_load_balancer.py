@@ -184,6 +184,16 @@ async def test_a_port_in_use_is_an_event_and_given_when_it_is_free(setting: Sett
     assert setting.addresses("web") == ["192.0.2.241"]
 
 
+@pytest.mark.parametrize("setting", [NODE], indirect=True)
+async def test_services_follow_the_hosts_address(setting: Setting) -> None:
+    setting.client.put(SERVICES, balanced("web", ports=[("h", 81)]))
+    await settle()
+    assert setting.addresses("web") == ["192.0.2.2"]
+    setting.controller.move(["192.0.2.77"])
+    await settle()
+    assert setting.addresses("web") == setting.addresses("old") == ["192.0.2.77"]
+
+
 async def test_a_class_of_somebody_else_is_left_alone(setting: Setting) -> None:
     other = balanced("other", "203.0.113.9", loadBalancerClass="example.com/other")
     setting.client.put(SERVICES, replace_in(other, ("metadata", "finalizers"), [FINALIZER]))
