@@ -11,7 +11,7 @@ from kone.net.changed_ports import TURN, Changed, ChangedPorts
 from kone.net.firewall import Firewall
 from kone.net.nft_ruleset import NftSet, Ruleset, script_changed
 from kone.net.nft_table import NftError, NftTable
-from kone.net.nftables_rules import ElementId, Elements, Table, elements_of, shared_chain_of
+from kone.net.nftables_rules import ElementId, Elements, Table, chain_to, elements_of, shared_chain_of
 from kone.net.proxier import ProxySyncError
 from kone.net.rule_config import RuleConfig
 from kone.net.service_map import ServicePortName
@@ -91,6 +91,8 @@ class Books:
             if elements is not None:
                 self.ports[name] = elements
             for element in {*old.shared, *new.shared}:
+                if element.set not in self._sets:
+                    self._open_endpoints(element.set, sets, chains)
                 touched.setdefault(element, self._elements[element.set].get(element.key))
                 wishes = self._wishes.setdefault(element, {})
                 if element in old.shared:
@@ -112,6 +114,11 @@ class Books:
                     del self._sets[set_name], self._elements[set_name]
         for element in touched:
             self._settle(element, touched[element], chains)
+        for set_name in {element.set for element in touched}:
+            if (way := chain_to(set_name)) and not self._elements[set_name]:  # and so no chain leads there any more
+                sets.setdefault(set_name, self._sets[set_name])
+                chains.setdefault(way, self._chains[way])
+                del self._sets[set_name], self._elements[set_name], self._chains[way]
         return self._script(touched, sets, chains)
 
     def _settle(self, element: ElementId, held: str | None, chains: dict[str, tuple[str, ...] | None]) -> None:
@@ -139,6 +146,16 @@ class Books:
             del self._users[chain]
             self._chains.pop(chain, None)
 
+    def _open_endpoints(
+        self, name: str, sets: dict[str, NftSet | None], chains: dict[str, tuple[str, ...] | None]
+    ) -> None:
+        """Have a map of endpoints, and the chain that leads there."""
+        sets.setdefault(name, None)
+        self._open(name, self.table.endpoint_map(name))
+        chain = chain_to(name)
+        chains.setdefault(chain, None)
+        self._chains[chain] = self.table.shared_chain(chain)
+
     def _open(self, name: str, kept: NftSet) -> None:
         """Have the set, with elements that are changed in place."""
         self._elements.setdefault(name, dict(kept.elements))
@@ -155,14 +172,15 @@ class Books:
         now: dict[str, dict[str, str]] = {}
         for element, held in touched.items():
             had, has = before.setdefault(element.set, {}), now.setdefault(element.set, {})
-            value = self._elements[element.set].get(element.key)
+            value = self._elements.get(element.set, {}).get(element.key)
             if held is not None:
                 had[element.key] = held
             if value is not None:
                 has[element.key] = value
-        old_sets = {name: NftSet(self._sets[name].type, elements) for name, elements in before.items()}
-        new_sets = {name: NftSet(self._sets[name].type, elements) for name, elements in now.items()}
-        old_sets |= {name: kept for name, kept in sets.items() if kept is not None}
+        kept = {name: self._sets[name].type for name in before if name not in sets}
+        old_sets = {name: NftSet(kept[name], elements) for name, elements in before.items() if name in kept}
+        new_sets = {name: NftSet(kept[name], elements) for name, elements in now.items() if name in kept}
+        old_sets |= {name: old for name, old in sets.items() if old is not None}
         new_sets |= {name: self._sets[name] for name in sets if name in self._sets}
         old_chains = {name: rules for name, rules in chains.items() if rules is not None}
         new_chains = {name: self._chains[name] for name in chains if name in self._chains}

@@ -2,11 +2,14 @@
 
 nf_tables loads elements thirty times faster than chains, so there is no chain for a Service. `services` leads an
 address, protocol and port to one of a few chains, which one by the number of endpoints; that chain takes a random
-number below it, and `all-endpoints` (or `local-endpoints`) has the endpoint of that number:
+number below it, and for each number there is a map of the endpoints that have it:
 
-    services        10.96.0.20 . tcp . 80     : goto all-2
-    all-2           dnat to ip daddr . meta l4proto . th dport . numgen random mod 2 map @all-endpoints
-    all-endpoints   10.96.0.20 . tcp . 80 . 0 : 10.244.0.5 . 8080
+    services        10.96.0.20 . tcp . 80 : goto all-2
+    all-2           numgen random mod 2 vmap { 0 : goto all-to-0, 1 : goto all-to-1 }
+    all-to-1        dnat to ip daddr . meta l4proto . th dport map @all-at-1
+    all-at-1        10.96.0.20 . tcp . 80 : 10.244.0.6 . 8080
+
+(One map whose key has the number too needs a type that nft 1.0.6 cannot read back: rules about it are then refused.)
 
     all-N           cluster IPs                                    (local-N: internal policy Local)
     out-N           external IPs, load balancers: the same, and the client's address is hidden
@@ -83,17 +86,18 @@ class Table:
     def sets(self) -> dict[str, NftSet]:
         verdicts = f"{self.address} . inet_proto . inet_service : verdict"
         node_verdicts = "inet_proto . inet_service : verdict"
-        found = {
+        return {
             SERVICES: NftSet(verdicts),
             REFUSED: NftSet(verdicts),
             NODE_PORTS: NftSet(node_verdicts),
             REFUSED_NODE_PORTS: NftSet(node_verdicts),
             HAIRPINS: NftSet(f"{self.address} . {self.address}"),
         }
-        for name in ("all-endpoints", "local-endpoints", "node-all-endpoints", "node-local-endpoints"):
-            at = AT_NODE if name.startswith("node-") else self.at_address
-            found[name] = NftSet(f"typeof {at} . numgen random mod 2 : {self.ip} daddr . th dport")
-        return found
+
+    def endpoint_map(self, name: str) -> NftSet:
+        """A map of the endpoints of one number: all-at-2, node-local-at-0."""
+        at = "" if name.startswith("node-") else f"{self.address} . "
+        return NftSet(f"{at}inet_proto . inet_service : {self.address} . inet_service")
 
     def bases(self) -> dict[str, str]:
         hooks = {
@@ -146,6 +150,8 @@ class Table:
         """The rules of a chain such as out-2 or node-mixed-2-1, which its name tells."""
         prefix = "node-" if name.startswith("node-") else ""
         role, *numbers = name.removeprefix("node-").split("-")
+        if numbers[0] == "to":
+            return (self._lead(prefix, role, int(numbers[1])),)
         counts = [int(number) for number in numbers]
         if role == "mixed":
             every, local = counts
@@ -165,8 +171,20 @@ class Table:
         yield f"fib saddr type local {verdict}"
 
     def _balanced(self, prefix: str, view: str, count: int) -> str:
+        if count == 1:
+            return self._lead(prefix, view, 0)
+        ways = ", ".join(f"{number} : goto {prefix}{view}-to-{number}" for number in range(count))
+        return f"numgen random mod {count} vmap {{ {ways} }}"
+
+    def _lead(self, prefix: str, view: str, number: int) -> str:
         at = AT_NODE if prefix else self.at_address
-        return f"{PORTS} dnat {self.ip} to {at} . numgen random mod {count} map @{prefix}{view}-endpoints"
+        return f"{PORTS} dnat {self.ip} to {at} map @{prefix}{view}-at-{number}"
+
+
+def chain_to(endpoint_map: str) -> str:
+    """The chain that leads to the endpoints of a map, "" for a set that is no such map: all-to-2 for all-at-2."""
+    view, at, number = endpoint_map.rpartition("-at-")
+    return f"{view}-to-{number}" if at else ""
 
 
 def shared_chain_of(verdict: str) -> str:
@@ -266,7 +284,7 @@ class _Making:
     def _spread(self, prefix: str, key: str, view: str) -> None:
         if not self._port.affinity_s:
             for number, endpoint in enumerate(self._endpoints(view)):
-                element = ElementId(f"{prefix}{view}-endpoints", f"{key} . {number}")
+                element = ElementId(f"{prefix}{view}-at-{number}", key)
                 self.shared[element] = f"{endpoint.ip} . {endpoint.port}"
 
     def _balancer(self, view: str) -> str:

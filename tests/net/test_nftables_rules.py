@@ -44,8 +44,8 @@ AT = "10.96.0.20 . tcp . 80"
 def test_a_cluster_ip_leads_by_number_to_its_endpoints() -> None:
     assert lines(elements(web(A, B))) == {
         f"services {AT} : goto all-2",
-        f"all-endpoints {AT} . 0 : 10.244.0.5 . 8080",
-        f"all-endpoints {AT} . 1 : 10.244.0.6 . 8080",
+        f"all-at-0 {AT} : 10.244.0.5 . 8080",
+        f"all-at-1 {AT} : 10.244.0.6 . 8080",
     }
 
 
@@ -63,7 +63,7 @@ def test_only_pods_of_this_node_can_meet_themselves() -> None:
         ),
         pytest.param(
             web(internal_local=True, local_endpoints=(A,), has_endpoints=True),
-            {f"services {AT} : goto local-1", f"local-endpoints {AT} . 0 : 10.244.0.5 . 8080"},
+            {f"services {AT} : goto local-1", f"local-at-0 {AT} : 10.244.0.5 . 8080"},
             id="internal policy Local",
         ),
         pytest.param(
@@ -81,9 +81,9 @@ def test_node_ports_and_external_addresses_hide_the_client() -> None:
     found = lines(elements(web(A, node_port=30080, external_ips=("203.0.113.5",))))
     assert {
         "services 203.0.113.5 . tcp . 80 : goto out-1",
-        "all-endpoints 203.0.113.5 . tcp . 80 . 0 : 10.244.0.5 . 8080",
+        "all-at-0 203.0.113.5 . tcp . 80 : 10.244.0.5 . 8080",
         "node-ports tcp . 30080 : goto node-out-1",
-        "node-all-endpoints tcp . 30080 . 0 : 10.244.0.5 . 8080",
+        "node-all-at-0 tcp . 30080 : 10.244.0.5 . 8080",
     } < found
 
 
@@ -92,10 +92,11 @@ def test_external_policy_local_serves_pods_and_the_node_everywhere_and_others_he
     assert "node-ports tcp . 30080 : goto node-mixed-2-1" in found
     *_, inside, marked, of_node, outside = TABLE.shared_chain("node-mixed-2-1")
     assert inside.startswith("ip saddr 10.244.0.0/16 ")
-    assert inside.endswith("mod 2 map @node-all-endpoints")
+    assert inside.endswith("mod 2 vmap { 0 : goto node-all-to-0, 1 : goto node-all-to-1 }")
+    assert TABLE.shared_chain("node-all-to-1")[0].endswith("map @node-all-at-1")
     assert "0x4000" in marked
     assert of_node.startswith("fib saddr type local")
-    assert outside.endswith("mod 1 map @node-local-endpoints")
+    assert outside.endswith("map @node-local-at-0")
 
 
 def test_source_ranges_come_before_the_way_in_and_overlaps_are_one() -> None:
@@ -120,8 +121,8 @@ def test_a_change_is_written_as_what_changed() -> None:
     kept.take({WEB: elements(web(A)), API: elements(web(A, B, ip="10.96.0.30"), API)})
     script = kept.take({WEB: elements(web(B))})
     assert script.splitlines() == [
-        f"delete element ip kone-services all-endpoints {{ {AT} . 0 : 10.244.0.5 . 8080 }}",
-        f"add element ip kone-services all-endpoints {{ {AT} . 0 : 10.244.0.6 . 8080 }}",
+        f"delete element ip kone-services all-at-0 {{ {AT} : 10.244.0.5 . 8080 }}",
+        f"add element ip kone-services all-at-0 {{ {AT} : 10.244.0.6 . 8080 }}",
     ]
 
 
@@ -133,6 +134,19 @@ def test_a_chain_by_number_comes_with_the_first_that_needs_it_and_goes_with_the_
     kept.take({WEB: None})
     assert "delete chain ip kone-services all-1" in kept.take({API: None})
     assert kept.ruleset == books().ruleset
+
+
+def test_a_map_of_endpoints_comes_and_goes_with_the_way_to_it() -> None:
+    kept = books()
+    kept.take({WEB: elements(web(A))})
+    added = kept.take({WEB: elements(web(A, B))}).splitlines()
+    kind = "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service"
+    assert f"add map ip kone-services all-at-1 {{ {kind}; }}" in added
+    assert any(line.startswith("add rule ip kone-services all-to-1 ") for line in added)
+    gone = kept.take({WEB: elements(web(A))}).splitlines()
+    deleted = [line for line in gone if line.startswith("delete ") and "element" not in line]
+    assert deleted[-1] == "delete map ip kone-services all-at-1", "when nothing leads to it any more"
+    assert {"delete chain ip kone-services all-2", "delete chain ip kone-services all-to-1"} == set(deleted[:-1])
 
 
 def test_a_chain_of_its_own_holds_the_shared_one_it_leads_to() -> None:
@@ -158,12 +172,12 @@ def test_an_address_that_two_want_belongs_to_whose_cluster_ip_it_is() -> None:
     thief = ServicePortName("a", "a", "", "TCP")
     kept.take({thief: elements(web(B, B, ip="10.96.0.30", external_ips=("10.96.0.20",)), thief)})
     kept.take({WEB: elements(web(A))})
-    services, endpoints = kept.ruleset.sets["services"], kept.ruleset.sets["all-endpoints"]
+    services, endpoints = kept.ruleset.sets["services"], kept.ruleset.sets["all-at-0"]
     assert services.elements[AT] == "goto all-1"
-    assert endpoints.elements[f"{AT} . 0"] == "10.244.0.5 . 8080"
+    assert endpoints.elements[AT] == "10.244.0.5 . 8080"
     kept.take({WEB: None})
     assert services.elements[AT] == "goto out-2", "then it is the next one's"
-    assert endpoints.elements[f"{AT} . 0"] == "10.244.0.6 . 8080"
+    assert endpoints.elements[AT] == "10.244.0.6 . 8080"
 
 
 def test_a_new_process_keeps_the_clients_that_stick() -> None:
