@@ -15,6 +15,7 @@ from kone.controllers.controller import Controller
 from kone.controllers.cronjob import CRONJOB_CONTROLLER
 from kone.controllers.daemonset import DAEMONSET_CONTROLLER
 from kone.controllers.deployment import DEPLOYMENT_CONTROLLER
+from kone.controllers.device_taints import DEVICE_TAINT_EVICTION_CONTROLLER
 from kone.controllers.disruption import DISRUPTION_CONTROLLER, STALE_DISRUPTION_CONTROLLER
 from kone.controllers.endpoints import ENDPOINTS_CONTROLLER
 from kone.controllers.endpointslice import ENDPOINTSLICE_CONTROLLER
@@ -95,6 +96,7 @@ def all_controllers() -> list[Controller]:
         ADMISSION_POLICY_STATUS_CONTROLLER,
         NODE_TTL_CONTROLLER,
         TAINT_EVICTION_CONTROLLER,
+        DEVICE_TAINT_EVICTION_CONTROLLER,
         POD_GC_CONTROLLER,
         SERVICE_CIDR_CONTROLLER,
         STORAGE_VERSION_MIGRATOR_CONTROLLER,

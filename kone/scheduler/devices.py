@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from kone.apimachinery.device_taints import means, tolerates
 from kone.apimachinery.node_selectors import matches
-from kone.apimachinery.objects import Object, dig, labels_of, name_of
+from kone.apimachinery.objects import Object, labels_of, name_of
 from kone.apimachinery.quantity import Quantity, parse_quantity
 
 KEEPS_AWAY = frozenset({"NoSchedule", "NoExecute"})  # effects of taints
@@ -153,29 +154,10 @@ def _tainted(found: Object, rules: Sequence[Object]) -> Object:
     spec = found["spec"]
     devices = []
     for device in spec.get("devices") or ():
-        more = [rule["spec"]["taint"] for rule in rules if _is_meant(rule, spec, device)]
+        where = spec["driver"], spec["pool"]["name"], device["name"]
+        more = [rule["spec"]["taint"] for rule in rules if means(rule, *where)]
         devices.append({**device, "taints": [*(device.get("taints") or ()), *more]} if more else device)
     return {**found, "spec": {**spec, "devices": devices}}
-
-
-def _is_meant(rule: Object, spec: Object, device: Object) -> bool:
-    """Whether the rule's selector, which means all devices of those that it names, means this one."""
-    selector = dig(rule, "spec", "deviceSelector")
-    if selector is None:
-        return False
-    named = (("driver", spec["driver"]), ("pool", spec["pool"]["name"]), ("device", device["name"]))
-    return all(selector.get(key) in (None, value) for key, value in named)
-
-
-def tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
-    """resourceclaim.ToleratesTaint: an empty key with Exists tolerates all, an empty effect every effect."""
-    if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
-        return False
-    if toleration.get("key") and toleration["key"] != taint.get("key"):
-        return False
-    if (toleration.get("operator") or "Equal") == "Exists":
-        return True
-    return (toleration.get("value") or "") == (taint.get("value") or "")
 
 
 def is_tainted(device: Device, tolerations: Sequence[Object]) -> bool:

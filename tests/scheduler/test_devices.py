@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kone.aio.clock import FakeClock, settle
+from kone.apimachinery.device_taints import tolerates
 from kone.apimachinery.kinds import (
     DEVICECLASSES,
     DEVICETAINTRULES,
@@ -23,7 +24,7 @@ from kone.apimachinery.quantity import parse_quantity
 from kone.client.events import EventRecorder
 from kone.scheduler.device_allocation import NotOnThisNode, Taken, allocate, consumption
 from kone.scheduler.device_selectors import SelectorError, selects
-from kone.scheduler.devices import Device, gather, tolerates
+from kone.scheduler.devices import Device, gather
 from kone.scheduler.scheduler import Scheduler
 from tests.fakes import FakeClient
 from tests.scheduler.support import node, pod
