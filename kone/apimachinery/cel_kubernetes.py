@@ -29,7 +29,7 @@ from kone.apimachinery.cel_values import (
     no_overload,
     parse_timestamp,
 )
-from kone.apimachinery.go_regexp import compile_go
+from kone.apimachinery.go_regexp import Regexp, compile_go
 from kone.apimachinery.quantity import Quantity, parse_quantity
 
 KUBERNETES = Functions()
@@ -100,7 +100,7 @@ _declare(
 # -- regular expressions ----------------------------------------------------------------------------------------------
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(pattern: str) -> Regexp:
     try:
         return compile_go(pattern)
     except ValueError as error:

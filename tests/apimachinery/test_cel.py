@@ -193,12 +193,22 @@ def test_a_program_tells_which_variables_it_reads() -> None:
         ("a)", "unexpected ): `a)`"),
         ("*a", "missing argument to repetition operator: `*`"),
         ("(?=a)", "invalid or unsupported Perl syntax: `(?=`"),
+        ("a**", "invalid nested repetition operator: `**`"),
+        ("a{1001}", "invalid repeat count: `{1001}`"),
+        (r"\q", r"invalid escape sequence: `\q`"),
+        (r"a\C", r"invalid escape sequence: `\C`"),
+        ("a\\", "trailing backslash at end of expression: ``"),
+        ("[b-a]", "invalid character class range: `b-a`"),
     ],
 )
 def test_bad_patterns_are_told_in_gos_words(pattern: str, text: str) -> None:
     with pytest.raises(ValueError, match="error parsing regexp") as caught:
         compile_go(pattern)
     assert text in str(caught.value)
+
+
+def test_no_pattern_is_tried_for_hours() -> None:
+    assert compile_go("^(a+)+$").search("a" * 10_000 + "b") is None
 
 
 def test_a_dollar_ends_the_text_and_digits_are_ascii() -> None:
