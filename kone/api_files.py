@@ -6,7 +6,8 @@ Each function makes of a setting the part that it configures. All raise ConfigEr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,10 +15,49 @@ from kone.aio.clock import Clock
 from kone.aio.rotating_file import RotatingFile
 from kone.apiserver.audit import Audit
 from kone.apiserver.audit_policy import parse_policy
+from kone.auth.encryption import Encryption, parse_encryption
 from kone.config import ConfigError, Settings
+from kone.store.store import StoreError
 
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 10.0  # how often files that may change are looked at
+ENCRYPTION = "--encryption-provider-config"
 Made = TypeVar("Made")
 MEGABYTE = 2**20
+
+
+class ReloadedFile:
+    """A file that is read again when it has changed; what cannot be in it changes nothing. `apply` raises ValueError or
+    StoreError."""
+
+    def __init__(self, flag: str, path: str, apply: Callable[[str], Awaitable[None]]) -> None:
+        self._flag, self._path, self._apply = flag, Path(path), apply
+        self._seen = self._stamp()
+
+    async def look(self) -> None:
+        """Read the file where it is not the one that was read last."""
+        stamp = self._stamp()
+        if stamp == self._seen or stamp is None:
+            return
+        try:
+            text = self._path.read_text()
+            self._seen = stamp
+            await self._apply(text)
+        except StoreError as error:
+            self._seen = None  # tried again
+            log.error("%s %s is not in force: %s", self._flag, self._path, error)
+        except (OSError, ValueError) as error:
+            log.error("%s %s stays as it was: %s", self._flag, self._path, error)
+        else:
+            log.info("%s %s is in force", self._flag, self._path)
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def read(flag: str, path: str, parse: Callable[[str], Made]) -> Made:
@@ -46,3 +86,9 @@ def audit_of(settings: Settings, clock: Clock) -> Audit | None:
     except OSError as error:
         raise ConfigError(f"--audit-log-path {settings.audit_log_path}: {error.strerror}") from None
     return Audit(policy, sink, clock)
+
+
+def encryption_of(settings: Settings) -> Encryption | None:
+    """How the store encrypts, None where it does not."""
+    path = settings.encryption_provider_config
+    return read(ENCRYPTION, path, parse_encryption) if path else None

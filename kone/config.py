@@ -113,6 +113,11 @@ class Settings:
     scheduler_config_file: str = _setting(
         "", "profiles of the scheduler, a file of kind KubeSchedulerConfiguration", metavar="FILE"
     )
+    encryption_provider_config: str = _setting(
+        "",
+        "what is encrypted at rest, a file of kind EncryptionConfiguration; it is read again when it changes",
+        metavar="FILE",
+    )
     audit_policy_file: str = _setting(
         "", "what the audit log records, a file of kind Policy (audit.k8s.io/v1)", metavar="FILE"
     )

@@ -38,6 +38,7 @@ from kone.apiserver.webhook_client import WebhookClient
 from kone.auth import bootstrap, pki, x509_checks
 from kone.auth.authentication import Authenticator, admin_tokens
 from kone.auth.authorizer import Authorizer
+from kone.auth.encryption import parse_encryption
 from kone.auth.signing import sign_request
 from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
 from kone.cache.watch_cache import Caches
@@ -90,6 +91,7 @@ class ControlPlane:
         self._webhooks: WebhookClient | None = None
         self._audit: Audit | None = None
         self._upkeep: Manager | None = None
+        self._files: list[api_files.ReloadedFile] = []
         self._manager: Manager | None = None
         self._scheduler: Scheduler | None = None
         self._custom: CustomResources | None = None
@@ -138,9 +140,12 @@ class ControlPlane:
 
     async def _open(self) -> None:
         """Certificates are looked at in a thread while the database opens."""
+        settings = self.settings
+        encryption = api_files.encryption_of(settings)
         try:
             self._store, _ = await asyncio.gather(
-                open_store(self.settings.datastore, clock=self.clock), asyncio.to_thread(self._ensure_certificates)
+                open_store(settings.datastore, clock=self.clock, sealer=encryption),
+                asyncio.to_thread(self._ensure_certificates),
             )
         except StoreError as error:
             raise StartError(str(error)) from None
@@ -150,6 +155,15 @@ class ControlPlane:
             raise StartError(
                 f"{error.filename or self.settings.data_dir}: {error.strerror}; choose another --data-dir"
             ) from None
+        if encryption is not None:
+            path = settings.encryption_provider_config
+            self._files.append(api_files.ReloadedFile(api_files.ENCRYPTION, path, self._encrypt))
+
+    async def _encrypt(self, text: str) -> None:
+        """Store everything as the changed file says."""
+        assert self._store is not None
+        count = await self._store.reseal(parse_encryption(text))
+        log.info("encryption at rest: values stored anew=%d", count)
 
     def _ensure_certificates(self) -> frozenset[str]:
         issued = self.pki.ensure(self.clock.now())
@@ -229,6 +243,8 @@ class ControlPlane:
         await kubernetes_endpoints.reconcile(self.client_for(API_SERVER), self.node_ip, self.api.port)
         self._write_kubeconfig()
         self._tasks.guard(self._renew_certificates, name="renew-certificates")
+        if self._files:
+            self._tasks.guard(self._watch_files, name="watch-files")
 
     async def _start_upkeep(self) -> None:
         """The loops that upstream runs in its API server: they are there without the other controllers too."""
@@ -300,6 +316,16 @@ class ControlPlane:
         while True:
             await self.clock.sleep(RENEW_LOOK_S)
             await self.reload_certificates()
+
+    async def _watch_files(self) -> None:
+        while True:
+            await self.clock.sleep(api_files.LOOK_EVERY_S)
+            await self.reload_files()
+
+    async def reload_files(self) -> None:
+        """Take over what has changed in the API server's files."""
+        for file in self._files:
+            await file.look()
 
     async def reload_certificates(self) -> None:
         """Issue what expires soon and serve with what is on disk."""

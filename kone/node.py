@@ -139,6 +139,9 @@ class Node:
     async def reload_certificates(self) -> None:
         await self._control_plane.reload_certificates()
 
+    async def reload_files(self) -> None:
+        await self._control_plane.reload_files()
+
     # ---- the data directory
 
     async def _take_data(self) -> None:

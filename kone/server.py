@@ -1,6 +1,6 @@
 """The process: `kone server` in the foreground. Event loop, signals, systemd, and one line when it is ready.
 
-SIGTERM and SIGINT stop it in stages; SIGHUP reloads certificates and the log level.
+SIGTERM and SIGINT stop it in stages; SIGHUP reloads certificates, the API server's files and the log level.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ async def _reload(node: Node, settings: Settings) -> None:
     else:
         logging.getLogger("kone").setLevel(level.upper())
     await node.reload_certificates()
+    await node.reload_files()
     systemd.notify("READY=1", f"STATUS=serving {node.url}")
     log.info("certificates and log level reloaded")
 

@@ -61,4 +61,10 @@ class Log(Protocol):
     async def shrink(self, pages: int) -> bool:
         """Give some of the space that deleted rows left back to the file system; True when there is more to give."""
 
+    async def rewrite(self, values: Sequence[tuple[int, bytes]]) -> None:
+        """Give rows, named by their revisions, other values. Raises DatastoreFailed."""
+
+    async def scrub(self) -> None:
+        """Leave no trace of deleted and rewritten values in files that are this log's own."""
+
     async def close(self) -> None: ...

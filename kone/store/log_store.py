@@ -24,6 +24,7 @@ from kone.apimachinery.objects import Object
 from kone.store.compaction import Garbage, Pace, Window
 from kone.store.frozen import ProtectedEntry
 from kone.store.log import DELETE, PUT, PUT_VOLATILE, Log, LogConflict, Row
+from kone.store.sealing import Plain, SealedLog
 from kone.store.store import (
     Compacted,
     DatastoreFailed,
@@ -36,6 +37,7 @@ from kone.store.store import (
     Page,
     Retention,
     RevisionConflict,
+    Sealer,
     StoreClosed,
     StoreError,
     Write,
@@ -86,11 +88,24 @@ class _Stage:
     rows: list[Row] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class _Resealing:
+    """Rows up to `after` are as `sealer` stores them; the caller waits for the others."""
+
+    sealer: Sealer
+    done: asyncio.Future[int]
+    after: int = 0
+    count: int = 0
+
+
 class LogStore:
     """Implements `Store`. Make one with `load`."""
 
-    def __init__(self, backend: Log, retention: Retention, clock: Clock, *, protect: bool) -> None:
-        self._log = backend
+    def __init__(
+        self, backend: Log, retention: Retention, clock: Clock, *, protect: bool, sealer: Sealer | None = None
+    ) -> None:
+        self._log = SealedLog(backend, sealer or Plain())
+        self._resealing: deque[_Resealing] = deque()
         self._clock = clock
         self._entry: type[Entry] = ProtectedEntry if protect else Entry
         self._head: dict[str, Entry] = {}
@@ -121,17 +136,25 @@ class LogStore:
         self._janitor: asyncio.Task[None] | None = None
 
     @classmethod
-    async def load(cls, backend: Log, retention: Retention, clock: Clock, *, protect: bool) -> LogStore:
+    async def load(
+        cls, backend: Log, retention: Retention, clock: Clock, *, protect: bool, sealer: Sealer | None = None
+    ) -> LogStore:
         """Read the log and start the writer. Owns `backend` when it returns."""
-        store = cls(backend, retention, clock, protect=protect)
+        store = cls(backend, retention, clock, protect=protect, sealer=sealer)
         marks = await backend.marks()
         store._oldest = max(marks.floor, FIRST_REVISION)
-        async for rows in backend.rows(after=0):
+        async for rows in store._log.rows(after=0):
             events = store._replay(rows)
             store._remember([event for event in events if event.revision > marks.floor])
         store._reserved = marks.reserved
         store._given = store._revision = max(store._revision, marks.reserved, marks.floor)
         store._cut()
+        if store._log.is_stale:
+            after = 0
+            while (piece := await store._log.reseal(after)) is not None:
+                after = piece[0]
+            await store._log.scrub()
+            store._log.is_stale = False
         store._writer = asyncio.create_task(store._write_forever(), name="store writer")
         if not marks.clean and store._volatile:
             await store._restamp()
@@ -192,6 +215,15 @@ class LogStore:
         if compacted is not None:
             self._compacted.append(compacted)
 
+    async def reseal(self, sealer: Sealer) -> int:
+        if self._closing:
+            raise StoreClosed
+        asked = _Resealing(sealer, asyncio.get_running_loop().create_future())
+        self._log.change(sealer)
+        self._resealing.append(asked)
+        self._rouse()
+        return await asked.done
+
     async def close(self) -> None:
         if self._closed is None:
             self._closing = True
@@ -206,6 +238,9 @@ class LogStore:
         if self._writer is not None:
             await asyncio.gather(self._writer, return_exceptions=True)
         self._refuse(self._queue, StoreClosed())  # the writer was cancelled before it took them
+        for asked in self._resealing:
+            if not asked.done.done():
+                asked.done.set_exception(StoreClosed())
         self._queue.clear()
         try:
             await self._store_volatile()
@@ -240,6 +275,9 @@ class LogStore:
                     log.exception("a transaction of %d commits failed", len(batch))
                 self._refuse(batch, error)
             self._batches_since_step += 1
+        if self._resealing and not self._closing:
+            await self._reseal_some()
+            return
         rows_wait = not self._steps_paused and self._garbage.ready(self._oldest)
         if rows_wait and self._batches_since_step >= STEP_EVERY_BATCHES:
             await self._forget_some()
@@ -530,6 +568,28 @@ class LogStore:
             key = self._tombstones.pop(row, None)
             if key is not None and self._stored_rows.get(key) == row:
                 del self._stored_rows[key]
+
+    async def _reseal_some(self) -> None:
+        """One piece of the rows that another sealer made."""
+        asked = self._resealing[0]
+        try:
+            piece = await self._log.reseal(asked.after)
+            if piece is not None:
+                asked.after = piece[0]
+                asked.count += piece[1]
+                return
+            if asked.count:
+                await self._log.scrub()
+        except StoreError as error:
+            self._resealing.popleft()
+            if not asked.done.done():
+                asked.done.set_exception(error)
+            return
+        self._resealing.popleft()
+        if not self._resealing:
+            self._log.settle(asked.sealer)
+        if not asked.done.done():
+            asked.done.set_result(asked.count)
 
     async def _shrink_some(self) -> None:
         """One step of giving space back to the file system."""

@@ -120,6 +120,14 @@ class SqlLog(ABC):
             *_set_mark("floor", floor),
         )
 
+    async def rewrite(self, values: Sequence[tuple[int, bytes]]) -> None:
+        await self._write(
+            *(sa.update(LOG).where(LOG.c.revision == revision).values(value=value) for revision, value in values)
+        )
+
+    async def scrub(self) -> None:
+        return  # what a server keeps of old rows is for its own vacuum
+
     async def close(self) -> None:
         connection, self._connection = self._connection, None
         engine, self._engine = self._engine, None
@@ -282,6 +290,13 @@ class FileLog(SqliteLog):
         except sqlite3.Error as error:
             raise self._failed(error) from error
         return bool(count < free - self._free_pages_kept)
+
+    async def scrub(self) -> None:
+        try:
+            await self._driver.execute("VACUUM")  # free pages go, and pages' free parts with them
+            await self._driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
 
     async def close(self) -> None:
         await super().close()

@@ -219,6 +219,16 @@ class Page:
 Listener = Callable[[Sequence[Event]], None]
 
 
+class Sealer(Protocol):
+    """Encrypts at rest: what stands for an object's JSON where it is stored (auth.encryption)."""
+
+    def seal(self, key: str, value: bytes) -> bytes:
+        """The value as it is stored; the very same object where it is stored as it is."""
+
+    def unseal(self, key: str, stored: bytes) -> tuple[bytes, bool]:
+        """(the value, whether `seal` would store it otherwise now). Raises sealing.SealError."""
+
+
 class Store(Protocol):
     """Every object under one totally ordered revision. One writer."""
 
@@ -264,6 +274,13 @@ class Store(Protocol):
         `compacted(oldest)` is called when the window of history has moved up.
         """
 
+    async def reseal(self, sealer: Sealer) -> int:
+        """Store values as `sealer` does from now on, and rewrite those that are stored otherwise, history too; how many
+        that were.
+
+        Values of the sealer before can be read until it returns. Raises DatastoreFailed; the next attempt goes on.
+        """
+
     async def close(self) -> None:
         """Finish what was asked for, keep volatile state too, and let go of the database. May be called twice."""
 
@@ -278,11 +295,17 @@ class Retention:
 
 
 async def open_store(
-    url: str, *, retention: Retention | None = None, clock: Clock | None = None, protect: bool | None = None
+    url: str,
+    *,
+    retention: Retention | None = None,
+    clock: Clock | None = None,
+    protect: bool | None = None,
+    sealer: Sealer | None = None,
 ) -> Store:
     """Open "sqlite:///relative/path", "sqlite:////absolute/path", "memory://" or "postgresql://user@host/database".
 
-    With `protect` (the default under pytest) the objects handed out raise TypeError when somebody changes them.
+    `sealer` encrypts what is stored; what was stored otherwise is rewritten before this returns. With `protect` (the
+    default under pytest) the objects handed out raise TypeError when somebody changes them.
     Raises DatastoreLocked, DatastoreTooNew, DatastoreUnwritable, DatastoreError: one line that says what to do.
     """
     from kone.store.log_store import LogStore
@@ -292,7 +315,9 @@ async def open_store(
         protect = "pytest" in sys.modules
     log = await open_log(url)
     try:
-        return await LogStore.load(log, retention or Retention(), clock or SystemClock(), protect=protect)
+        return await LogStore.load(
+            log, retention or Retention(), clock or SystemClock(), protect=protect, sealer=sealer
+        )
     except BaseException:
         await log.close()
         raise

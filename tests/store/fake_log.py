@@ -55,6 +55,14 @@ class FakeLog:
             self.stored.pop(revision, None)
         self.kept = replace(self.kept, floor=floor)
 
+    async def rewrite(self, values: Sequence[tuple[int, bytes]]) -> None:
+        self._check()
+        for revision, value in values:
+            self.stored[revision] = self.stored[revision]._replace(value=value)
+
+    async def scrub(self) -> None:
+        self._check()
+
     async def shrink(self, pages: int) -> bool:
         return False
 
