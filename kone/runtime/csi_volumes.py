@@ -1,8 +1,7 @@
 """Volumes of CSI drivers on this node: staged once for the node, published for each pod, and taken back in reverse.
 
-What was done is read from the disk, in upstream's places, so that a kone that starts anew takes back what an older one
-published: a data file beside each published and each staged volume says whose it is. Order and texts:
-kubernetes/pkg/volume/csi, pkg/volume/util/operationexecutor.
+What was done is read from the disk (csi_records.py), so that a kone that starts anew takes back what an older one
+published. Order and texts: kubernetes/pkg/volume/csi, pkg/volume/util/operationexecutor.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from kone.aio.clock import Clock
@@ -27,9 +25,10 @@ from kone.apimachinery.objects import Object, dig, is_deleting, is_pod_terminal,
 from kone.apimachinery.pod_references import claim_names
 from kone.apimachinery.volume_attachments import attached_names, is_attachable, unique_name
 from kone.client.client import Client, EventType, Unsubscribe
+from kone.runtime import csi_records as records
 from kone.runtime import csi_rules as rules
-from kone.runtime import mounts
 from kone.runtime.csi_drivers import CsiDrivers, Driver, DriverMissing
+from kone.runtime.csi_records import Published, Staged
 from kone.runtime.csi_rules import CsiVolume, Secret
 from kone.runtime.group_ownership import give_to_group
 from kone.runtime.grpc_status import RpcError
@@ -45,29 +44,6 @@ UNSTAGE_RETRY_MAX_S: Final = 122.0
 
 # csi_messages' node capabilities
 _STAGES, _COUNTS, _EXPANDS, _MULTI_WRITER, _MOUNT_GROUP = 1, 2, 3, 5, 6
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A volume that was published for a pod, as its data file tells."""
-
-    pod_uid: str
-    name: str
-    driver: str
-    handle: str
-    target: Path
-    """Where the driver published it."""
-    left: tuple[Path, ...]
-    """What remains of it when the driver has taken it back: files, links and directories, in the order of removal."""
-    inline: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Staged:
-    driver: str
-    handle: str
-    path: Path
-    left: tuple[Path, ...]
 
 
 class Mounted(NamedTuple):
@@ -140,14 +116,15 @@ class CsiVolumes:
         """Unique names of the attachable volumes that this node must keep, sorted: node.status.volumesInUse."""
         keys = {key for key, users in self._users.items() if users}
         if self._on_disk is None:
-            published = {(each.driver, each.handle) for each in self.published() if not each.inline}
-            self._on_disk = frozenset(published | {(each.driver, each.handle) for each in self._all_staged()})
+            self._on_disk = frozenset(
+                self._published() | {(each.driver, each.handle) for each in records.staged(self._root)}
+            )
         keys |= self._on_disk
         return sorted(unique_name(*key) for key in keys if is_attachable({"spec": self._drivers.spec_of(key[0])}))
 
-    def is_used_elsewhere(self, volume: CsiVolume, pod_uid: str) -> bool:
-        others = {each.pod_uid for each in self.published() if (each.driver, each.handle) == volume.key}
-        return bool(others - {pod_uid})
+    def _published(self) -> set[tuple[str, str]]:
+        """(driver, handle) of what some pod has, by the disk; inline volumes have no life beside their pods."""
+        return {(each.driver, each.handle) for each in records.published(self._root) if not each.inline}
 
     # ---- mounting
 
@@ -223,12 +200,16 @@ class CsiVolumes:
         with _failing(volume, step, what):
             driver = self._drivers.get(volume.driver)
             abilities = await driver.capabilities()
+            told = {"driverName": volume.driver, "volumeHandle": volume.handle, "specVolID": volume.name}
             if _STAGES not in abilities:
+                if volume.block:
+                    records.save(data, told)  # whose a published device is
+                    self._on_disk = None
                 return
             secrets = await self._secrets(volume.stage_secret, "NodeStageSecretRef")
             place.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._on_disk = None
-            _save(data, {"driverName": volume.driver, "volumeHandle": volume.handle, "specVolID": volume.name})
+            records.save(data, told)
             group = dig(pod, "spec", "securityContext", "fsGroup") if _MOUNT_GROUP in abilities else None
             request = {
                 "volume_id": volume.handle,
@@ -242,7 +223,7 @@ class CsiVolumes:
                 await driver.call("STAGE", request)
             except RpcError as error:
                 if rules.is_final(error):
-                    _tidy(place, (data, *_parents(data, place)))
+                    records.tidy(place, (data, *records.parents(data, place)))
                 raise
         self._staged.add(volume.key)
 
@@ -276,7 +257,7 @@ class CsiVolumes:
             target.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             self._on_disk = None
             if not volume.block:
-                _save(folder / rules.DATA_FILE, _pod_data(volume, self._node_name))
+                records.save(folder / rules.DATA_FILE, records.pod_data(volume, self._node_name))
             staged = not volume.inline and _STAGES in abilities
             request = {
                 "volume_id": volume.handle,
@@ -292,7 +273,7 @@ class CsiVolumes:
                 await driver.call("PUBLISH", request)
             except RpcError as error:
                 if rules.is_final(error) and not again:
-                    _tidy(target, (folder / rules.DATA_FILE, folder))
+                    records.tidy(target, (folder / rules.DATA_FILE, folder))
                 raise
             if volume.block:
                 return self._map(pod, volume, target)
@@ -391,7 +372,7 @@ class CsiVolumes:
 
     async def unmount(self, pod_uid: str) -> None:
         """Take back what was published for a pod. Raises VolumeError where a driver is away, or says no."""
-        for each in list(self.published(pod_uid)):
+        for each in list(records.published(self._root, pod_uid)):
             async with self._locks[each.driver, each.handle]:
                 await self._unpublish(each)
             self._mounted.pop((pod_uid, each.name), None)
@@ -413,24 +394,8 @@ class CsiVolumes:
             raise VolumeError(f"{failed} to get CSI client: {error}") from None
         except RpcError as error:
             raise VolumeError(f"{failed}: {error}") from None
-        _tidy(each.target, each.left)
+        records.tidy(each.target, each.left)
         self._on_disk = None
-
-    def published(self, pod_uid: str = "*") -> Iterator[Published]:
-        """What is published for a pod, or for all."""
-        for data in self._root.glob(f"pods/{pod_uid}/volumes/{rules.ESCAPED}/*/{rules.DATA_FILE}"):
-            if (found := _load(data)) is not None:
-                folder = data.parent
-                uid = folder.parents[2].name
-                inline = found.get("volumeLifecycleMode") == "Ephemeral"
-                yield Published(uid, found["specVolID"], *_whose(found), folder / "mount", (data, folder), inline)
-        for link in self._root.glob(f"pods/{pod_uid}/volumeDevices/{rules.ESCAPED}/*"):
-            device = CsiVolume(link.name, "", "", block=True)
-            found = _load(self._root / rules.data_path(device))
-            if link.is_symlink() and found is not None:
-                uid = link.parents[2].name
-                target = self._root / rules.target_path(device, uid)
-                yield Published(uid, link.name, *_whose(found), target, (link, target.parent))
 
     # ---- unstaging
 
@@ -459,10 +424,12 @@ class CsiVolumes:
     async def _unstage_unused(self) -> bool:
         """Whether nothing is left to do."""
         done = True
-        for each in list(self._all_staged()):
+        for each in list(records.staged(self._root)):
             key = (each.driver, each.handle)
             async with self._locks[key]:
-                if self._users.get(key) or any((other.driver, other.handle) == key for other in self.published()):
+                if self._users.get(key) or any(
+                    (other.driver, other.handle) == key for other in records.published(self._root)
+                ):
                     continue
                 if self._is_awaited(*key):
                     done = False
@@ -490,22 +457,12 @@ class CsiVolumes:
         return False
 
     async def _unstage(self, driver: Driver, each: Staged) -> None:
-        request = {"volume_id": each.handle, "staging_target_path": self._told(each.path)}
-        await driver.call("UNSTAGE", request)
+        if _STAGES in await driver.capabilities():
+            request = {"volume_id": each.handle, "staging_target_path": self._told(each.path)}
+            await driver.call("UNSTAGE", request)
         self._staged.discard((each.driver, each.handle))
-        _tidy(each.path, each.left)
+        records.tidy(each.path, each.left)
         self._on_disk = None
-
-    def _all_staged(self) -> Iterator[Staged]:
-        top = self._root / "plugins" / "kubernetes.io" / "csi"
-        for data in top.glob(f"*/*/{rules.DATA_FILE}"):
-            if (found := _load(data)) is not None:
-                yield Staged(*_whose(found), data.parent / "globalmount", (data, data.parent))
-        for data in top.glob(f"volumeDevices/*/data/{rules.DATA_FILE}"):
-            if (found := _load(data)) is not None:
-                device = CsiVolume(found["specVolID"], "", "", block=True)
-                place = self._root / rules.staging_path(device)
-                yield Staged(*_whose(found), place, (data, data.parent, data.parent.parent))
 
 
 def _reason(volume: CsiVolume) -> str:
@@ -529,57 +486,3 @@ def _failing(volume: CsiVolume, step: str, no_driver: str) -> Iterator[None]:
 
 def _capability(volume: CsiVolume, abilities: frozenset[int], group: int | None) -> dict[str, Any]:
     return rules.capability(volume, single_node_multi_writer=_MULTI_WRITER in abilities, group=group)
-
-
-def _pod_data(volume: CsiVolume, node_name: str) -> dict[str, str]:
-    return {
-        "attachmentID": volume.attachment(node_name),
-        "driverName": volume.driver,
-        "nodeName": node_name,
-        "specVolID": volume.name,
-        "volumeHandle": volume.handle,
-        "volumeLifecycleMode": "Ephemeral" if volume.inline else "Persistent",
-    }
-
-
-def _whose(data: Mapping[str, str]) -> tuple[str, str]:
-    return data["driverName"], data["volumeHandle"]
-
-
-def _save(path: Path, data: Mapping[str, str]) -> None:
-    """Written aside and renamed: there is no half of it. Raises OSError."""
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.new")
-    fresh.write_text(json.dumps(data, sort_keys=True, separators=(",", ":")) + "\n")
-    fresh.rename(path)
-
-
-def _load(path: Path) -> dict[str, str] | None:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and {"driverName", "volumeHandle"} <= found.keys() else None
-
-
-def _parents(data: Path, place: Path) -> Iterator[Path]:
-    """The directories made for a staged volume alone."""
-    yield data.parent
-    if data.parent != place.parent:
-        yield data.parent.parent
-
-
-def _tidy(place: PurePath, left: tuple[Path, ...]) -> None:
-    """Remove a mount point that drivers should have removed, and what the kubelet left beside it; never more than
-    empty directories. What is still mounted stays."""
-    if mounts.is_mount_point(os.path.realpath(place)):
-        log.warning("the driver left %s mounted", place)
-        return
-    for path in (Path(place), *left):
-        try:
-            if path.is_dir() and not path.is_symlink():
-                path.rmdir()
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            log.debug("%s stays: %s", path, error)

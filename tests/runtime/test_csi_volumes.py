@@ -478,7 +478,9 @@ async def test_fs_group_is_left_to_a_driver_that_can(world: World) -> None:
     assert staged["volume_capability"]["mount"]["volume_mount_group"] == "4711"
 
 
-async def test_a_block_device_is_published_to_a_file_and_linked_to_its_pod(world: World) -> None:
+@pytest.mark.parametrize("stages", [True, False], ids=["staged", "without staging"])
+async def test_a_block_device_is_published_to_a_file_and_linked_to_its_pod(world: World, stages: bool) -> None:
+    world.driver.abilities = (csi_messages.STAGE_UNSTAGE_VOLUME,) if stages else ()
     world.tell()
     world.volume(volumeMode="Block")
     await world.start()
@@ -490,11 +492,13 @@ async def test_a_block_device_is_published_to_a_file_and_linked_to_its_pod(world
     target = world.root / "plugins/kubernetes.io/csi/volumeDevices/publish/pv" / uid_of(pod)
     link = world.root / "pods" / uid_of(pod) / "volumeDevices/kubernetes.io~csi/pv"
     assert (mounted.is_device, mounted.host_path, Path(os.readlink(link))) == (True, str(target), target)
-    (staged,) = world.driver.called("NodeStageVolume")
-    assert staged["staging_target_path"] == str(world.root / "plugins/kubernetes.io/csi/volumeDevices/staging/pv")
-    assert staged["volume_capability"] == {"block": {}, "access_mode": {"mode": 1}}
+    assert world.driver.called("NodePublishVolume")[0]["volume_capability"] == {"block": {}, "access_mode": {"mode": 1}}
+    for staged in world.driver.called("NodeStageVolume"):
+        assert staged["staging_target_path"] == str(world.root / "plugins/kubernetes.io/csi/volumeDevices/staging/pv")
+        assert staged["volume_capability"] == {"block": {}, "access_mode": {"mode": 1}}
     await world.client.delete(PODS, "p", namespace="n", grace_s=0)
     await world.volumes.unmount(uid_of(pod))
     await until(lambda: world.left() == [])
-    assert len(world.driver.called("NodeUnstageVolume")) == 1
+    assert len(world.driver.called("NodeStageVolume")) == len(world.driver.called("NodeUnstageVolume")) == stages
+    assert len(world.driver.called("NodeUnpublishVolume")) == 1
     assert not link.parent.exists()
