@@ -96,6 +96,7 @@ class FakeRuntime:
         self.pulls: list[str] = []
         self.fail_create: dict[str, str] = {}
         self.exec_codes: dict[str, int] = {}
+        self.recursive_read_only = False
         self._sandboxes: dict[str, Sandbox] = {}
         self._containers: dict[str, _Container] = {}
         self._listeners: list[asyncio.Queue[ContainerEvent | RuntimeUnavailable | None]] = []
@@ -148,7 +149,15 @@ class FakeRuntime:
     async def status(self) -> RuntimeStatus:
         if not self.up:
             return RuntimeStatus(False, "DockerNotReady", "the fake runtime is down")
-        return RuntimeStatus(True, name="fake", version="1", cgroup_version=2, cgroup_driver="systemd", root_dir="/")
+        return RuntimeStatus(
+            True,
+            name="fake",
+            version="1",
+            cgroup_version=2,
+            cgroup_driver="systemd",
+            root_dir="/",
+            recursive_read_only=self.recursive_read_only,
+        )
 
     async def create_sandbox(self, config: SandboxConfig) -> str:
         self._check()

@@ -48,7 +48,7 @@ def _status(
     attempts = [c for c in observed.containers if c.name == name][:2]
     if attempts:
         newest = attempts[0]
-        status = _from_runtime(container, newest, old)
+        status = _from_runtime(container, newest, old, observed)
         if len(attempts) > 1:
             status["lastState"] = _state(attempts[1])
     else:
@@ -74,7 +74,7 @@ def _will_start(pod: Object, kind: ContainerKind, container: Object, newest: Con
     return container_should_start(pod, container, newest)
 
 
-def _from_runtime(container: Object, newest: ContainerStatus, old: Object | None) -> Object:
+def _from_runtime(container: Object, newest: ContainerStatus, old: Object | None, observed: PodObserved) -> Object:
     status: Object = {
         "name": newest.name,
         "state": _state(newest),
@@ -95,7 +95,7 @@ def _from_runtime(container: Object, newest: ContainerStatus, old: Object | None
     status["resources"] = resources
     if requests := dig(container, "resources", "requests"):
         status["allocatedResources"] = requests
-    _add_mounts(container, status)
+    _add_mounts(container, status, observed)
     return status
 
 
@@ -128,7 +128,7 @@ def _without_container(
         "image": container.get("image", ""),
         "imageID": "",
     }
-    _add_mounts(container, status)
+    _add_mounts(container, status, observed)
     if kind == "init" and not is_sidecar(container) and has_regular_container(pod, observed):
         # it was removed after its work: regular containers exist, so it must have succeeded
         message = (
@@ -211,14 +211,15 @@ def _above(container: Object, kind: str, floor_milli: int, actual: Quantity) -> 
     return actual.milli() > floor_milli or (asked is not None and asked.milli() > floor_milli)
 
 
-def _add_mounts(container: Object, status: Object) -> None:
+def _add_mounts(container: Object, status: Object, observed: PodObserved) -> None:
     mounts = []
     for mount in container.get("volumeMounts") or ():
         found: Object = {"name": mount["name"], "mountPath": mount["mountPath"]}
         if mount.get("readOnly"):
             found["readOnly"] = True
             recursive = mount.get("recursiveReadOnly")
-            found["recursiveReadOnly"] = "Enabled" if recursive in ("Enabled", "IfPossible") else "Disabled"
+            deep = recursive == "Enabled" or (recursive == "IfPossible" and observed.recursive_read_only)
+            found["recursiveReadOnly"] = "Enabled" if deep else "Disabled"
         mounts.append(found)
     if mounts:
         status["volumeMounts"] = mounts

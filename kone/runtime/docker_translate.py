@@ -213,6 +213,16 @@ def _mount(mount: Mount) -> Body:
     }
 
 
+def can_mount_read_only_deeply(docker: str, kernel: str) -> bool:
+    """By the versions of Docker (25 has the option) and of the kernel (5.12 has mount_setattr)."""
+    return _version(docker) >= (25, 0) and _version(kernel) >= (5, 12)
+
+
+def _version(text: str) -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", text)
+    return (int(match[1]), int(match[2])) if match is not None else (0, 0)
+
+
 def _security_options(config: ContainerConfig) -> list[str]:
     security = config.security
     options = []

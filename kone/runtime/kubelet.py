@@ -283,6 +283,7 @@ class Kubelet:
             restarts=Backoff(self._clock),
             services=self._services,
             allocatable=self.allocatable,
+            recursive_read_only=found.recursive_read_only,
             resize_pending=self._resize_pending,
         )
         host = self._make_host(self._config.root_dir, Path(found.root_dir or "/"))

@@ -41,4 +41,5 @@ class KubeletParts:
     restarts: Backoff  # of containers, by pod UID and name
     services: Informer
     allocatable: Callable[[], Amounts]  # the node's; cpu in thousandths, the rest in its own unit
+    recursive_read_only: bool  # what RuntimeStatus says of it
     resize_pending: Callable[[Object], Pending | None]  # why the node cannot give a pod what it asks for now

@@ -177,7 +177,12 @@ def node_status(
             for image in sorted(images, key=lambda image: image.size_bytes, reverse=True)[:IMAGES_MAX]
             if image.digests or image.tags
         ],
-        "runtimeHandlers": [{"name": "", "features": {"recursiveReadOnlyMounts": False, "userNamespaces": False}}],
+        "runtimeHandlers": [
+            {
+                "name": "",
+                "features": {"recursiveReadOnlyMounts": runtime.recursive_read_only, "userNamespaces": False},
+            }
+        ],
         "features": {"supplementalGroupsPolicy": False},
     }
 

@@ -20,14 +20,15 @@ class StartFailure:
 
 @dataclass(frozen=True, slots=True)
 class PodObserved:
-    """Sandboxes and containers newest first, the pod's IPs, and the start failures that the worker remembers, by
-    name.
+    """Sandboxes and containers newest first, the pod's IPs, the start failures that the worker remembers, by name, and
+    whether the runtime can make mounts read-only with all that is below them.
     """
 
     sandboxes: tuple[Sandbox, ...] = ()
     containers: tuple[ContainerStatus, ...] = ()
     ips: tuple[str, ...] = ()
     failures: Mapping[str, StartFailure] = field(default_factory=dict)
+    recursive_read_only: bool = False
 
     @classmethod
     def of(

@@ -385,7 +385,7 @@ class PodStarter:
             if sub_path:
                 path = await self._sub_path(pod, container, mount, volume, sub_path)
             target = mount["mountPath"]
-            recursive = mount.get("recursiveReadOnly") in ("Enabled", "IfPossible")
+            recursive = self._is_deeply_read_only(mount)
             mounts.append(
                 Mount(
                     container_path=target if target.startswith("/") else f"/{target}",
@@ -396,6 +396,14 @@ class PodStarter:
                 )
             )
         return mounts
+
+    def _is_deeply_read_only(self, mount: Object) -> bool:
+        """Whether what is mounted below is to be read-only too. Raises ConfigError where the runtime cannot."""
+        mode = mount.get("recursiveReadOnly")
+        if mode == "Enabled" and not self._parts.recursive_read_only:
+            why = "requested recursive read-only mode, but it is not supported by the runtime"
+            raise ConfigError(f'volume "{mount["name"]}" {why}')
+        return mode in ("Enabled", "IfPossible") and self._parts.recursive_read_only
 
     def _devices(self, container: Object) -> list[Device]:
         """The container's block devices. Raises ConfigError."""

@@ -126,7 +126,13 @@ class PodWorker:
 
     def observed(self) -> PodObserved:
         found = self._parts.pleg.observed(self.uid)
-        return PodObserved(found.sandboxes, found.containers, self._starter.ips, dict(self._starter.failures))
+        return PodObserved(
+            found.sandboxes,
+            found.containers,
+            self._starter.ips,
+            dict(self._starter.failures),
+            self._parts.recursive_read_only,
+        )
 
     def _terminate(self, *, again: bool) -> None:
         """Go over to terminating; a step of syncing, or one that ends containers too slowly, is cut off."""

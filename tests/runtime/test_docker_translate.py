@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kone.runtime.docker_translate import (
+    can_mount_read_only_deeply,
     container_body,
     container_from_inspect,
     parse_docker_time,
@@ -160,3 +161,18 @@ def test_the_sandbox_program_is_small_and_always_the_same() -> None:
     assert pause_image("amd64") == pause_image("amd64")
     with pytest.raises(ValueError, match="no sandbox program for architecture 'vax'"):
         pause_program("vax")
+
+
+@pytest.mark.parametrize(
+    ("docker", "kernel", "can"),
+    [
+        ("25.0.1", "5.12.0-generic", True),
+        ("28.2.2", "6.1.0-13-amd64", True),
+        ("24.0.7", "6.1.0", False),
+        ("25.0.0", "5.10.0", False),
+        ("20.10.24+dfsg1", "6.18.44-fc-v595", False),
+        ("", "", False),
+    ],
+)
+def test_who_can_mount_read_only_with_all_below(docker: str, kernel: str, can: bool) -> None:
+    assert can_mount_read_only_deeply(docker, kernel) is can

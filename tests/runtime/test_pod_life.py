@@ -335,6 +335,36 @@ async def test_a_volume_that_is_missing(world: World) -> None:
     assert world.runtime.running() == ["c"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "supported", "deep", "shown"),
+    [
+        ("IfPossible", False, False, "Disabled"),
+        ("IfPossible", True, True, "Enabled"),
+        ("Enabled", True, True, "Enabled"),
+        ("Disabled", True, False, "Disabled"),
+    ],
+)
+async def test_read_only_with_all_that_is_mounted_below(
+    world: World, mode: str, supported: bool, deep: bool, shown: str
+) -> None:
+    world.runtime.recursive_read_only = supported
+    await world.restart()
+    mount = {"name": "v", "mountPath": "/v", "readOnly": True, "recursiveReadOnly": mode}
+    container = make_container("c", volumeMounts=[mount])
+    await world.create("p", container, volumes=[{"name": "v", "emptyDir": {}}])
+    (made,) = [m for m in world.runtime.config("c").mounts if m.container_path == "/v"]
+    assert made.recursive_read_only is deep
+    assert world.container("p", "c")["volumeMounts"][0]["recursiveReadOnly"] == shown
+
+
+async def test_deep_read_only_mounts_that_the_runtime_cannot_make(world: World) -> None:
+    mount = {"name": "v", "mountPath": "/v", "readOnly": True, "recursiveReadOnly": "Enabled"}
+    container = make_container("c", volumeMounts=[mount])
+    await world.create("p", container, volumes=[{"name": "v", "emptyDir": {}}])
+    message = 'volume "v" requested recursive read-only mode, but it is not supported by the runtime'
+    assert world.container("p", "c")["state"]["waiting"] == {"reason": "CreateContainerConfigError", "message": message}
+
+
 async def test_a_volume_that_went_missing_is_waited_for_without_haste(world: World) -> None:
     await world.create("p", volumes=[{"name": "v", "emptyDir": {}}])
     world.volumes.missing["v"] = "gone"
