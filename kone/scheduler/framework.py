@@ -497,7 +497,7 @@ class Framework:
             if plugin.name in state.skip_filter:
                 continue
             if (status := plugin.filter(state, pod, node)) is not None:
-                return Status(status.code, status.reasons, plugin.name)
+                return status if status.plugin else Status(status.code, status.reasons, plugin.name)
         return None
 
     def add_pod(self, state: CycleState, pod: PodInfo, added: PodInfo, node: NodeInfo) -> None:

@@ -56,7 +56,7 @@ class NodeInfo:
     images: dict[str, int] = field(default_factory=dict)  # size in bytes by name
     affine: dict[bytes, AffineGroup] = field(default_factory=dict)  # by PodInfo.affinity_sign
     judged: dict[Hashable, Any] = field(default_factory=dict)
-    _tallies: dict[Hashable, Tally] = field(default_factory=dict)
+    tallies: dict[Hashable, Tally] = field(default_factory=dict)
 
     @property
     def max_pods(self) -> int:
@@ -95,7 +95,7 @@ class NodeInfo:
             _step(self.ports, port, sign)
         for claim in pod.claims:
             _step(self.claims, Key(pod.namespace, claim), sign)
-        for tally in self._tallies.values():
+        for tally in self.tallies.values():
             tally.total += sign * tally.counts(pod)
         if pod.has_pod_affinity:
             group = self.affine.setdefault(pod.affinity_sign, AffineGroup(pod, 0))
@@ -106,16 +106,16 @@ class NodeInfo:
     def tally(self, key: Hashable, counts: Callable[[PodInfo], int]) -> int:
         """The sum of `counts` over the pods here. Equal keys must mean equal `counts`: it is worked out once, then
         kept as pods come and go."""
-        found = self._tallies.get(key)
+        found = self.tallies.get(key)
         if found is None:
-            if len(self._tallies) >= REMEMBERED:
-                self._tallies.clear()
-            found = self._tallies[key] = Tally(counts, sum(map(counts, self.pods.values())))
+            if len(self.tallies) >= REMEMBERED:
+                self.tallies.clear()
+            found = self.tallies[key] = Tally(counts, sum(map(counts, self.pods.values())))
         return found.total
 
     def forget_tallies(self) -> None:
         """Something else that they read has changed."""
-        self._tallies.clear()
+        self.tallies.clear()
 
     def has_conflict(self, wanted: HostPort) -> bool:
         """Whether a pod here uses the port on an address that overlaps."""

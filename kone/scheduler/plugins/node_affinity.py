@@ -57,7 +57,7 @@ class NodeAffinity(Plugin):
 
     def pre_filter(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | OnlyNodes | None:
         required = _required(pod)
-        if required is None and not pod.spec.get("nodeSelector") and self._added is None:
+        if not chooses_nodes(pod) and self._added is None:
             return SKIP
         names = _named_nodes((required or {}).get("nodeSelectorTerms") or ())
         if names is None:
@@ -84,6 +84,11 @@ class NodeAffinity(Plugin):
 
     def normalize(self, state: CycleState, pod: PodInfo, scores: dict[str, int]) -> None:
         spread_scores(scores)
+
+
+def chooses_nodes(pod: PodInfo) -> bool:
+    """Whether the pod goes to some nodes only."""
+    return bool(pod.spec.get("nodeSelector")) or _required(pod) is not None
 
 
 def matches_required(pod: PodInfo, node: Object) -> bool:

@@ -22,14 +22,13 @@ from kone.scheduler.framework import (
     NO_ARGUMENTS,
     SKIP,
     ClusterEvent,
+    Code,
     CycleState,
     Happened,
     Plugin,
     Status,
-    unresolvable,
-    unschedulable,
 )
-from kone.scheduler.plugins.node_affinity import matches_required
+from kone.scheduler.plugins.node_affinity import chooses_nodes, matches_required
 from kone.scheduler.plugins.tolerations import keeps_away
 from kone.scheduler.pod_info import PodInfo, with_label_keys
 from kone.scheduler.snapshot import Cluster, NodeInfo
@@ -46,12 +45,15 @@ BY_SYSTEM: Sequence[Object] = (
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
+    """One constraint of one pod."""
+
     max_skew: int
     topology_key: str
     selector: LabelSelector
     min_domains: int
-    honors_affinity: bool
+    honors_affinity: bool  # of a pod that goes to some nodes only
     honors_taints: bool
+    own: int  # 1 where the pod itself is of the kind
     sign: bytes  # equal where the selectors are
 
     def includes(self, pod: PodInfo, node: NodeInfo) -> bool:
@@ -64,6 +66,9 @@ class Constraint:
         """How many pods of the kind the node has."""
         if self.selector.empty:
             return 0
+        known = node.tallies.get((namespace, self.sign))
+        if known is not None:
+            return known.total
 
         def is_counted(pod: PodInfo) -> bool:
             return pod.namespace == namespace and not pod.is_terminating and self.selector.matches(pod.labels)
@@ -105,8 +110,13 @@ class Preference:
     ignored: set[str] = field(default_factory=set)
 
 
+NAME = "PodTopologySpread"
+_SKEWED = Status(Code.UNSCHEDULABLE, (SKEWED,), NAME)
+_NO_LABEL = Status(Code.UNRESOLVABLE, (NO_LABEL,), NAME)
+
+
 class PodTopologySpread(Plugin):
-    name = "PodTopologySpread"
+    name = NAME
     weight = 2
     wakes_on = (
         Happened.POD_ADDED
@@ -157,8 +167,10 @@ class PodTopologySpread(Plugin):
         selector, sign = self._default_selector(pod)
         if selector.empty:
             return ()
+        own = int(selector.matches(pod.labels))
         return tuple(
-            Constraint(default["maxSkew"], default["topologyKey"], selector, 1, True, False, sign) for default in wanted
+            Constraint(default["maxSkew"], default["topologyKey"], selector, 1, chooses_nodes(pod), False, own, sign)
+            for default in wanted
         )
 
     def _default_selector(self, pod: PodInfo) -> tuple[LabelSelector, bytes]:
@@ -188,12 +200,14 @@ class PodTopologySpread(Plugin):
         if not constraints:
             return SKIP
         spread = Spread(constraints, [Counter() for _ in constraints])
+        keys = [constraint.topology_key for constraint in constraints]
         for node in nodes:
-            if not _has_labels(node, constraints):
+            values = [node.labels.get(key) for key in keys]
+            if None in values:
                 continue
-            for constraint, counts in zip(constraints, spread.counts, strict=True):
-                if constraint.includes(pod, node):
-                    counts[node.labels[constraint.topology_key]] += constraint.count(node, pod.namespace)
+            for constraint, counts, value in zip(constraints, spread.counts, values, strict=True):
+                if value is not None and constraint.includes(pod, node):
+                    counts[value] += constraint.count(node, pod.namespace)
         state.data[self.name] = spread
         return None
 
@@ -216,10 +230,9 @@ class PodTopologySpread(Plugin):
         for index, constraint in enumerate(spread.constraints):
             value = node.labels.get(constraint.topology_key)
             if value is None:
-                return unresolvable(NO_LABEL)
-            own = int(constraint.selector.matches(pod.labels))
-            if spread.counts[index][value] + own - spread.least(index) > constraint.max_skew:
-                return unschedulable(SKEWED)
+                return _NO_LABEL
+            if spread.counts[index][value] + constraint.own - spread.least(index) > constraint.max_skew:
+                return _SKEWED
         return None
 
     def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
@@ -281,19 +294,24 @@ class PodTopologySpread(Plugin):
 
 def constraints_of(pod: PodInfo, action: str) -> tuple[Constraint, ...]:
     return tuple(
-        Constraint(
-            int(c.get("maxSkew") or 1),
-            c.get("topologyKey") or "",
-            with_label_keys(c, pod.labels),
-            int(c.get("minDomains") or 1),
-            (c.get("nodeAffinityPolicy") or "Honor") == "Honor",
-            c.get("nodeTaintsPolicy") == "Honor",
-            orjson.dumps(
-                [c.get("labelSelector"), [[key, pod.labels.get(key)] for key in c.get("matchLabelKeys") or ()]]
-            ),
-        )
+        _constraint(pod, c)
         for c in pod.spec.get("topologySpreadConstraints") or ()
         if c.get("whenUnsatisfiable") == action
+    )
+
+
+def _constraint(pod: PodInfo, c: Object) -> Constraint:
+    selector = with_label_keys(c, pod.labels)
+    more = [[key, pod.labels.get(key)] for key in c.get("matchLabelKeys") or ()]
+    return Constraint(
+        int(c.get("maxSkew") or 1),
+        c.get("topologyKey") or "",
+        selector,
+        int(c.get("minDomains") or 1),
+        (c.get("nodeAffinityPolicy") or "Honor") == "Honor" and chooses_nodes(pod),
+        c.get("nodeTaintsPolicy") == "Honor",
+        int(selector.matches(pod.labels)),
+        orjson.dumps([c.get("labelSelector"), more]),
     )
 
 
