@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -11,6 +13,7 @@ from kone.apimachinery.kinds import EVENTS, NODES, PODS
 from kone.apimachinery.objects import Object, dig, find_condition
 from kone.client.events import EventRecorder
 from kone.scheduler.configuration import Configuration, default_configuration, parse_configuration
+from kone.scheduler.plugins import DEFAULT
 from kone.scheduler.scheduler import Scheduler
 from tests.fakes import FakeClient
 from tests.scheduler.support import node, pod
@@ -203,3 +206,11 @@ async def test_without_preemption_nobody_is_asked_away() -> None:
     assert condition["message"] == "0/1 nodes are available: 1 Insufficient cpu."
     await scheduler.stop()
     await recorder.stop()
+
+
+def test_every_plugin_and_every_argument_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text()
+    for plugin in DEFAULT:
+        assert plugin.name in page
+        for argument in plugin.arguments:
+            assert argument in page, f"{argument} of {plugin.name}"
