@@ -255,10 +255,12 @@ class Scheduler:
 
     async def _carry_out(self, pod: PodInfo, deed: Callable[[], Awaitable[None]]) -> None:
         """When it is done, the pod may be tried as soon as something changes for it."""
-        await deed()
-        queued = self._queue.find(pod.uid)
-        if queued is not None and queued.gated_by:
-            self._queue.activate(pod.uid)
+        try:
+            await deed()
+        finally:
+            queued = self._queue.find(pod.uid)
+            if queued is not None and queued.gated_by:
+                self._queue.activate(pod.uid)
 
     # -- telling the API -----------------------------------------------------------------------------------------
 

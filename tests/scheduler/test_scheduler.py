@@ -249,3 +249,29 @@ async def test_a_pod_waits_while_many_bindings_are_not_answered(world: World) ->
     answer.set()
     await world.settle()
     assert all(world.where(one) == "n1" for one in made)
+
+
+async def test_a_preemption_that_fails_does_not_hold_the_pod_for_ever(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.node("n1", cpu="1")
+    world.pod("low", on="n1", requests={"cpu": "1"}, priority=1)
+    patch = world.client.patch
+
+    async def broken(*words: Any, **more: Any) -> Object:
+        if "DisruptionTarget" in str(words):
+            raise RuntimeError("boom")
+        return await patch(*words, **more)
+
+    world.client.patch = broken  # type: ignore[method-assign]
+    await world.scheduler.start()
+    high = world.pod("high", requests={"cpu": "1"}, priority=100)
+    await world.settle()
+    assert "boom" in caplog.text
+    world.client.patch = patch  # type: ignore[method-assign]
+    await world.clock.advance(15)
+    await world.settle()
+    await world.client.delete(PODS, "low", namespace="ns", grace_s=0)
+    await world.clock.advance(15)
+    await world.settle()
+    assert world.where(high) == "n1"
