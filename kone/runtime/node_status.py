@@ -145,6 +145,8 @@ def node_status(
         "pods": str(info.max_pods),
         "ephemeral-storage": f"{facts.disk_bytes // 1024}Ki",
         **pages,
+        # What others say that the node has can be given out as a whole.
+        **{name: amount for name, amount in (old.get("capacity") or {}).items() if _is_extended(name)},
     }
     memory = max(0, facts.memory_bytes - RESERVED_MEMORY_BYTES - sum(facts.huge_pages.values()))
     allocatable = capacity | {
@@ -185,6 +187,11 @@ def node_status(
         ],
         "features": {"supplementalGroupsPolicy": False},
     }
+
+
+def _is_extended(resource: str) -> bool:
+    """Whether the resource is none of Kubernetes' own."""
+    return "/" in resource and "kubernetes.io/" not in resource
 
 
 # A pressure: (reason, message, event) where it holds, and where it does not.
@@ -317,6 +324,9 @@ class NodeStatus:
         # A patch of what has changed, as upstream's kubelet sends: the rest may change meanwhile (taints, what others
         # attach), and is not ours to say.
         patch = {key: value for key, value in new.items() if value != old.get(key)}
+        if "allocatable" in patch:
+            gone = dict.fromkeys(old.get("allocatable") or ())
+            patch["allocatable"] = {**gone, **new["allocatable"]}
         await self._client.patch(NODES, self._info.name, {"status": patch}, subresource="status")
         self._reported_at = self._clock.monotonic()
 

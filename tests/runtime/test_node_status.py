@@ -96,3 +96,30 @@ async def test_a_node_registers_reports_and_renews_its_lease() -> None:
     assert condition is not None
     assert condition["status"] == "False"
     await node.stop()
+
+
+async def test_what_others_say_that_the_node_has_can_be_given_out() -> None:
+    clock = FakeClock()
+    client = FakeClient(clock=clock)
+    await client.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-node-lease"}})
+
+    async def status() -> RuntimeStatus:
+        return UP
+
+    async def images() -> Sequence[Image]:
+        return []
+
+    node = NodeStatus(client, Silent(), clock, INFO, FACTS, status, images)  # type: ignore[arg-type]
+    await node.start()
+    await client.patch(NODES, "n1", {"status": {"capacity": {"example.com/beam": "1k"}}}, subresource="status")
+    await clock.advance(10)
+    found = (await client.get(NODES, "n1"))["status"]
+    assert found["allocatable"]["example.com/beam"] == "1k"
+    version = (await client.get(NODES, "n1"))["metadata"]["resourceVersion"]
+    await clock.advance(30)
+    assert (await client.get(NODES, "n1"))["metadata"]["resourceVersion"] == version
+    await client.patch(NODES, "n1", {"status": {"capacity": {"example.com/beam": None}}}, subresource="status")
+    await clock.advance(10)
+    found = (await client.get(NODES, "n1"))["status"]
+    assert "example.com/beam" not in {**found["capacity"], **found["allocatable"]}
+    await node.stop()
