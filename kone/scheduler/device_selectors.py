@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kone.apimachinery.cel import Environment, Program
-from kone.apimachinery.cel_kubernetes import QuantityValue, parse_semver
-from kone.apimachinery.cel_syntax import CelSyntaxError
-from kone.apimachinery.cel_types import BOOL, DYN, STRING, FieldTable, map_of, parse_type, struct_type
 from kone.apimachinery.cel_values import CelError, DefaultMap
 from kone.apimachinery.objects import Object
 from kone.scheduler.devices import Device
+
+if TYPE_CHECKING:  # the language itself comes with the first selector: start-up time is imports
+    from kone.apimachinery.cel import Environment, Program
 
 COST_LIMIT = 1_000_000  # of one expression on one device (resource/v1, CELSelectorExpressionMaxCost)
 COMPILED_MAX = 1000  # expressions that are remembered
@@ -29,6 +28,9 @@ class SelectorError(Exception):
 
 @cache
 def _environment() -> Environment:
+    from kone.apimachinery.cel import BOOL, DYN, STRING, Environment, FieldTable, map_of, struct_type
+    from kone.apimachinery.cel_types import parse_type
+
     fields = {
         "driver": STRING,
         "allowMultipleAllocations": BOOL,
@@ -41,6 +43,8 @@ def _environment() -> Environment:
 @lru_cache(COMPILED_MAX)
 def _compiled(expression: str) -> Program | str:
     """The program, or what is wrong with the expression."""
+    from kone.apimachinery.cel import BOOL, DYN, CelSyntaxError
+
     try:
         program = _environment().compile(expression)
     except CelSyntaxError as error:
@@ -73,6 +77,8 @@ def selects(selectors: Iterable[Object], device: Device, whose: str) -> bool:
 
 def _value(device: Device) -> dict[str, Any]:
     """The device as CEL sees it: names without a domain are in the driver's."""
+    from kone.apimachinery.cel_kubernetes import QuantityValue
+
     return {
         "driver": device.id.driver,
         "allowMultipleAllocations": device.is_shared,
@@ -92,5 +98,7 @@ def _by_domain(device: Device, values: Mapping[str, Any]) -> DefaultMap:
 def attribute(found: Mapping[str, Any]) -> Any:
     """The value of a DeviceAttribute, in CEL's terms."""
     if "version" in found:
+        from kone.apimachinery.cel_kubernetes import parse_semver
+
         return parse_semver(found["version"])
     return next((found[kind] for kind in ("int", "bool", "string") if kind in found), None)
