@@ -17,27 +17,7 @@ from typing import Any, Literal, Protocol
 from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import (
-    CSIDRIVERS,
-    CSINODES,
-    DEVICECLASSES,
-    DEVICETAINTRULES,
-    GVR,
-    NAMESPACES,
-    NODES,
-    PERSISTENTVOLUMECLAIMS,
-    PERSISTENTVOLUMES,
-    PODDISRUPTIONBUDGETS,
-    PODS,
-    REPLICASETS,
-    REPLICATIONCONTROLLERS,
-    RESOURCECLAIMS,
-    RESOURCESLICES,
-    SERVICES,
-    STATEFULSETS,
-    STORAGECLASSES,
-    VOLUMEATTACHMENTS,
-)
+from kone.apimachinery.kinds import GVR, PODS
 from kone.apimachinery.objects import (
     Object,
     dig,
@@ -45,7 +25,6 @@ from kone.apimachinery.objects import (
     generation_of,
     is_deleting,
     is_pod_terminal,
-    key_of,
     labels_of,
     name_of,
     namespace_of,
@@ -56,6 +35,7 @@ from kone.apimachinery.timestamps import format_time
 from kone.client.client import Client, EventType, Handler, Unsubscribe
 from kone.scheduler.claim_reservation import ClaimReservation
 from kone.scheduler.configuration import POINTS, Configuration, Profile, default_configuration
+from kone.scheduler.feed import Feed
 from kone.scheduler.framework import (
     ClusterEvent,
     Framework,
@@ -121,6 +101,7 @@ class Scheduler:
         self._frameworks = {profile.name: self._framework_of(profile) for profile in found.profiles}
         backoff = found.backoff_first_s, found.backoff_max_s
         self._queue = SchedulingQueue(self._frameworks, clock, *backoff)
+        self._feed = Feed(self._cluster, self._queue.move, self._volumes.changed)
         self._tasks = TaskGroup("scheduler")
         self._telling = 0  # bindings that the API has not answered
         self._told = asyncio.Event()
@@ -154,26 +135,7 @@ class Scheduler:
     async def start(self) -> None:
         """Read the cluster, then schedule until `stop`."""
         # Pods come last: the first one that waits shall see all the rest.
-        handlers: dict[GVR, Handler] = {
-            NODES: self._on_node,
-            NAMESPACES: self._on_namespace,
-            PODDISRUPTIONBUDGETS: self._on_budget,
-            STORAGECLASSES: self._on_storage_class,
-            PERSISTENTVOLUMES: self._on_volume,
-            PERSISTENTVOLUMECLAIMS: self._on_claim,
-            CSINODES: self._on_csi_node,
-            CSIDRIVERS: self._on_csi_driver,
-            VOLUMEATTACHMENTS: self._on_attachment,
-            DEVICECLASSES: self._on_device_class,
-            DEVICETAINTRULES: self._on_device_taint_rule,
-            RESOURCESLICES: self._on_resource_slice,
-            RESOURCECLAIMS: self._on_resource_claim,
-            SERVICES: self._on_service,
-            REPLICATIONCONTROLLERS: self._on_selector,
-            REPLICASETS: self._on_selector,
-            STATEFULSETS: self._on_selector,
-            PODS: self._on_pod,
-        }
+        handlers: dict[GVR, Handler] = {**self._feed.handlers(), PODS: self._on_pod}
         informers = {resource: self._client.informer(resource) for resource in handlers}
         for informer in informers.values():
             await informer.wait_synced()
@@ -379,117 +341,6 @@ class Scheduler:
 
     # -- what informers say --------------------------------------------------------------------------------------
 
-    def _on_namespace(self, kind: EventType, namespace: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.namespaces.pop(name_of(namespace), None)
-            return
-        self._cluster.set_namespace(name_of(namespace), labels_of(namespace))
-        if old is not None and labels_of(old) != labels_of(namespace):
-            self._queue.move(ClusterEvent(Happened.NAMESPACE_LABELS, old, namespace))
-
-    def _on_budget(self, kind: EventType, budget: Object, _old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.budgets.pop(key_of(budget), None)
-        else:
-            self._cluster.budgets[key_of(budget)] = budget
-
-    def _on_storage_class(self, kind: EventType, storage_class: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.storage_classes.pop(name_of(storage_class), None)
-        else:
-            self._cluster.storage_classes[name_of(storage_class)] = storage_class
-            self._queue.move(ClusterEvent(Happened.STORAGE_CLASS, old, storage_class))
-
-    def _on_volume(self, kind: EventType, volume: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.volumes.pop(name_of(volume), None)
-        else:
-            self._cluster.volumes[name_of(volume)] = volume
-            self._queue.move(ClusterEvent(Happened.VOLUME, old, volume))
-        self._volumes.changed()
-
-    def _on_claim(self, kind: EventType, claim: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.claims.pop(key_of(claim), None)
-        else:
-            self._cluster.claims[key_of(claim)] = claim
-            self._queue.move(ClusterEvent(Happened.CLAIM, old, claim))
-        self._volumes.changed()
-
-    def _on_csi_node(self, kind: EventType, csi_node: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.csi_nodes.pop(name_of(csi_node), None)
-        else:
-            self._cluster.csi_nodes[name_of(csi_node)] = csi_node
-            self._queue.move(ClusterEvent(Happened.CSI_NODE, old, csi_node))
-
-    def _on_csi_driver(self, kind: EventType, driver: Object, _old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.csi_drivers.pop(name_of(driver), None)
-        else:
-            self._cluster.csi_drivers[name_of(driver)] = driver
-
-    def _on_attachment(self, kind: EventType, attachment: Object, _old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.remove_attachment(attachment)
-            self._queue.move(ClusterEvent(Happened.DETACHED, attachment, None))
-        else:
-            self._cluster.set_attachment(attachment)
-
-    def _on_device_class(self, kind: EventType, device_class: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.device_classes.pop(name_of(device_class), None)
-        else:
-            self._cluster.device_classes[name_of(device_class)] = device_class
-            self._queue.move(ClusterEvent(Happened.DEVICE_CLASS, old, device_class))
-
-    def _on_device_taint_rule(self, kind: EventType, rule: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.device_taint_rules.pop(name_of(rule), None)
-        else:
-            self._cluster.device_taint_rules[name_of(rule)] = rule
-        self._queue.move(ClusterEvent(Happened.RESOURCE_SLICE, old, rule))
-
-    def _on_resource_slice(self, kind: EventType, found: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.resource_slices.pop(name_of(found), None)
-        else:
-            self._cluster.resource_slices[name_of(found)] = found
-        self._queue.move(ClusterEvent(Happened.RESOURCE_SLICE, old, found))
-
-    def _on_resource_claim(self, kind: EventType, claim: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.resource_claims.pop(key_of(claim), None)
-            self._queue.move(ClusterEvent(Happened.RESOURCE_CLAIM, claim, None))
-        else:
-            self._cluster.resource_claims[key_of(claim)] = claim
-            self._queue.move(ClusterEvent(Happened.RESOURCE_CLAIM, old, claim))
-
-    def _on_selector(self, kind: EventType, workload: Object, _old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.selectors.pop(uid_of(workload), None)
-        else:
-            self._cluster.selectors[uid_of(workload)] = dig(workload, "spec", "selector") or {}
-
-    def _on_service(self, kind: EventType, service: Object, _old: Object | None) -> None:
-        services = self._cluster.services.setdefault(namespace_of(service), {})
-        if kind == "DELETED":
-            services.pop(name_of(service), None)
-        else:
-            services[name_of(service)] = dig(service, "spec", "selector") or {}
-
-    def _on_node(self, kind: EventType, node: Object, old: Object | None) -> None:
-        if kind == "DELETED":
-            self._cluster.remove_node(name_of(node))
-            return
-        is_new = self._cluster.node(name_of(node)) is None
-        what = Happened.NODE_ADDED if is_new or old is None else node_changes(old, node)
-        if not what and old is not None and dig(old, "status", "images") == dig(node, "status", "images"):
-            return  # a heartbeat
-        self._cluster.set_node(node)
-        if what:
-            self._queue.move(ClusterEvent(what, None if is_new else old, node))
-
     def _on_pod(self, kind: EventType, pod: Object, old: Object | None) -> None:
         uid = uid_of(pod)
         if kind == "DELETED":
@@ -542,20 +393,6 @@ def _not_scheduled(reason: str, message: str) -> Object:
 def is_bound(pod: Object) -> bool:
     """It has a node and uses what it asked for."""
     return bool(dig(pod, "spec", "nodeName")) and not is_pod_terminal(pod)
-
-
-def node_changes(old: Object, new: Object) -> Happened:
-    """What of the node's change can make a pod schedulable."""
-    what = Happened(0)
-    if labels_of(old) != labels_of(new):
-        what |= Happened.NODE_LABELS
-    if dig(old, "spec", "taints") != dig(new, "spec", "taints") or dig(old, "spec", "unschedulable") != dig(
-        new, "spec", "unschedulable"
-    ):
-        what |= Happened.NODE_TAINTS
-    if dig(old, "status", "allocatable") != dig(new, "status", "allocatable"):
-        what |= Happened.NODE_ALLOCATABLE
-    return what
 
 
 def bound_pod_changes(old: Object, new: Object) -> Happened:
