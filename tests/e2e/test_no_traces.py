@@ -34,6 +34,7 @@ def traces() -> dict[str, Any]:
     """Everything on this host in which a node could leave a trace."""
     return {
         "iptables": _without_counters(run("iptables-save")),
+        "ip6tables": _without_counters(run("ip6tables-save")),
         "nftables": sorted(line for line in run("nft", "list", "ruleset").splitlines() if "counter" not in line),
         "links": [link["ifname"] for link in _ip("link")],
         "addresses": _ip("addr"),
@@ -116,3 +117,55 @@ def test_two_nodes_live_side_by_side_and_leave_no_trace(image: str, request: pyt
     after = traces()
     for kind, found in before.items():
         assert after[kind] == found, kind
+
+
+BOTH = """
+apiVersion: v1
+kind: Service
+metadata: {name: both}
+spec:
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: web}
+  ports: [{port: 80}]
+"""
+FOUR = ("--cluster-cidr", "10.108.0.0/16", "--service-cidr", "10.158.0.0/16")
+BOTH_FAMILIES = ("--cluster-cidr", "10.108.0.0/16,fd00:108::/56", "--service-cidr", "10.158.0.0/16,fd00:158::/112")
+
+
+def test_every_mode_in_turn_leaves_nothing_to_the_next_and_no_trace_in_the_end(image: str) -> None:
+    before = traces()
+    folder = Path(tempfile.mkdtemp(prefix="kone-e2e-"))
+    node, instance = NodeProcess(folder / "web"), ("--instance", "e2e-m")
+    try:
+        for mode, ranges in (("nftables", BOTH_FAMILIES), ("iptables", FOUR), ("userspace", BOTH_FAMILIES)):
+            node.flags = (*instance, "--secure-port", "0", "--proxy-mode", mode, *ranges)
+            node.start()
+            if mode == "nftables":
+                eventually(lambda: node.kubectl("get", "serviceaccount", "default", check=False).startswith("NAME"))
+                node.apply(POD.format(name="web", image=image, host_port=18082) + "---" + BOTH)
+                node.kubectl("wait", "--for=condition=Ready", "pod/web", "--timeout=60s")
+            four, six = node.get("service", "both")["spec"]["clusterIPs"]
+            eventually(lambda ip=four: fetch(ip) == "web", within_s=10)
+            eventually(
+                lambda ip=six, served=ranges is BOTH_FAMILIES: (fetch(f"[{ip}]") == "web") is served, within_s=10
+            )
+            eventually(lambda mode=mode: not of_others(mode), within_s=10)
+            node.stop()
+    finally:
+        node.stop()
+        run(BIN / "kone", "cleanup", "--data-dir", node.data, *instance)
+        shutil.rmtree(folder)
+    after = traces()
+    for kind, found in before.items():
+        assert after[kind] == found, kind
+    assert "fd00:108" not in run("ip", "-6", "route", "show", "table", "all")
+
+
+def of_others(mode: str) -> list[str]:
+    """What the kernel holds of this instance that other modes made."""
+    marks = {
+        "nftables": [line for line in run("nft", "list", "tables").splitlines() if "kone-e2e-m-services" in line],
+        "iptables": [line for line in run("iptables-save").splitlines() if line.startswith(":KONE-e2e-m-SERVICES")],
+        "userspace": [line for line in run("ip", "-br", "link").splitlines() if line.startswith("kusr-e2e-m")],
+    }
+    return [line for other, found in marks.items() if other != mode for line in found]
