@@ -57,7 +57,7 @@ DEPRECATED: Final[Mapping[tuple[str, str], str]] = {
     ("", "componentstatuses"): "v1 ComponentStatus is deprecated in v1.19+",
 }
 EVICTIONS: Final = (GVK("policy", "v1beta1", "Eviction"),)  # still taken for policy/v1's
-YAML_AT_ONCE_BYTES: Final = 32 * 1024
+PARSED_AT_ONCE_BYTES: Final = 64 * 1024
 CONNECTS: Final = frozenset(("log", "exec", "attach", "portforward", "proxy"))
 CONNECT_VERBS: Final = {"GET": "get", "POST": "create"}
 _DURATION: Final = re.compile(r"^[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$|^[-+]?0$")
@@ -317,9 +317,9 @@ class _Call:
         self.ctx.field_validation = chosen.field_validation
 
     async def _parsed(self, body: bytes, parse: Callable[[bytes], _Parsed]) -> _Parsed:
-        """What `parse` makes of a body. Much YAML is read by a thread: it takes seconds a megabyte, and others wait."""
-        media = codec.media_type(self._content_type)
-        if len(body) > YAML_AT_ONCE_BYTES and media in (codec.YAML, APPLY):
+        """What `parse` makes of a body. A large one is read by a thread, so that others need not wait: YAML takes
+        seconds a megabyte, JSON of many small objects half a second."""
+        if len(body) > PARSED_AT_ONCE_BYTES:
             return await asyncio.to_thread(parse, body)
         return parse(body)
 
@@ -380,7 +380,7 @@ class _Call:
         kind = PATCH_KINDS.get(media)
         if kind is None or (kind == "strategic" and self.resource.custom is not None):
             raise StatusError(415, "UnsupportedMediaType", "415: Unsupported Media Type", details={})
-        content, twice = codec.parse_patch(await self._body())
+        content, twice = await self._parsed(await self._body(), codec.parse_patch)
         self._take_options("PatchOptions")
         if self.record is not None:
             self.record.brings(content)

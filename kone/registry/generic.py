@@ -6,7 +6,8 @@ These are pure; `apiserver/verbs.py` calls them around the kind's own strategy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from itertools import islice
+from typing import Any, Final
 
 from kone.apimachinery.errors import (
     FieldError,
@@ -30,6 +31,11 @@ MAX_SUBRESOURCE_NAME = 256
 
 _STANDARD_FINALIZERS = frozenset(("kubernetes", "orphan", "foregroundDeletion"))
 _SYSTEM_FIELDS = ("creationTimestamp", "uid", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink")
+
+
+ERRORS_MAX: Final = 1000
+"""Of each list or map no more errors are told: upstream tells all, in tens of megabytes where there are many, which
+nobody reads and everybody waits for."""
 
 
 def fill_system_fields(obj: Object, *, uid: str, creation_timestamp: str) -> None:
@@ -71,7 +77,7 @@ def validate_create(obj: Object, strategy: Strategy, *, namespaced: bool) -> lis
     _common_metadata(metadata, namespaced, errors)
     if strategy.kube_finalizers and metadata.get("finalizers"):
         errors.extend(_kube_finalizers(metadata["finalizers"]))
-    errors.extend(strategy.validate(obj, None))
+    errors.extend(islice(strategy.validate(obj, None), ERRORS_MAX))
     if not errors:
         _names(metadata, path_segment, errors)
     return _distinct(errors) if errors else errors
@@ -86,7 +92,7 @@ def validate_update(obj: Object, old: Object, strategy: Strategy, *, namespaced:
     _metadata_update(metadata, old["metadata"], errors)
     if strategy.kube_finalizers and metadata.get("finalizers"):
         errors.extend(_kube_finalizers(metadata["finalizers"]))
-    errors.extend(strategy.validate(obj, old))
+    errors.extend(islice(strategy.validate(obj, old), ERRORS_MAX))
     return _distinct(errors) if errors else errors
 
 
@@ -118,15 +124,15 @@ def _common_metadata(metadata: Object, namespaced: bool, errors: list[FieldError
     if metadata.get("generation", 0) < 0:
         errors.append(invalid_value("metadata.generation", metadata["generation"], NOT_NEGATIVE))
     if metadata.get("labels"):
-        errors.extend(validate_labels(metadata["labels"], "metadata.labels"))
+        errors.extend(islice(validate_labels(metadata["labels"], "metadata.labels"), ERRORS_MAX))
     if metadata.get("annotations"):
-        errors.extend(validate_annotations(metadata["annotations"], "metadata.annotations"))
+        errors.extend(islice(validate_annotations(metadata["annotations"], "metadata.annotations"), ERRORS_MAX))
     if metadata.get("ownerReferences"):
-        errors.extend(_owner_references(metadata["ownerReferences"], "metadata.ownerReferences"))
+        errors.extend(islice(_owner_references(metadata["ownerReferences"], "metadata.ownerReferences"), ERRORS_MAX))
     if metadata.get("finalizers"):
-        errors.extend(_finalizers(metadata["finalizers"], "metadata.finalizers"))
+        errors.extend(islice(_finalizers(metadata["finalizers"], "metadata.finalizers"), ERRORS_MAX))
     if metadata.get("managedFields"):
-        errors.extend(_managed_fields(metadata["managedFields"], "metadata.managedFields"))
+        errors.extend(islice(_managed_fields(metadata["managedFields"], "metadata.managedFields"), ERRORS_MAX))
 
 
 def _metadata_update(metadata: Object, before: Object, errors: list[FieldError]) -> None:

@@ -84,6 +84,19 @@ async def door() -> AsyncIterator[Door]:
         yield Door(where.hostname, where.port, connection.ssl_context(), connection.token)
 
 
+async def test_no_more_errors_are_told_than_anybody_reads(door: Door) -> None:
+    labels = {f"-{number}": "a" for number in range(50_000)}
+    reader, writer = await door.open()
+    body = configmap(metadata={"name": "a", "labels": labels})
+    writer.write(door.request("POST", CONFIGMAPS, body, Content_Type="application/json", Connection="close"))
+    async with asyncio.timeout(30):
+        answer = await reader.read()
+    writer.transport.abort()
+    status = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert status["code"] == 422
+    assert len(status["details"]["causes"]) == 1000
+
+
 def configmap(**more: object) -> bytes:
     return json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, **more}).encode()
 
