@@ -31,7 +31,7 @@ from kone.runtime.csi_drivers import CsiDrivers, Driver, DriverMissing
 from kone.runtime.csi_records import Published, Staged
 from kone.runtime.csi_rules import CsiVolume, Secret
 from kone.runtime.group_ownership import give_to_group
-from kone.runtime.grpc_status import RpcError
+from kone.runtime.grpc_status import RESOURCE_EXHAUSTED, RpcError
 from kone.runtime.parts import MountedVolume, VolumeError, VolumesWaiting
 from kone.runtime.pod_spec import format_pod
 from kone.runtime.tokens import Tokens
@@ -83,6 +83,7 @@ class CsiVolumes:
         self._staged: set[tuple[str, str]] = set()  # by this process
         self._on_disk: frozenset[tuple[str, str]] | None = None  # (driver, handle) that have data files, once read
         self._pods = client.informer(PODS, fields=f"spec.nodeName={node_name}")
+        self._awaited: dict[str, CsiVolume] = {}  # pod UID -> the volume that it waits for
         self._unstaging = asyncio.Event()
         self._tasks = TaskGroup("csi-volumes")
         self._unsubscribe: Unsubscribe = lambda: None
@@ -138,7 +139,9 @@ class CsiVolumes:
             self._changed_use()
         spec = self._drivers.spec_of(volume.driver)
         attached = not volume.inline and is_attachable({"spec": spec})
+        self._awaited[uid] = volume
         context = await self._attachment_metadata(volume) if attached else {}
+        self._awaited.pop(uid, None)
         async with self._locks[volume.key]:
             if not volume.inline:
                 await self._stage(pod, volume, context)
@@ -147,6 +150,21 @@ class CsiVolumes:
         if not volume.inline:
             self.on_mounted(volume.name)
         return mounted
+
+    async def is_out_of_slots(self, pod_uid: str) -> bool:
+        """Whether what a pod waits for cannot be attached since the node has too many volumes of the driver already;
+        then the CSINode says so at once (nodeAllocatableUpdatePeriodSeconds is what a driver asks for this with)."""
+        volume = self._awaited.get(pod_uid)
+        if volume is None or not (self._drivers.spec_of(volume.driver) or {}).get("nodeAllocatableUpdatePeriodSeconds"):
+            return False
+        try:
+            attachment = await self._client.get(VOLUMEATTACHMENTS, volume.attachment(self._node_name))
+        except StatusError:
+            return False
+        if dig(attachment, "status", "attachError", "errorCode") != RESOURCE_EXHAUSTED:
+            return False
+        await self._drivers.refresh_count(volume.driver)
+        return True
 
     async def republish(self) -> None:
         """Publish mounted volumes once more whose drivers want that (requiresRepublish), since their tokens change.
@@ -383,6 +401,7 @@ class CsiVolumes:
         for mounted in [mounted for mounted in self._mounted if mounted[0] == pod_uid]:
             del self._mounted[mounted]
         self._tokens.forget(pod_uid)
+        self._awaited.pop(pod_uid, None)
         self._unstaging.set()
 
     async def _unpublish(self, each: Published) -> None:

@@ -34,6 +34,10 @@ class VolumesWaiting(VolumeError):
     volume's name."""
 
 
+class VolumeLimitReached(VolumeError):
+    """The node takes no more volumes of a driver: the pod is to be rejected, with this text."""
+
+
 class SubPathFailed(VolumeError):
     """A subPath cannot be had. `step` is what failed, for users; the text may tell of the host, and is for the log."""
 

@@ -20,8 +20,9 @@ from kone.apimachinery.timestamps import parse_time
 from kone.runtime.container_config import container_resources
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.observed import PodObserved
-from kone.runtime.parts import ProbeResults, VolumeError, VolumesWaiting
+from kone.runtime.parts import ProbeResults, VolumeError, VolumeLimitReached, VolumesWaiting
 from kone.runtime.pod_actions import PodActions, Resize, compute_actions
+from kone.runtime.pod_admit import REJECTED
 from kone.runtime.pod_killer import PodKiller, kill_grace_s
 from kone.runtime.pod_resize import (
     allocated_before,
@@ -279,6 +280,8 @@ class PodWorker:
                 self._mounted = _told_to_volumes(pod)
                 await self._starter.start_containers(pod, actions.start, sandbox.id, observed, parent)
         except (VolumeError, SandboxProblem) as error:
+            if isinstance(error, VolumeLimitReached):
+                self.end(Verdict(error.reason, REJECTED + str(error)))
             if isinstance(error, VolumeError) and not isinstance(error, VolumesWaiting):
                 self._parts.recorder.event(pod, "Warning", error.reason, str(error))
             self._blocked = True

@@ -46,7 +46,7 @@ from kone.runtime.atomic_writer import File
 from kone.runtime.claimed_volumes import Claimed
 from kone.runtime.csi_volumes import CsiVolumes
 from kone.runtime.local_volumes import LocalVolumes, Tell
-from kone.runtime.parts import MountedVolume, SyncPod, VolumeError, VolumesWaiting
+from kone.runtime.parts import MountedVolume, SyncPod, VolumeError, VolumeLimitReached, VolumesWaiting
 from kone.runtime.pod_certificates import PodCertificates
 from kone.runtime.tokens import Tokens
 from kone.runtime.volume_payloads import Source
@@ -54,7 +54,7 @@ from kone.runtime.volume_payloads import Source
 log = logging.getLogger(__name__)
 
 REFRESH_EVERY_S = 60.0  # the kubelet's sync period: a token that is due is renewed at most this late
-WAIT_MAX_S = 123.0  # how long a pod waits for its volumes without a word (podAttachAndMountTimeout)
+WAIT_MAX_S = 123.0  # how long a pod waits for its volumes before it is asked why (podAttachAndMountTimeout)
 FOLDER = "volumes"
 DEVICES_FOLDER = "volumeDevices"
 
@@ -144,7 +144,7 @@ class Volumes:
             try:
                 mounted = await self._mount_all(pod)
             except VolumesWaiting as waiting:
-                self._wait_on(uid, str(waiting))
+                await self._wait_on(uid, str(waiting))
                 raise
             self._waiting.pop(uid, None)
             return mounted
@@ -204,15 +204,17 @@ class Volumes:
             what = f'MountVolume.SetUp failed for volume "{volume["name"]}"'
             raise VolumeError(f"{what} : {_text(error)}") from None
 
-    def _wait_on(self, uid: str, volume: str) -> None:
-        """Raises VolumeError when the pod has waited for so long that its users should know."""
+    async def _wait_on(self, uid: str, volume: str) -> None:
+        """Raises VolumeLimitReached when the pod has waited for long, and would for ever."""
         now = self._clock.monotonic()
         if now - self._waiting.setdefault(uid, now) >= WAIT_MAX_S:
-            del self._waiting[uid]
-            raise VolumeError(
-                f"Unable to attach or mount volumes: unmounted volumes=[{volume}], unattached volumes=[{volume}], "
-                "failed to process volumes=[]: context deadline exceeded"
-            ) from None
+            self._waiting[uid] = now
+            if self._csi is not None and await self._csi.is_out_of_slots(uid):
+                raise VolumeLimitReached(
+                    f"Node has reached its volume attachment limit, rejecting pod. unmounted volumes=[{volume}], "
+                    f"unattached volumes=[{volume}], failed to process volumes=[]: context deadline exceeded",
+                    "VolumeAttachmentLimitExceeded",
+                ) from None
 
     async def _mount_one(self, pod: Object, volume: Object) -> MountedVolume:
         if (place := volume.get("hostPath")) is not None:

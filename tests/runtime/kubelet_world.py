@@ -23,10 +23,10 @@ ROUNDS = 400  # turns of the event loop in which whatever can happen now has hap
 
 
 class FakeVolumes:
-    """Every volume lies at /volumes/<name>. `missing` maps a volume's name to what its mount says."""
+    """Every volume lies at /volumes/<name>. `missing` maps a volume's name to what its mount says, or raises."""
 
     def __init__(self) -> None:
-        self.missing: dict[str, str] = {}
+        self.missing: dict[str, str | VolumeError] = {}
         self.mounts: set[str] = set()
         self.asked = 0
 
@@ -38,8 +38,8 @@ class FakeVolumes:
         self.asked += 1
         names = [volume["name"] for volume in dig(pod, "spec", "volumes", default=())]
         for name in names:
-            if name in self.missing:
-                raise VolumeError(self.missing[name])
+            if (missing := self.missing.get(name)) is not None:
+                raise missing if isinstance(missing, VolumeError) else VolumeError(missing)
         self.mounts.add(uid_of(pod))
         return {name: MountedVolume(f"/volumes/{name}") for name in names}
 

@@ -18,6 +18,7 @@ import pytest
 from kone.aio.clock import FakeClock
 from kone.apimachinery.kinds import (
     CSIDRIVERS,
+    CSINODES,
     NODES,
     PERSISTENTVOLUMECLAIMS,
     PERSISTENTVOLUMES,
@@ -30,8 +31,8 @@ from kone.apimachinery.volume_attachments import attachment_name, unique_name
 from kone.runtime import csi_messages, mounts
 from kone.runtime.csi_drivers import CsiDrivers
 from kone.runtime.csi_volumes import CsiVolumes
-from kone.runtime.grpc_status import INTERNAL, UNAVAILABLE, RpcError
-from kone.runtime.parts import VolumeError, VolumesWaiting
+from kone.runtime.grpc_status import INTERNAL, RESOURCE_EXHAUSTED, UNAVAILABLE, RpcError
+from kone.runtime.parts import VolumeError, VolumeLimitReached, VolumesWaiting
 from kone.runtime.tokens import Tokens
 from kone.runtime.volumes import WAIT_MAX_S, Volumes
 from tests.csi_driver import CsiDriver
@@ -144,9 +145,9 @@ class World:
         names = [{"name": name, "devicePath": ""} for name in attached]
         self.client.overwrite(NODES, {**node, "status": {"volumesInUse": in_use, "volumesAttached": names}})
 
-    def attachment(self, *, attached: bool = True) -> None:
+    def attachment(self, *, attached: bool = True, **more: Any) -> None:
         name = attachment_name("handle-1", DRIVER, "n1")
-        status = {"attached": attached, "attachmentMetadata": {"device": "vdb"}}
+        status = {"attached": attached, "attachmentMetadata": {"device": "vdb"}, **more}
         meta = {"name": name}
         self.client.put(
             VOLUMEATTACHMENTS,
@@ -248,18 +249,26 @@ async def test_a_pod_waits_until_its_volume_is_attached(world: World) -> None:
     assert staged["publish_context"] == {"device": "vdb"}
 
 
-async def test_a_pod_that_waits_for_long_tells_its_users(world: World) -> None:
-    world.tell(attachRequired=True)
+@pytest.mark.parametrize(("period_s", "full"), [(60, True), (None, False)], ids=["asked for", "not asked for"])
+async def test_a_pod_whose_volume_is_one_too_many_is_rejected(world: World, period_s: int | None, full: bool) -> None:
+    world.tell(attachRequired=True, nodeAllocatableUpdatePeriodSeconds=period_s)
     world.volume()
     await world.start()
     pod = world.pod()
     with pytest.raises(VolumesWaiting):
         await world.volumes.mount(pod)
+    world.driver.max_volumes = 3
+    world.attachment(attached=False, attachError={"errorCode": RESOURCE_EXHAUSTED, "message": "no slot"})
     await world.clock.advance(WAIT_MAX_S)
-    assert await world.refusal(pod) == (
-        "Unable to attach or mount volumes: unmounted volumes=[pv], unattached volumes=[pv], "
-        "failed to process volumes=[]: context deadline exceeded"
-    )
+    if not full:
+        with pytest.raises(VolumesWaiting):
+            await world.volumes.mount(pod)
+        return
+    with pytest.raises(VolumeLimitReached) as reached:
+        await world.volumes.mount(pod)
+    assert reached.value.reason == "VolumeAttachmentLimitExceeded"
+    assert str(reached.value).startswith("Node has reached its volume attachment limit, rejecting pod. ")
+    assert world.client.of(CSINODES)[0]["spec"]["drivers"][0]["allocatable"] == {"count": 3}
 
 
 async def test_attached_by_the_node_and_not_by_its_attachment(world: World) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from kone.apimachinery.kinds import CONFIGMAPS, PODS
 from kone.apimachinery.objects import uid_of
+from kone.runtime.parts import VolumeLimitReached, VolumesWaiting
 from kone.runtime.runtime import ContainerState, Image
 from tests.fakes_runtime import NO_COMMAND
 from tests.runtime.kubelet_world import World, make_container, make_pod
@@ -333,6 +334,25 @@ async def test_a_volume_that_is_missing(world: World) -> None:
     world.volumes.missing.clear()
     await world.advance(2.0)
     assert world.runtime.running() == ["c"]
+
+
+async def test_a_volume_that_waits_is_not_worth_an_event(world: World) -> None:
+    world.volumes.missing["v"] = VolumesWaiting("pv")
+    await world.create("p", volumes=[{"name": "v", "emptyDir": {}}])
+    await world.advance(60.0)
+    assert world.events("p", "FailedMount") == []
+    world.volumes.missing.clear()
+    await world.advance(10.0)
+    assert world.runtime.running() == ["c"]
+
+
+async def test_a_volume_that_is_one_too_many_for_the_node_rejects_its_pod(world: World) -> None:
+    world.volumes.missing["v"] = VolumeLimitReached("no slot is left", "VolumeAttachmentLimitExceeded")
+    await world.create("p", volumes=[{"name": "v", "emptyDir": {}}])
+    assert world.events("p", "VolumeAttachmentLimitExceeded") == ["no slot is left"]
+    status = world.pod("p")["status"]
+    assert (status["phase"], status["reason"]) == ("Failed", "VolumeAttachmentLimitExceeded")
+    assert status["message"] == "Pod was rejected: no slot is left"
 
 
 @pytest.mark.parametrize(
