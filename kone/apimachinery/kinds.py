@@ -91,6 +91,7 @@ RESOURCECLAIMS = GVR("resource.k8s.io", "v1", "resourceclaims")
 RESOURCESLICES = GVR("resource.k8s.io", "v1", "resourceslices")
 CSIDRIVERS = GVR("storage.k8s.io", "v1", "csidrivers")
 CSINODES = GVR("storage.k8s.io", "v1", "csinodes")
+CSISTORAGECAPACITIES = GVR("storage.k8s.io", "v1", "csistoragecapacities")
 STORAGECLASSES = GVR("storage.k8s.io", "v1", "storageclasses")
 VOLUMEATTACHMENTS = GVR("storage.k8s.io", "v1", "volumeattachments")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kone.apimachinery.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
 from kone.apimachinery.errors import too_long as _too_long
-from kone.apimachinery.kinds import CSIDRIVERS, CSINODES, GVR, STORAGECLASSES, VOLUMEATTACHMENTS
+from kone.apimachinery.kinds import CSIDRIVERS, CSINODES, CSISTORAGECAPACITIES, GVR, STORAGECLASSES, VOLUMEATTACHMENTS
 from kone.apimachinery.names import is_dns1123_subdomain, is_qualified_name, max_bytes_error
 from kone.apimachinery.objects import Object, dig
 from kone.apimachinery.quantity import parse_quantity
@@ -23,7 +23,6 @@ from kone.registry.rules import Errors, at_least_0, check, label_selector
 from kone.registry.strategy import ALL_METADATA, StatusStrategy, Strategy
 
 GROUP = "storage.k8s.io"
-CSISTORAGECAPACITIES = GVR(GROUP, "v1", "csistoragecapacities")
 VOLUMEATTRIBUTESCLASSES = GVR(GROUP, "v1", "volumeattributesclasses")
 
 DEFAULT_CLASS_ANNOTATIONS = (

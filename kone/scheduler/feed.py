@@ -8,6 +8,7 @@ from typing import Any
 from kone.apimachinery.kinds import (
     CSIDRIVERS,
     CSINODES,
+    CSISTORAGECAPACITIES,
     DEVICECLASSES,
     DEVICETAINTRULES,
     GVR,
@@ -51,7 +52,8 @@ class Feed:
             PERSISTENTVOLUMES: self._keep(cluster.volumes, name_of, Happened.VOLUME, then=self._volumes_changed),
             PERSISTENTVOLUMECLAIMS: self._keep(cluster.claims, key_of, Happened.CLAIM, then=self._volumes_changed),
             CSINODES: self._keep(cluster.csi_nodes, name_of, Happened.CSI_NODE),
-            CSIDRIVERS: self._keep(cluster.csi_drivers, name_of),
+            CSIDRIVERS: self._keep(cluster.csi_drivers, name_of, Happened.CSI_DRIVER),
+            CSISTORAGECAPACITIES: self._keep(cluster.storage_capacities, key_of, Happened.STORAGE_CAPACITY),
             VOLUMEATTACHMENTS: self._on_attachment,
             DEVICECLASSES: self._keep(cluster.device_classes, name_of, Happened.DEVICE_CLASS),
             DEVICETAINTRULES: self._keep(cluster.device_taint_rules, name_of, Happened.RESOURCE_SLICE, gone=True),

@@ -73,6 +73,8 @@ class Happened(Flag):
     VOLUME = auto()  # a persistent volume
     STORAGE_CLASS = auto()
     CSI_NODE = auto()
+    CSI_DRIVER = auto()
+    STORAGE_CAPACITY = auto()  # what a driver says it has left
     DETACHED = auto()  # a volume attachment is gone
     RESOURCE_CLAIM = auto()
     RESOURCE_SLICE = auto()  # or a rule that taints devices

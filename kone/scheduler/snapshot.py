@@ -175,6 +175,7 @@ class Cluster:
         self.storage_classes: dict[str, Object] = {}
         self.csi_nodes: dict[str, Object] = {}
         self.csi_drivers: dict[str, Object] = {}
+        self.storage_capacities: dict[Key, Object] = {}  # CSIStorageCapacities
         self.services: dict[str, dict[str, Mapping[str, str]]] = {}  # selectors by namespace, by name
         self.selectors: dict[str, Object] = {}  # of ReplicaSets, ReplicationControllers and StatefulSets, by uid
         self._attachments: dict[str, dict[str, Object]] = {}  # VolumeAttachments by node, by name

@@ -11,6 +11,7 @@ from kone.aio.clock import FakeClock, settle
 from kone.apimachinery.kinds import (
     CSIDRIVERS,
     CSINODES,
+    CSISTORAGECAPACITIES,
     NODES,
     PERSISTENTVOLUMECLAIMS,
     PERSISTENTVOLUMES,
@@ -84,6 +85,7 @@ class World:
             "PersistentVolume": PERSISTENTVOLUMES,
             "CSINode": CSINODES,
             "CSIDriver": CSIDRIVERS,
+            "CSIStorageCapacity": CSISTORAGECAPACITIES,
             "VolumeAttachment": VOLUMEATTACHMENTS,
         }
         for obj in objects:
@@ -251,6 +253,39 @@ async def test_the_provisioner_is_told_the_node(world: World) -> None:
     world.bind("data", "v")
     await world.settle()
     assert world.where(made) == "n1"
+
+
+def capacity(name: str, node_name: str, size: str | None, **more: Any) -> Object:
+    """What driver d says of the class "made" on a node."""
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "CSIStorageCapacity",
+        "metadata": {"name": name, "namespace": "ns"},
+        "storageClassName": "made",
+        "nodeTopology": {"matchLabels": {"kubernetes.io/hostname": node_name}},
+        **({"capacity": size} if size is not None else {}),
+        **more,
+    }
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["a driver that tells", "a driver that does not"])
+async def test_a_pod_goes_where_its_driver_has_room(world: World, tells: bool) -> None:
+    world.client.put(STORAGECLASSES, storage_class("made", "d"))
+    driver = {"metadata": {"name": "d"}, "spec": {"storageCapacity": tells}}
+    world.put({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", **driver}, node("n1"), claim(class_name="made"))
+    world.put(capacity("small", "n1", "500Mi"), capacity("elsewhere", "n2", "5Gi"), capacity("unknown", "n1", None))
+    world.put(capacity("many-small-ones", "n1", "5Gi", maximumVolumeSize="1Mi"))
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    if not tells:
+        assert annotations_of(world.claim())[SELECTED_NODE] == "n1"
+        return
+    why = "0/1 nodes are available: 1 node(s) did not have enough free storage."
+    assert world.why(made).startswith(why)
+    world.put(capacity("more", "n1", "1Gi"))
+    await world.settle()
+    assert annotations_of(world.claim())[SELECTED_NODE] == "n1"
 
 
 async def test_a_provisioner_that_fails_takes_the_node_back(world: World) -> None:

@@ -26,7 +26,8 @@ from kone.apimachinery.objects import (
     replace_in,
     uid_of,
 )
-from kone.apimachinery.quantity import parse_quantity
+from kone.apimachinery.quantity import Quantity, parse_quantity
+from kone.apimachinery.selectors import from_label_selector
 from kone.apimachinery.volume_claims import (
     NO_PROVISIONER,
     SELECTED_NODE,
@@ -51,6 +52,7 @@ from kone.scheduler.snapshot import Cluster, NodeInfo
 
 OUT_OF_REACH = "node(s) didn't match PersistentVolume's node affinity"
 NO_VOLUME = "node(s) didn't find available persistent volumes to bind"
+NO_SPACE = "node(s) did not have enough free storage"
 VOLUME_GONE = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"
 TIMEOUT_S = 600.0  # until volumes must be bound
 NOT_BOUND_YET = "pod has unbound immediate PersistentVolumeClaims"
@@ -79,7 +81,15 @@ Bind = Callable[[PodInfo, NodeInfo, VolumePlan, float], Awaitable[Status | None]
 
 class VolumeBinding(Plugin):
     name = "VolumeBinding"
-    wakes_on = Happened.CLAIM | Happened.VOLUME | Happened.STORAGE_CLASS | Happened.NODE_ADDED | Happened.NODE_LABELS
+    wakes_on = (
+        Happened.CLAIM
+        | Happened.VOLUME
+        | Happened.STORAGE_CLASS
+        | Happened.CSI_DRIVER
+        | Happened.STORAGE_CAPACITY
+        | Happened.NODE_ADDED
+        | Happened.NODE_LABELS
+    )
 
     arguments: ClassVar = {"bindTimeoutSeconds": int}
 
@@ -102,6 +112,10 @@ class VolumeBinding(Plugin):
             return pod.uses_claim(event.new)
         if event.what & Happened.STORAGE_CLASS and event.old is not None and event.new is not None:
             return bool(event.old.get("allowedTopologies") != event.new.get("allowedTopologies"))
+        if event.what & Happened.CSI_DRIVER:
+            return _tells_capacity(event.old) and not _tells_capacity(event.new)
+        if event.what & Happened.STORAGE_CAPACITY and event.old is not None and event.new is not None:
+            return _limit(event.new) > _limit(event.old)
         return True
 
     # -- deciding ------------------------------------------------------------------------------------------------
@@ -137,36 +151,52 @@ class VolumeBinding(Plugin):
         if any(volume and node.node and not is_reachable(volume, node.node) for volume in volumes[:missing]):
             reasons.append(OUT_OF_REACH)
         plan = self._plan(claims.waiting, node)
-        if plan is None:
-            reasons.append(NO_VOLUME)
+        if isinstance(plan, str):
+            reasons.append(plan)
         if missing < len(volumes) and OUT_OF_REACH not in reasons:
             reasons.append(VOLUME_GONE)
-        if reasons or plan is None:
+        if reasons or isinstance(plan, str):
             return unresolvable(*reasons)
         claims.plans[node.name] = plan
         return None
 
-    def _plan(self, claims: Iterable[Object], node: NodeInfo) -> VolumePlan | None:
-        """None where some claim can neither be matched with a volume on the node nor be provisioned there."""
+    def _plan(self, claims: Iterable[Object], node: NodeInfo) -> VolumePlan | str:
+        """Why, where some claim can neither be matched with a volume on the node nor be provisioned there."""
         matches: list[tuple[Object, Object]] = []
         to_provision: list[Object] = []
         for claim in claims:
             told = annotations_of(claim).get(SELECTED_NODE)
             if told is not None and told != node.name:
-                return None
+                return NO_VOLUME
             volume = None if told is not None else self._find(claim, node, matches)
             if volume is not None:
                 matches.append((volume, claim))
-            elif _can_provision(self._class(claim), node):
-                to_provision.append(claim)
+            elif not _can_provision(self._class(claim), node):
+                return NO_VOLUME
+            elif not self._has_space(claim, node):
+                return NO_SPACE
             else:
-                return None
+                to_provision.append(claim)
         return VolumePlan(tuple(matches), tuple(to_provision))
 
     def _find(self, claim: Object, node: NodeInfo, matches: Iterable[tuple[Object, Object]]) -> Object | None:
         volumes = [self._promised.get(name, volume) for name, volume in self.cluster.volumes.items()]
         of_class = [volume for volume in volumes if class_of(volume) == class_of(claim)]
         return find_volume(claim, of_class, node.node, taken={name_of(volume) for volume, _ in matches})
+
+    def _has_space(self, claim: Object, node: NodeInfo) -> bool:
+        """Whether the claim's driver has room for it where the node can reach it; one that does not tell always has."""
+        storage_class = self._class(claim) or {}
+        if not _tells_capacity(self.cluster.csi_drivers.get(storage_class.get("provisioner", ""))):
+            return True
+        asked = parse_quantity(dig(claim, *_ASKED, default="0"))
+        return any(
+            capacity.get("storageClassName") == name_of(storage_class)
+            and _limit(capacity) >= asked
+            and capacity.get("nodeTopology") is not None
+            and from_label_selector(capacity["nodeTopology"]).matches(node.labels)
+            for capacity in self.cluster.storage_capacities.values()
+        )
 
     def _class(self, claim: Object) -> Object | None:
         return self.cluster.storage_classes.get(class_of(claim))
@@ -240,6 +270,17 @@ def _why_not_ours(claim: Object, pod: PodInfo) -> str:
         return ""
     whose = f"PVC {namespace_of(claim)}/{name_of(claim)} was not created for pod {pod.namespace}/{pod.name}"
     return f"{whose} (pod is not owner)"
+
+
+def _tells_capacity(driver: Object | None) -> bool:
+    """Whether a CSI driver says by CSIStorageCapacities how much room it has."""
+    return bool(dig(driver, "spec", "storageCapacity"))
+
+
+def _limit(capacity: Object) -> Quantity:
+    """The largest volume that a CSIStorageCapacity has room for; below zero where it does not say."""
+    told = capacity.get("maximumVolumeSize", capacity.get("capacity"))
+    return parse_quantity("-1" if told is None else told)
 
 
 def _can_provision(storage_class: Object | None, node: NodeInfo) -> bool:
