@@ -16,6 +16,7 @@ from kone.aio.rotating_file import RotatingFile
 from kone.apiserver.audit import Audit
 from kone.apiserver.audit_policy import parse_policy
 from kone.auth.encryption import Encryption, parse_encryption
+from kone.auth.static_tokens import StaticTokens, parse_token_file
 from kone.config import ConfigError, Settings
 from kone.store.store import StoreError
 
@@ -92,3 +93,9 @@ def encryption_of(settings: Settings) -> Encryption | None:
     """How the store encrypts, None where it does not."""
     path = settings.encryption_provider_config
     return read(ENCRYPTION, path, parse_encryption) if path else None
+
+
+def token_file_of(settings: Settings) -> StaticTokens | None:
+    """The tokens of a file, None where none is given."""
+    path = settings.token_auth_file
+    return StaticTokens(read("--token-auth-file", path, parse_token_file)) if path else None

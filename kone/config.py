@@ -118,6 +118,9 @@ class Settings:
         "what is encrypted at rest, a file of kind EncryptionConfiguration; it is read again when it changes",
         metavar="FILE",
     )
+    token_auth_file: str = _setting(
+        "", "bearer tokens of users, a CSV file: token, user name, UID and groups in one quoted column", metavar="FILE"
+    )
     audit_policy_file: str = _setting(
         "", "what the audit log records, a file of kind Policy (audit.k8s.io/v1)", metavar="FILE"
     )

@@ -36,10 +36,11 @@ from kone.apiserver.subresources import actions
 from kone.apiserver.verbs import Verbs
 from kone.apiserver.webhook_client import WebhookClient
 from kone.auth import bootstrap, pki, x509_checks
-from kone.auth.authentication import Authenticator, admin_tokens
+from kone.auth.authentication import Authenticator, TokenVerifier
 from kone.auth.authorizer import Authorizer
 from kone.auth.encryption import parse_encryption
 from kone.auth.signing import sign_request
+from kone.auth.static_tokens import BootstrapTokens, admin_tokens
 from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
 from kone.cache.watch_cache import Caches
 from kone.client.client import Client
@@ -196,10 +197,14 @@ class ControlPlane:
         if settings.runs("dns"):
             self.hold_dns_address()
         authorizer = Authorizer(caches, bootstrap.node_rules())
-        tokens = ServiceAccountTokens(self.pki.service_account_key_pem, _getter(caches), self.clock)
+        get = _getter(caches)
+        tokens = ServiceAccountTokens(self.pki.service_account_key_pem, get, self.clock)
         self._account_tokens = tokens
         self._webhooks = WebhookClient(caches)
-        authenticator = Authenticator((admin_tokens(self.pki.admin_token), tokens))
+        verifiers: list[TokenVerifier] = [admin_tokens(self.pki.admin_token)]
+        if (listed := api_files.token_file_of(settings)) is not None:
+            verifiers.append(listed)
+        authenticator = Authenticator((*verifiers, tokens, BootstrapTokens(get, self.clock)))
         self._verbs = Verbs(
             registry=self.registry,
             store=store,

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import logging
 import os
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from kone.apimachinery.errors import unauthorized
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import ANONYMOUS, AUTHENTICATED, SYSTEM_MASTERS, UNAUTHENTICATED, User
-from kone.auth.tokens import DEFAULT_ISSUER, TokenUser
+from kone.auth.tokens import TokenUser
 
 log = logging.getLogger(__name__)
 
@@ -55,25 +54,6 @@ class TokenVerifier(Protocol):
 
     def verify(self, token: str, audiences: Sequence[str] = ()) -> TokenUser | None:
         """`audiences` that the token must be for, at least one of them; () means the API server's own."""
-
-
-class StaticTokens:
-    """Tokens known from a file (upstream's --token-auth-file): kone's admin token. Compared in constant time."""
-
-    def __init__(self, tokens: Mapping[str, User], api_audiences: Sequence[str]) -> None:
-        self._users = [(hashlib.sha256(token.encode()).digest(), user) for token, user in tokens.items()]
-        self._audiences = tuple(api_audiences)
-
-    def verify(self, token: str, audiences: Sequence[str] = ()) -> TokenUser | None:
-        good = tuple(a for a in self._audiences if not audiences or a in audiences)
-        digest = hashlib.sha256(token.encode()).digest()
-        user = next((user for known, user in self._users if hmac.compare_digest(known, digest)), None)
-        return TokenUser(user, good) if user is not None and good else None
-
-
-def admin_tokens(token: str, api_audiences: Sequence[str] = (DEFAULT_ISSUER,)) -> StaticTokens:
-    """The token of admin.kubeconfig stands for the same user as the admin certificate."""
-    return StaticTokens({token: User("kubernetes-admin", groups=(SYSTEM_MASTERS, AUTHENTICATED))}, api_audiences)
 
 
 class Authenticator:

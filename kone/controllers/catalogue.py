@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kone.controllers.admission_policy_status import ADMISSION_POLICY_STATUS_CONTROLLER
 from kone.controllers.attach_detach import ATTACH_DETACH_CONTROLLER
+from kone.controllers.bootstrap_tokens import BOOTSTRAP_SIGNER, TOKEN_CLEANER
 from kone.controllers.certificates import (
     APPROVING_CONTROLLER,
     CLEANER_CONTROLLER,
@@ -58,6 +59,8 @@ def all_controllers() -> list[Controller]:
         TOKENS_CONTROLLER,
         LEGACY_TOKEN_CLEANER_CONTROLLER,
         ROOT_CA_PUBLISHER,
+        BOOTSTRAP_SIGNER,
+        TOKEN_CLEANER,
         DEPLOYMENT_CONTROLLER,
         REPLICASET_CONTROLLER,
         REPLICATION_CONTROLLER_CONTROLLER,

@@ -12,8 +12,9 @@ from multidict import CIMultiDict
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.users import User
-from kone.auth.authentication import Authenticator, UnixPeer, admin_tokens
+from kone.auth.authentication import Authenticator, UnixPeer
 from kone.auth.pki import Names, Pki
+from kone.auth.static_tokens import admin_tokens
 from tests.auth.test_tokens import ISSUER, World
 
 MASTERS = ("system:masters", "system:authenticated")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 from pathlib import Path
 
 import pytest
 
-from kone.apimachinery.kinds import SECRETS
+from kone.apimachinery.kinds import SECRETS, TOKENREVIEWS
+from kone.apimachinery.objects import Object, dig, name_of
+from kone.client.client import EventType
 from kone.config import ConfigError
 from kone.testing import Cluster
 
@@ -56,4 +59,47 @@ async def test_a_file_that_cannot_be_is_named_at_the_start(tmp_path: Path) -> No
     config.write_text("kind: Nonsense")
     with pytest.raises(ConfigError, match=f"--encryption-provider-config {config}: unsupported kind"):
         async with Cluster(encryption_provider_config=str(config)):
+            raise AssertionError("it started")
+
+
+async def test_tokens_of_a_file_and_of_secrets_stand_for_users(tmp_path: Path) -> None:
+    listed = tmp_path / "tokens.csv"
+    listed.write_text('abc,ann,1,"devs"\n')
+    async with Cluster(scheduler=False, token_auth_file=str(listed)) as cluster:
+
+        async def who(token: str) -> str:
+            review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}}
+            answer = await cluster.client.create(TOKENREVIEWS, review)
+            return str(dig(answer, "status", "user", "username", default=""))
+
+        assert await who("abc") == "ann"
+        data = {"token-id": "07401b", "token-secret": "f395accd246ae52d", "usage-bootstrap-authentication": "true"}
+        secret = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": "bootstrap-token-07401b"},
+            "type": "bootstrap.kubernetes.io/token",
+            "stringData": data,
+        }
+        assert await who("07401b.f395accd246ae52d") == ""
+        await cluster.client.create(SECRETS, secret, namespace="kube-system")
+        assert await who("07401b.f395accd246ae52d") == "system:bootstrap:07401b"
+        gone = asyncio.Event()
+
+        def seen(event: EventType, secret: Object, previous: Object | None) -> None:
+            if event == "DELETED" and name_of(secret) == "bootstrap-token-07401b":
+                gone.set()
+
+        cluster.client.informer(SECRETS).subscribe(seen)
+        expired = {"stringData": {"expiration": "2000-01-01T00:00:00Z"}}
+        await cluster.client.patch(SECRETS, "bootstrap-token-07401b", expired, namespace="kube-system")
+        assert await who("07401b.f395accd246ae52d") == ""
+        await asyncio.wait_for(gone.wait(), 30)
+
+
+async def test_a_token_file_that_cannot_be_is_named_at_the_start(tmp_path: Path) -> None:
+    listed = tmp_path / "tokens.csv"
+    listed.write_text("abc,ann\n")
+    with pytest.raises(ConfigError, match=f"--token-auth-file {listed}: must have at least 3 columns"):
+        async with Cluster(token_auth_file=str(listed)):
             raise AssertionError("it started")
