@@ -1,4 +1,6 @@
-"""kill -9: 20 rounds under 8 writers and 8 watchers lose no write, reuse no revision and leave no watch gap."""
+"""kill -9: 20 rounds under 8 writers and 8 watchers lose no write, reuse no revision and leave no watch gap; a Service
+and its addresses are not parted.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ import aiohttp
 import pytest
 import yaml
 
+from kone.store.store import open_store, prefix_for
 from tests.e2e.node_process import BARE_API, NodeProcess
 
 pytestmark = pytest.mark.ring4
@@ -176,3 +179,53 @@ async def test_twenty_rounds_of_kill_9_lose_nothing(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "data" / "kone.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+SERVICES = "/api/v1/namespaces/default/services"
+
+
+async def come_and_go(number: int, round_: int, session: aiohttp.ClientSession) -> int:
+    """Make Services, and delete every other, until the server dies; how many were made."""
+    count = 0
+    try:
+        while True:
+            name = f"s{number}-r{round_}-{count}"
+            body = {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}}
+            async with session.post(SERVICES, json=body) as answer:
+                assert answer.status == 201, await answer.text()
+            count += 1
+            if count % 2:
+                async with session.delete(f"{SERVICES}/{name}") as answer:
+                    assert answer.status == 200, await answer.text()
+    except (aiohttp.ClientError, OSError):
+        return count
+
+
+async def stored(data: Path, group: str, resource: str) -> list[dict[str, Any]]:
+    """What the database has, before a server looks at it."""
+    store = await open_store(f"sqlite:///{data}/kone.db")
+    try:
+        return [entry.obj for entry in (await store.list(prefix_for(group, resource))).entries]
+    finally:
+        await store.close()
+
+
+async def test_a_service_and_its_address_are_there_together_or_not_at_all(tmp_path: Path) -> None:
+    server = NodeProcess(tmp_path / "data", "--bind-address", "127.0.0.1", "--secure-port", "0", "--disable", BARE_API)
+    made = 0
+    try:
+        for round_ in range(4):
+            server.start()
+            async with Door(server.kubeconfig).session() as session:
+                clients = [asyncio.create_task(come_and_go(number, round_, session)) for number in range(WRITERS)]
+                await asyncio.sleep(random.uniform(0.3, 0.6))
+                server.kill()
+                made += sum(await asyncio.gather(*clients))
+            services = await stored(server.data, "", "services")
+            claimed = sorted(ip for service in services for ip in service["spec"]["clusterIPs"])
+            addresses = await stored(server.data, "networking.k8s.io", "ipaddresses")
+            assert claimed == sorted(address["metadata"]["name"] for address in addresses)
+            assert len(set(claimed)) == len(claimed)
+    finally:
+        server.stop()
+    assert made > 4 * WRITERS
