@@ -70,8 +70,9 @@ class StartError(Exception):
 class ControlPlane:
     """Built from settings, started by its `stages`, in order. `client_for(user)` acts without HTTP."""
 
-    def __init__(self, settings: Settings, node_ip: str, clock: Clock) -> None:
-        self.settings, self.node_ip, self.clock = settings, node_ip, clock
+    def __init__(self, settings: Settings, node_ips: Sequence[str], clock: Clock) -> None:
+        self.settings, self.clock = settings, clock
+        self.node_ip = _api_ip(settings, node_ips)
         self.registry: Registry = builtin(x509_checks)
         self._measures = settings.runs("kubelet") and settings.runs("metrics")
         if self._measures:
@@ -80,7 +81,7 @@ class ControlPlane:
         names = pki.Names(
             settings.node_name,
             os.uname().nodename,
-            (node_ip, *_specific(settings.bind_address)),
+            (*node_ips, *_specific(settings.bind_address)),
             str(ip_network(settings.service_cidrs[0])[1]),
             settings.cluster_domain,
         )
@@ -99,15 +100,14 @@ class ControlPlane:
         self._tasks = TaskGroup("control-plane")
         self.on_new_certificates: list[Callable[[], None]] = []
 
-    async def move(self, node_ip: str) -> None:
-        """The host has another address: certificates name it, and `kubernetes.default` leads there."""
-        old, self.node_ip = self.node_ip, node_ip
-        names = self.pki.names
-        ips = tuple(node_ip if ip == old else ip for ip in names.node_ips)
-        self.pki.names = dataclasses.replace(names, node_ips=ips)
+    async def move(self, node_ips: Sequence[str]) -> None:
+        """The host has other addresses: certificates name them, and `kubernetes.default` leads there."""
+        self.node_ip = _api_ip(self.settings, node_ips)
+        ips = (*node_ips, *_specific(self.settings.bind_address))
+        self.pki.names = dataclasses.replace(self.pki.names, node_ips=ips)
         await self.reload_certificates()
         if self.api is not None:
-            await kubernetes_endpoints.reconcile(self.client_for(API_SERVER), node_ip, self.api.port)
+            await kubernetes_endpoints.reconcile(self.client_for(API_SERVER), self.node_ip, self.api.port)
 
     @property
     def url(self) -> str:
@@ -422,6 +422,12 @@ class ControlPlane:
     async def _stop_scheduler(self) -> None:
         if self._scheduler is not None:
             await self._scheduler.stop()
+
+
+def _api_ip(settings: Settings, node_ips: Sequence[str]) -> str:
+    """Where `kubernetes.default` leads: the node's address of the default family of Services."""
+    family = family_of(settings.service_cidrs[0])
+    return next((ip for ip in node_ips if family_of(ip) == family), node_ips[0])
 
 
 def _specific(address: str) -> tuple[str, ...]:

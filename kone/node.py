@@ -67,7 +67,7 @@ class Node:
         self._lock: int | None = None
         self._stages = Stages()
         self._tasks = TaskGroup("node")
-        self._control_plane = ControlPlane(settings, self._api_ip, self.clock)
+        self._control_plane = ControlPlane(settings, self.node_ips, self.clock)
         self._firewalls: dict[int, Firewall] = {}
         self._network: BridgeNetwork | CniNetwork | None = None
         self._runtime: DockerRuntime | None = None
@@ -87,12 +87,6 @@ class Node:
     @property
     def url(self) -> str:
         return self._control_plane.url
-
-    @property
-    def _api_ip(self) -> str:
-        """Where `kubernetes.default` leads: the node's address of the default family of Services."""
-        family = _family(self.settings.service_cidrs[0])
-        return next((ip for ip in self.node_ips if _family(ip) == family), self.node_ip)
 
     @property
     def client(self) -> Client:
@@ -184,7 +178,7 @@ class Node:
                 continue  # it is between two addresses
             log.warning("the host has another address: %s, it was %s", ",".join(found), ",".join(self.node_ips))
             self.node_ips, self.node_ip = found, found[0]
-            await self._control_plane.move(self._api_ip)
+            await self._control_plane.move(found)
             if self._kubelet is not None:
                 self._kubelet.move(found)
             if self._balancer is not None:
