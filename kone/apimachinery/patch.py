@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from kone.apimachinery import schema
+from kone.apimachinery import json_text, schema
 from kone.apimachinery.errors import StatusError, bad_request, go_format, go_quote, invalid, invalid_value, json_word
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object
@@ -150,6 +150,8 @@ def json_patch(obj: Object, operations: Any) -> Any:
         raise PatchTestFailed(plain.code, plain.reason, plain.message, details={}) from None
     except _CannotApply:
         raise _not_applicable() from None
+    if isinstance(document.root, (dict, list)) and json_text.deeper(document.root):
+        raise _not_applicable()  # copies put deep things into deep places
     return document.root
 
 

@@ -29,6 +29,7 @@ _SPECIAL: Final[Mapping[str, Object]] = {
     _QUANTITY: {"type": "string"},
     _INT_OR_STRING: {"type": "string", "format": "int-or-string"},
 }
+_KINDS: Final = "x-kubernetes-group-version-kind"
 PRESERVES: Final = "x-kubernetes-preserve-unknown-fields"
 
 
@@ -71,7 +72,7 @@ def _joined(documents: Any) -> Object:
     paths: Object = {}
     for document in documents:
         for name, schema in document.get("components", {}).get("schemas", {}).items():
-            definitions[name] = dict(_SPECIAL[name]) if name in _SPECIAL else to_v2(schema)
+            definitions[name] = dict(_SPECIAL[name]) if name in _SPECIAL else _definition(schema)
         for path, item in document.get("paths", {}).items():
             paths[path] = _path(item)
     version = ".".join(KUBERNETES_VERSION.split(".")[:2])
@@ -83,6 +84,14 @@ def _joined(documents: Any) -> Object:
         "securityDefinitions": {"BearerToken": {"type": "apiKey", "name": "authorization", "in": "header"}},
         "security": [{"BearerToken": []}],
     }
+
+
+def _definition(schema: Mapping[str, Any]) -> Object:
+    """A whole schema. Of a custom kind that takes unknown fields at its root nothing is said but that it is an object:
+    kubectl would take any properties here for all that there are."""
+    if schema.get(PRESERVES) and (marks := schema.get(_KINDS)):
+        return {"type": "object", _KINDS: marks}
+    return to_v2(schema)
 
 
 def to_v2(schema: Mapping[str, Any]) -> Object:

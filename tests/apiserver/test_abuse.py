@@ -163,9 +163,24 @@ async def test_bodies(door: Door, body: bytes, headers: dict[str, str], code: in
     await door.serves()
 
 
+def nested(depth: int) -> object:
+    value: object = 1
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 PATCHES: dict[str, tuple[object, str, int]] = {
     "more steps than allowed": ([{"op": "add", "path": "/a", "value": 1}] * 10_001, "json-patch", 413),
     "copies that double forty times": (DOUBLING, "json-patch", 422),
+    "copies of deep things into deep places": (
+        [
+            {"op": "add", "path": "/data", "value": nested(150)},
+            {"op": "copy", "from": "/data", "path": "/data" + "/a" * 120},
+        ],
+        "json-patch",
+        422,
+    ),
     "steps that are none": ([1, 2], "json-patch", 400),
     "a step without a path": ([{"op": "add"}], "json-patch", 422),
     "an object where steps should be": ({}, "json-patch", 400),

@@ -9,6 +9,7 @@ import pytest
 
 from kone.apiserver.openapi import OpenApi
 from kone.apiserver.openapi_v2 import OpenApiV2, to_v2
+from kone.registry.custom_resources import resources
 from kone.registry.registry import builtin
 
 PRESERVED = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
@@ -51,6 +52,20 @@ async def test_the_document_is_whole_and_kept_until_something_changes() -> None:
     assert (await documents.document())[1] == tag
     registry.remove(next(iter(registry)).gvr)
     assert (await documents.document())[1] != tag
+
+
+async def test_a_custom_kind_that_takes_unknown_fields_is_any_object() -> None:
+    registry = builtin()
+    root = {**PRESERVED, "description": "d", "properties": {"spec": {"type": "object"}}}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": root}}
+    names = {"plural": "ws", "singular": "w", "kind": "W", "listKind": "WList"}
+    spec = {"group": "example.com", "scope": "Namespaced", "names": names, "versions": [version]}
+    definition = {"metadata": {"name": "ws.example.com"}, "spec": spec, "status": {"acceptedNames": names}}
+    for resource in resources(definition):
+        registry.add(resource)
+    found = json.loads((await OpenApiV2(OpenApi(registry)).document())[0])["definitions"]["com.example.v1.W"]
+    marks = [{"group": "example.com", "kind": "W", "version": "v1"}]
+    assert found == {"type": "object", "x-kubernetes-group-version-kind": marks}
 
 
 async def test_every_reference_leads_somewhere() -> None:
