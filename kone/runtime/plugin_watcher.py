@@ -29,6 +29,7 @@ INFO_TIMEOUT_S: Final = 1.0
 NOTIFY_TIMEOUT_S: Final = 5.0
 RETRY_FIRST_S: Final = 0.5
 RETRY_MAX_S: Final = 122.0
+POLL_S: Final = 5.0
 
 INFO_REQUEST: Final = Message({})
 PLUGIN_INFO: Final = Message(
@@ -84,7 +85,11 @@ class PluginWatcher:
 
     async def start(self) -> None:
         self._folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        self._watch = DirectoryWatch(self._changed.set)
+        try:
+            self._watch = DirectoryWatch(self._changed.set)
+        except OSError as error:  # the host has no inotify instance left
+            log.warning("plugins are looked for every %.0f s: inotify: %s", POLL_S, error)
+            self._tasks.guard(self._poll, name="plugins.poll")
         self._changed.set()
         self._tasks.guard(self._keep_looking, name="plugins.look")
 
@@ -100,6 +105,11 @@ class PluginWatcher:
             await self._changed.wait()
             self._changed.clear()
             await self._look()
+
+    async def _poll(self) -> None:
+        while True:
+            await self._clock.sleep(POLL_S)
+            self._changed.set()
 
     async def _look(self) -> None:
         there = dict(self._sockets())
@@ -124,13 +134,15 @@ class PluginWatcher:
 
     def _sockets(self) -> Iterator[tuple[Path, int]]:
         """Every socket below the folder and when it was made; names that begin with a dot are left out."""
-        assert self._watch is not None
         for place, names, files in os.walk(self._folder):
             names[:] = [name for name in names if not name.startswith(".")]
             try:
-                self._watch.add(Path(place))
-            except OSError:
+                if self._watch is not None:
+                    self._watch.add(Path(place))
+            except FileNotFoundError:
                 continue  # gone meanwhile
+            except OSError as error:  # the host has no watch left
+                log.warning("plugins in %s are not seen at once: inotify: %s", place, error)
             for name in files:
                 path = Path(place, name)
                 try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from kone.runtime.csi_drivers import (
     with_driver,
 )
 from kone.runtime.grpc_status import INTERNAL, RpcError
-from kone.runtime.plugin_watcher import PluginRefused, PluginWatcher
+from kone.runtime.plugin_watcher import POLL_S, PluginRefused, PluginWatcher
 from tests.csi_driver import CsiDriver
 from tests.fakes import FakeClient
 
@@ -142,6 +143,25 @@ async def test_a_plugin_of_a_type_that_nobody_handles(tmp_path: Path) -> None:
     assert driver.told[0]["error"].startswith(
         "RegisterPlugin error -- no handler registered for plugin type: CSIPlugin at socket "
     )
+    await watcher.stop()
+    await driver.unregister()
+
+
+async def test_a_host_that_has_no_inotify_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(changed: Callable[[], None]) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("kone.runtime.plugin_watcher.DirectoryWatch", refuse)
+    clock = FakeClock()
+    watcher = PluginWatcher(tmp_path / "kubelet", clock, {})
+    await watcher.start()
+    await settle()
+    driver = CsiDriver(tmp_path / "driver")
+    await driver.register(tmp_path / "kubelet")
+    async with asyncio.timeout(30):
+        while not driver.told:
+            await clock.advance(POLL_S)
+            await asyncio.sleep(0.005)
     await watcher.stop()
     await driver.unregister()
 
