@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import signal as signals
-import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from aiodocker.execs import Exec
 from aiodocker.stream import Stream
 
 from kone.runtime import docker_translate as translate
+from kone.runtime.docker_host import HostLimits, read_limits
 from kone.runtime.pause_image import PAUSE_IMAGE, pause_image
 from kone.runtime.runtime import (
     ContainerConfig,
@@ -47,7 +47,6 @@ from kone.runtime.runtime import (
 
 log = logging.getLogger(__name__)
 
-CAP_SYS_RESOURCE = 24
 EXEC_OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024  # as CRI's ExecSync
 INSPECTS_AT_ONCE = 16
 ANSWER_S = 5.0  # how long status() waits for dockerd
@@ -72,7 +71,7 @@ class DockerRuntime:
         self._docker: aiodocker.Docker | None = None
         self._connector: aiohttp.UnixConnector | None = None
         self._info: Mapping[str, Any] = {}
-        self._may_protect = False
+        self._limits = HostLimits()
         self._told = False
         self._starting = asyncio.Lock()
         self._limit = asyncio.Semaphore(INSPECTS_AT_ONCE)
@@ -84,12 +83,10 @@ class DockerRuntime:
             docker = self._connect()
             try:
                 self._info = await _answer(docker._query_json("info"))
-                self._may_protect = await asyncio.to_thread(_may_lower_oom_score, self._host)
-                if not self._may_protect and not self._told:
+                self._limits = await asyncio.to_thread(read_limits, self._host)
+                if not self._told and (said := str(self._limits)):
                     self._told = True
-                    log.warning(
-                        "no container gets a negative oom_score_adj: dockerd lacks CAP_SYS_RESOURCE on this host"
-                    )
+                    log.warning("dockerd lacks capabilities on this host: %s", said)
                 await self._ensure_pause_image(docker)
             except RuntimeUnavailable:
                 self._info = {}
@@ -162,7 +159,7 @@ class DockerRuntime:
     # Sandboxes
 
     async def create_sandbox(self, config: SandboxConfig) -> str:
-        body = translate.sandbox_body(config, instance=self._instance, may_protect=self._may_protect)
+        body = translate.sandbox_body(config, instance=self._instance, limits=self._limits)
         name = translate.sandbox_name(config)
         try:
             return await self._create(name, body)
@@ -188,7 +185,7 @@ class DockerRuntime:
     # Containers
 
     async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
-        body = translate.container_body(sandbox_id, config, instance=self._instance, may_protect=self._may_protect)
+        body = translate.container_body(sandbox_id, config, instance=self._instance, limits=self._limits)
         return await self._create(translate.container_name(config), body)
 
     async def start_container(self, container_id: str) -> ContainerStatus:
@@ -552,18 +549,3 @@ def _event(found: Mapping[str, Any]) -> ContainerEvent | None:
         time=found.get("timeNano", 0) / 1e9,
         exit_code=int(attributes.get("exitCode") or 0),
     )
-
-
-def _may_lower_oom_score(host: str) -> bool:
-    """Whether dockerd, the process behind the socket, may give its children a negative oom_score_adj."""
-    if not host.startswith("unix://"):
-        return False
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-            door.connect(host.removeprefix("unix://"))
-            pid, _, _ = struct.unpack("3i", door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        with open(f"/proc/{pid}/status") as status:
-            effective = next(line.split()[1] for line in status if line.startswith("CapEff:"))
-    except (OSError, StopIteration):
-        return False
-    return bool(int(effective, 16) >> CAP_SYS_RESOURCE & 1)

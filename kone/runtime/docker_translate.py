@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from kone.runtime.docker_host import HostLimits
 from kone.runtime.pause_image import PAUSE_IMAGE
 from kone.runtime.runtime import (
     ContainerConfig,
@@ -40,6 +41,9 @@ IMAGE_NAME = "io.kubernetes.container.image"
 IMAGE_REF = "kone.image-ref"
 OOM_SCORE_ADJ = "kone.oom-score-adj"
 
+UNMASKED: Body = {"MaskedPaths": [], "ReadonlyPaths": []}
+UNCONFINED = ("seccomp=unconfined", "apparmor=unconfined", "label=disable")
+
 _NEVER = "0001-01-01T00:00:00Z"
 
 
@@ -52,22 +56,24 @@ def container_name(config: ContainerConfig) -> str:
     return f"k8s_{config.name}_{pod.name}_{pod.namespace}_{pod.uid}_{config.restart_count}"
 
 
-def sandbox_body(config: SandboxConfig, *, instance: str, may_protect: bool) -> Body:
-    """The body of Docker's create for a sandbox. `may_protect`: the host allows a negative oom_score_adj."""
+def sandbox_body(config: SandboxConfig, *, instance: str, limits: HostLimits) -> Body:
+    """The body of Docker's create for a sandbox."""
     host: Body = {
         "NetworkMode": "host" if config.host_network else "none",
         "IpcMode": "host" if config.host_ipc else "shareable",
         "PidMode": "host" if config.host_pid else "",
         "UTSMode": "host" if config.host_network else "",
         "ReadonlyRootfs": True,
-        "OomScoreAdj": -998 if may_protect else 0,  # as kubelet's PodInfraOOMAdj: the pod dies before its sandbox does
+        "OomScoreAdj": -998
+        if limits.may_protect
+        else 0,  # as kubelet's PodInfraOOMAdj: the pod dies before its sandbox does
         "CpuShares": 2,
         "SecurityOpt": ["no-new-privileges"],
         "LogConfig": {"Type": "none"},
         "Sysctls": dict(config.sysctls),
     }
     if config.privileged:
-        host["Privileged"] = True
+        host |= _privileged(host, limits)
     if config.cgroup_parent:
         host["CgroupParent"] = config.cgroup_parent
     if config.shm_size_bytes and not config.host_ipc:
@@ -91,10 +97,10 @@ def sandbox_body(config: SandboxConfig, *, instance: str, may_protect: bool) -> 
     return body
 
 
-def container_body(sandbox_id: str, config: ContainerConfig, *, instance: str, may_protect: bool) -> Body:
+def container_body(sandbox_id: str, config: ContainerConfig, *, instance: str, limits: HostLimits) -> Body:
     """The body of Docker's create for a container that joins `sandbox_id`."""
     security, resources = config.security, config.resources
-    oom_score_adj = resources.oom_score_adj if may_protect else max(0, resources.oom_score_adj)
+    oom_score_adj = resources.oom_score_adj if limits.may_protect else max(0, resources.oom_score_adj)
     host: Body = {
         "NetworkMode": f"container:{sandbox_id}",
         "IpcMode": "host" if config.host_ipc else f"container:{sandbox_id}",
@@ -107,7 +113,6 @@ def container_body(sandbox_id: str, config: ContainerConfig, *, instance: str, m
         "GroupAdd": [str(group) for group in security.supplemental_groups],
         "CapAdd": list(security.capabilities_add),
         "CapDrop": list(security.capabilities_drop),
-        "Privileged": security.privileged,
         "ReadonlyRootfs": security.read_only_rootfs,
         "SecurityOpt": _security_options(config),
         "OomScoreAdj": oom_score_adj,
@@ -117,9 +122,10 @@ def container_body(sandbox_id: str, config: ContainerConfig, *, instance: str, m
         },
         **_resources_body(resources),
     }
-    if not security.masked_paths:
-        host["MaskedPaths"] = []
-        host["ReadonlyPaths"] = []
+    if security.privileged:
+        host |= _privileged(host, limits)
+    elif not security.masked_paths:
+        host |= UNMASKED
     if config.cgroup_parent:
         host["CgroupParent"] = config.cgroup_parent
     body: Body = {
@@ -153,6 +159,23 @@ def container_body(sandbox_id: str, config: ContainerConfig, *, instance: str, m
     if config.stop_signal:
         body["StopSignal"] = config.stop_signal
     return body
+
+
+def _privileged(host: Body, limits: HostLimits) -> Body:
+    """What makes a container privileged. Docker's own way asks for every capability, which fails where one is lacking:
+    then all others, all devices, and no confinement are asked for by name. /sys stays read-only in that case.
+    """
+    if not limits.lacking:
+        return {"Privileged": True}
+    everything = {"PathOnHost": "/dev", "PathInContainer": "/dev", "CgroupPermissions": "rwm"}
+    return {
+        "CapAdd": ["ALL"],
+        "CapDrop": list(limits.lacking),
+        "Devices": [*host.get("Devices", ()), everything],
+        "DeviceCgroupRules": ["a *:* rwm"],
+        "SecurityOpt": list(dict.fromkeys([*host["SecurityOpt"], *UNCONFINED])),
+        **UNMASKED,
+    }
 
 
 def resources_update(resources: Resources) -> Body:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from kone.runtime.docker_host import HostLimits, limits_of, read_limits
 from kone.runtime.docker_translate import (
     can_mount_read_only_deeply,
     container_body,
@@ -31,7 +32,7 @@ POD = PodMeta("p", "ns", "u1")
 
 def body_of(**more: Any) -> dict[str, Any]:
     config = ContainerConfig(POD, "c", "busybox:1", "sha256:1", **more)
-    return container_body("sandbox1", config, instance="i", may_protect=False)
+    return container_body("sandbox1", config, instance="i", limits=HostLimits(may_protect=False))
 
 
 def test_a_container_joins_its_sandbox() -> None:
@@ -87,12 +88,41 @@ def test_a_lost_limit_is_taken_back() -> None:
 )
 def test_hosts_that_do_not_let_containers_be_protected(may_protect: bool, wanted: int, given: int) -> None:
     config = ContainerConfig(POD, "c", "i", "sha256:1", resources=Resources(oom_score_adj=wanted))
-    body = container_body("s", config, instance="i", may_protect=may_protect)
+    body = container_body("s", config, instance="i", limits=HostLimits(may_protect))
     assert body["HostConfig"]["OomScoreAdj"] == given
 
 
+@pytest.mark.parametrize(
+    ("bounding", "limits"),
+    [
+        ("000001ffffffffff", HostLimits()),
+        ("000001fffeffffff", HostLimits(may_protect=False, lacking=("SYS_RESOURCE",))),
+        ("000001fffdffffff", HostLimits(lacking=("SYS_TIME",))),
+    ],
+)
+def test_what_a_host_lacks_is_what_dockerd_lacks(bounding: str, limits: HostLimits) -> None:
+    assert limits_of(f"Name:\tdockerd\nCapEff:\t0000000000000000\nCapBnd:\t{bounding}\n") == limits
+
+
+def test_a_docker_elsewhere_is_not_known_to_lack_anything() -> None:
+    assert read_limits("tcp://192.0.2.1:2376") == HostLimits(may_protect=False)
+
+
+def test_a_privileged_container_gets_what_the_host_has() -> None:
+    security = SecurityContext(privileged=True, capabilities_drop=("KILL",))
+    config = ContainerConfig(POD, "c", "i", "sha256:1", security=security)
+    whole = container_body("s", config, instance="i", limits=HostLimits())["HostConfig"]
+    assert (whole["Privileged"], whole["CapDrop"]) == (True, ["KILL"])
+    less = container_body("s", config, instance="i", limits=HostLimits(False, ("SYS_RESOURCE",)))["HostConfig"]
+    assert "Privileged" not in less
+    assert (less["CapAdd"], less["CapDrop"]) == (["ALL"], ["SYS_RESOURCE"])
+    assert less["SecurityOpt"] == ["seccomp=unconfined", "apparmor=unconfined", "label=disable"]
+    assert (less["MaskedPaths"], less["ReadonlyPaths"]) == ([], [])
+    assert [device["PathOnHost"] for device in less["Devices"]] == ["/dev"]
+
+
 def test_a_sandbox_on_the_hosts_network() -> None:
-    host = sandbox_body(SandboxConfig(POD, host_network=True, host_ipc=True), instance="i", may_protect=True)[
+    host = sandbox_body(SandboxConfig(POD, host_network=True, host_ipc=True), instance="i", limits=HostLimits())[
         "HostConfig"
     ]
     assert (host["NetworkMode"], host["UTSMode"], host["IpcMode"], host["OomScoreAdj"]) == (
@@ -101,7 +131,7 @@ def test_a_sandbox_on_the_hosts_network() -> None:
         "host",
         -998,
     )
-    assert sandbox_body(SandboxConfig(POD), instance="i", may_protect=True)["HostConfig"]["NetworkMode"] == "none"
+    assert sandbox_body(SandboxConfig(POD), instance="i", limits=HostLimits())["HostConfig"]["NetworkMode"] == "none"
 
 
 def inspected(**state: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -121,6 +122,19 @@ async def test_a_container_that_ends_tells_its_exit_code(runtime: Runtime) -> No
     status = await runtime.container(container_id)
     assert (status.exit_code, status.reason) == (3, "Error")
     assert status.finished_at >= status.started_at > 0
+
+
+async def test_a_privileged_container_may_mount_and_has_the_hosts_devices(runtime: Runtime) -> None:
+    """On a host that lacks capabilities, too."""
+    meta = pod()
+    config = await container_config(
+        runtime, meta, "sh", "-c", "mkdir /m && mount -t tmpfs none /m && ls /dev/loop-control /dev/kmsg"
+    )
+    config = replace(config, security=SecurityContext(privileged=True))
+    container_id = await runtime.create_container(await sandbox_of(runtime, meta), config)
+    await runtime.start_container(container_id)
+    await ended(runtime, container_id)
+    assert (await runtime.container(container_id)).exit_code == 0
 
 
 async def test_success_is_called_completed(runtime: Runtime) -> None:
