@@ -195,9 +195,12 @@ def lenient(text: bytes) -> Any:
 
 def number(text: str) -> int | float:
     """An integer, or what Go makes of one that has no room in 64 bits. Raises ValueError."""
-    if len(text) <= 20 and -(2**63) <= (value := int(text)) < 2**64:
-        return value
-    return real(text)
+    return fitting(int(text)) if len(text) <= 20 else real(text)
+
+
+def fitting(value: int) -> int | float:
+    """The integer, where it has room in 64 bits, signed or not."""
+    return value if -(2**63) <= value < 2**64 else float(value)
 
 
 def real(text: str) -> float:

@@ -57,10 +57,10 @@ def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int | float:
     digits = text.lstrip("+-")
     for prefix, base in (("0x", 16), ("0o", 8), ("0b", 2)):
         if digits.startswith(prefix):
-            return sign * int(digits[2:], base)
+            return json_text.fitting(sign * int(digits[2:], base))
     if len(digits) > 1 and digits[0] == "0":
-        return sign * int(digits, 8)
-    return sign * json_text.number(digits)
+        return json_text.fitting(sign * int(digits, 8))
+    return json_text.number("-" + digits if sign < 0 else digits)
 
 
 def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:

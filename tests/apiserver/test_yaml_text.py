@@ -19,6 +19,7 @@ from kone.apiserver.yaml_text import YamlError, load
         (b"a: !!binary YQ==", {"a": "a"}),
         (b"a: &x [1]\nb: *x", {"a": [1], "b": [1]}),
         (b"a: .inf", {"a": ".inf"}),
+        (b"[-9223372036854775809, 0xffffffffffffffffff, -12]", [-(2.0**63), 2.0**72, -12]),
     ],
 )
 def test_values_are_what_json_can_say(text: bytes, value: Any) -> None:
