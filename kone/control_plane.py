@@ -236,7 +236,7 @@ class ControlPlane:
         await self._bootstrap(caches)
         await self._start_upkeep()
         self.api.aggregator.start(self.client_for(API_SERVER))
-        self._custom = CustomResources(self._verbs, self.clock, API_SERVER)
+        self._custom = CustomResources(self._verbs, self.clock, API_SERVER, self._webhooks)
         self._custom.start()
         tls = TlsFiles(self.pki.certificate("apiserver"), self.pki.key("apiserver"), self._client_ca)
         try:

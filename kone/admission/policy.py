@@ -95,13 +95,15 @@ class ValidatingAdmissionPolicy(Plugin):
         denials: list[_Denial] = []
         failures: list[Object] = []
         for policy in policies:
-            self._apply(a, policy, denials, failures)
+            await self._apply(a, policy, denials, failures)
         if failures:
             a.annotate(FAILURES, json.dumps(failures[:MAX_FAILURES], separators=(",", ":")))
         if denials:
             raise denials[0].error(a)
 
-    def _apply(self, a: Attributes, policy: Policy[_Compiled], denials: list[_Denial], failures: list[Object]) -> None:
+    async def _apply(
+        self, a: Attributes, policy: Policy[_Compiled], denials: list[_Denial], failures: list[Object]
+    ) -> None:
         invocation = self._applier.policy_invocation(a, policy.spec)
         if invocation is None:
             return
@@ -110,13 +112,13 @@ class ValidatingAdmissionPolicy(Plugin):
             try:
                 if not self._applier.binding_matches(a, binding):
                     continue
-                params = self._applier.params(a, policy.spec, binding)
+                params = await self._applier.params(a, policy.spec, binding)
             except ConfigurationError as error:
                 if not policy.fails_open:
                     denials.append(_Denial(policy.name, bound, f"failed to configure binding: {error}"))
                 continue
             for param in params:
-                evaluation = self._applier.evaluation(a, policy, invocation, param, RUNTIME_BUDGET)
+                evaluation = await self._applier.evaluation(a, policy, invocation, param, RUNTIME_BUDGET)
                 for decision in self._decisions(policy, evaluation):
                     self._act(a, policy, binding, decision, denials, failures)
                 for text in self._annotate(a, policy, evaluation):

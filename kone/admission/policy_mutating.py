@@ -6,7 +6,7 @@ Decisions and texts: k8s.io/apiserver, pkg/admission/plugin/policy/mutating.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from kone.admission.chain import Attributes, Authorizer, Caches, Plugin
@@ -62,11 +62,11 @@ class MutatingAdmissionPolicy(Plugin):
         denials: list[str] = []
         asked: set[str] = set()
         for policy in policies:
-            for binding, invocation, param in self._invocations(a, policy, denials):
+            async for binding, invocation, param in self._invocations(a, policy, denials):
                 key = f"{policy.name}/{binding}/{_name(param)}"
                 if a.reinvoking and key not in a.reinvoke:
                     continue
-                if self._mutate(a, policy, binding, invocation, param, denials):
+                if await self._mutate(a, policy, binding, invocation, param, denials):
                     a.changed = True
                     a.reinvoke |= asked
                 if policy.spec.get("reinvocationPolicy") == "IfNeeded":
@@ -75,9 +75,9 @@ class MutatingAdmissionPolicy(Plugin):
         if denials:
             raise _error(a, denials)
 
-    def _invocations(
+    async def _invocations(
         self, a: Attributes, policy: Policy[_Compiled], denials: list[str]
-    ) -> Iterator[tuple[str, Invocation, Object | None]]:
+    ) -> AsyncIterator[tuple[str, Invocation, Object | None]]:
         invocation = self._applier.policy_invocation(a, policy.spec)
         if invocation is None:
             return
@@ -86,7 +86,7 @@ class MutatingAdmissionPolicy(Plugin):
             if not self._applier.binding_matches(a, binding):
                 continue
             try:
-                params = self._applier.params(a, policy.spec, binding)
+                params = await self._applier.params(a, policy.spec, binding)
             except ConfigurationError as error:
                 if not policy.fails_open:
                     denials.append(_denied(policy, name, f"failed to configure binding: {error}"))
@@ -94,7 +94,7 @@ class MutatingAdmissionPolicy(Plugin):
             for param in params:
                 yield name, invocation, param
 
-    def _mutate(
+    async def _mutate(
         self,
         a: Attributes,
         policy: Policy[_Compiled],
@@ -106,7 +106,7 @@ class MutatingAdmissionPolicy(Plugin):
         """Whether the object changed."""
         before = a.obj
         try:
-            evaluation = self._applier.evaluation(a, policy, invocation, param, RUNTIME_BUDGET)
+            evaluation = await self._applier.evaluation(a, policy, invocation, param, RUNTIME_BUDGET)
             if not self._applier.conditions_hold(policy, evaluation):
                 return False
         except CelError as error:
@@ -114,24 +114,24 @@ class MutatingAdmissionPolicy(Plugin):
                 denials.append(_denied(policy, binding, str(error)))
             return False
         for kind, program in policy.compiled:
-            evaluation = self._applier.evaluation(a, policy, invocation, param, RUNTIME_BUDGET)
+            evaluation = await self._applier.evaluation(a, policy, invocation, param, RUNTIME_BUDGET)
             try:
                 made = evaluation.evaluate(program)
-                self._patch(a, invocation, kind, made)
+                await self._patch(a, invocation, kind, made)
             except (CelError, _Refused) as error:
                 if not policy.fails_open:
                     denials.append(_denied(policy, binding, str(error)))
         return a.obj != before
 
-    def _patch(self, a: Attributes, invocation: Invocation, kind: str, made: Any) -> None:
+    async def _patch(self, a: Attributes, invocation: Invocation, kind: str, made: Any) -> None:
         """Raises _Refused; StatusError where what comes out is no object of its kind."""
-        shown = self._matcher.converted(a.obj, invocation, a.resource)
+        shown = await self._matcher.converted(a.obj, invocation, a.resource)
         assert shown is not None
         patched = _json_patched(shown, made) if kind == "JSONPatch" else _applied(shown, made, invocation.kind)
         if patched is None:
             return
         if invocation.resource != a.resource:
-            patched = self._matcher.converted(patched, Invocation(a.resource, a.kind), invocation.resource)
+            patched = await self._matcher.converted(patched, Invocation(a.resource, a.kind), invocation.resource)
             assert patched is not None
         a.obj = self._finish(a, patched)
 

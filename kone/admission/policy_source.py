@@ -163,7 +163,7 @@ class Applier:
     def _excluded(self, a: Attributes, match: Mapping[str, Any]) -> bool:
         return any(rule_matches(rule, a, a.resource) for rule in match.get("excludeResourceRules") or ())
 
-    def params(self, a: Attributes, spec: Mapping[str, Any], binding: Object) -> list[Object | None]:
+    async def params(self, a: Attributes, spec: Mapping[str, Any], binding: Object) -> list[Object | None]:
         """The params to judge with, one after the other; [None] where the policy takes none.
 
         Raises ConfigurationError.
@@ -188,24 +188,25 @@ class Applier:
         cache = self._caches.of(*resource.storage_key)
         if ref.get("name"):
             entry = cache.get(namespace, ref["name"])
-            found = [entry.obj] if entry is not None else []
+            entries = [entry] if entry is not None else []
         else:
             selector = from_label_selector(ref.get("selector"))
-            found = [entry.obj for entry in cache.list(namespace) if selector.matches(labels_of(entry.obj))]
-        if not found and ref.get("parameterNotFoundAction") == "Deny":
+            entries = [entry for entry in cache.list(namespace) if selector.matches(labels_of(entry.obj))]
+        if not entries and ref.get("parameterNotFoundAction") == "Deny":
             raise ConfigurationError("no params found for policy binding with `Deny` parameterNotFoundAction")
         shown_as = {"kind": resource.kind, "apiVersion": resource.gvr.api_version}
-        convert = resource.from_storage
-        return [{**(convert(obj) if convert is not None else obj), **shown_as} for obj in found]
+        if resource.conversion is None:
+            return [{**entry.obj, **shown_as} for entry in entries]
+        return [{**await resource.conversion.from_storage(entry.obj), **shown_as} for entry in entries]
 
-    def evaluation(
+    async def evaluation(
         self, a: Attributes, policy: Policy[Any], invocation: Invocation, param: Object | None, budget: int
     ) -> Evaluation:
         values = variables_of(
             a,
             invocation,
-            obj=self._matcher.converted(a.obj, invocation, a.resource),
-            old=self._matcher.converted(a.old, invocation, a.resource),
+            obj=await self._matcher.converted(a.obj, invocation, a.resource),
+            old=await self._matcher.converted(a.old, invocation, a.resource),
             namespace=self._matcher.namespace(a) if a.namespace else None,
             authorizer=self._authorizer,
         )

@@ -116,7 +116,7 @@ class _Webhooks(Plugin):
             self._hooks = [_Hook(*each, i) for i, each in enumerate(found)]
         return self._hooks
 
-    def _concerned(self, a: Attributes, hook: _Hook) -> Invocation | None:
+    async def _concerned(self, a: Attributes, hook: _Hook) -> Invocation | None:
         """What the hook is to be shown, or None. Raises StatusError where its conditions cannot be judged."""
         invocation = self._matcher.invocation(a, hook.spec, hook.spec.get("rules") or ())
         if invocation is None or not hook.conditions:
@@ -124,8 +124,8 @@ class _Webhooks(Plugin):
         values = variables_of(
             a,
             invocation,
-            obj=self._matcher.converted(a.obj, invocation, a.resource),
-            old=self._matcher.converted(a.old, invocation, a.resource),
+            obj=await self._matcher.converted(a.obj, invocation, a.resource),
+            old=await self._matcher.converted(a.old, invocation, a.resource),
             namespace=self._matcher.namespace(a),
             authorizer=self._authorizer,
         )
@@ -153,7 +153,7 @@ class _Webhooks(Plugin):
     async def _ask(self, a: Attributes, hook: _Hook, invocation: Invocation, *, mutating: bool) -> Response | None:
         """What the hook says; None where it cannot be asked and may be ignored. Raises StatusError."""
         convert = self._matcher.converted
-        obj, old = convert(a.obj, invocation, a.resource), convert(a.old, invocation, a.resource)
+        obj, old = await convert(a.obj, invocation, a.resource), await convert(a.old, invocation, a.resource)
         timeout_s = float(hook.spec.get("timeoutSeconds") or 10)
         try:
             sent = review(
@@ -205,7 +205,7 @@ class MutatingAdmissionWebhook(_Webhooks):
         for hook in hooks:
             if a.reinvoking and hook.key not in a.reinvoke:
                 continue
-            invocation = self._concerned(a, hook)
+            invocation = await self._concerned(a, hook)
             if invocation is None:
                 continue
             mutated = await self._mutate(a, hook, invocation)
@@ -223,7 +223,7 @@ class MutatingAdmissionWebhook(_Webhooks):
         response = await self._ask(a, hook, invocation, mutating=True)
         if response is None or not response.patch or a.obj is None:
             return False
-        shown = self._matcher.converted(a.obj, invocation, a.resource)
+        shown = await self._matcher.converted(a.obj, invocation, a.resource)
         assert shown is not None
         try:
             patched = json_patch(deep_copy(shown), response.patch)
@@ -231,7 +231,7 @@ class MutatingAdmissionWebhook(_Webhooks):
             raise internal_error(str(error)) from None
         if invocation.resource != a.resource:
             own = Invocation(a.resource, a.kind)
-            patched = self._matcher.converted(patched, own, invocation.resource)
+            patched = await self._matcher.converted(patched, own, invocation.resource)
             assert patched is not None
         finished = self._finish(a, patched)
         if finished == a.obj:
@@ -249,7 +249,7 @@ class ValidatingAdmissionWebhook(_Webhooks):
         hooks = self.hooks()
         if not hooks or is_exempt(a):
             return
-        concerned = [(hook, found) for hook in hooks if (found := self._concerned(a, hook)) is not None]
+        concerned = [(hook, found) for hook in hooks if (found := await self._concerned(a, hook)) is not None]
         if len(concerned) == 1:
             await self._ask(a, *concerned[0], mutating=False)
         elif concerned:

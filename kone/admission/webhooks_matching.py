@@ -15,6 +15,7 @@ from kone.apimachinery.errors import not_found
 from kone.apimachinery.kinds import GVK, GVR
 from kone.apimachinery.objects import Object, labels_of
 from kone.apimachinery.selectors import from_label_selector
+from kone.registry import conversion
 from kone.registry.resource import Registry
 
 CONFIGURATIONS = frozenset(
@@ -109,15 +110,14 @@ class Matcher:
         entry = self._namespaces.get("", a.namespace or (a.name if a.group_resource == ("", "namespaces") else ""))
         return entry.obj if entry is not None else None
 
-    def converted(self, obj: Object | None, invocation: Invocation, own: GVR) -> Object | None:
-        """The object as another version shows it."""
+    async def converted(self, obj: Object | None, invocation: Invocation, own: GVR) -> Object | None:
+        """The object as another version shows it. Raises StatusError where it cannot be converted."""
         if obj is None or invocation.resource == own or self._registry is None:
             return obj
         source, target = self._registry.get(own), self._registry.get(invocation.resource)
         if source is None or target is None:
             return obj
-        stored = source.to_storage(obj) if source.to_storage is not None else obj
-        shown = target.from_storage(stored) if target.from_storage is not None else stored
+        shown = await conversion.converted(obj, source, target)
         return {**shown, "kind": invocation.kind.kind, "apiVersion": invocation.kind.api_version}
 
 

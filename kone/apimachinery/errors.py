@@ -133,11 +133,16 @@ def service_unavailable(why: str) -> StatusError:
     return StatusError(503, "ServiceUnavailable", why)
 
 
+def aggregate(texts: Iterable[str]) -> str:
+    """Several errors as one text (utilerrors.NewAggregate): each once, in brackets where there are more."""
+    found = list(dict.fromkeys(texts))
+    return found[0] if len(found) == 1 else "[" + ", ".join(found) + "]"
+
+
 def invalid(group_kind: str, name: str, errors: Sequence[FieldError]) -> StatusError:
     """422 Invalid with one cause a field error; group_kind as "Pod" or "Deployment.apps"."""
     causes = [{"reason": e.kind, "message": e.body(), "field": e.field} for e in errors]
-    texts = list(dict.fromkeys(str(e) for e in errors))
-    why = texts[0] if len(texts) == 1 else "[" + ", ".join(texts) + "]"
+    why = aggregate(map(str, errors))
     message = f"{group_kind} {go_quote(name)} is invalid: {why}"
     details = _details(group_kind, name)
     if causes:
@@ -295,6 +300,24 @@ def json_word(value: Any) -> str:
         case list():
             return "array"
     return "object"
+
+
+def go_type(value: Any) -> str:
+    """What Go's %T says of decoded JSON: "map[string]interface {}", "int64"."""
+    match value:
+        case None:
+            return "<nil>"
+        case str():
+            return "string"
+        case bool():
+            return "bool"
+        case int():
+            return "int64"
+        case float():
+            return "float64"
+        case list():
+            return "[]interface {}"
+    return "map[string]interface {}"
 
 
 def go_format(value: Any) -> str:

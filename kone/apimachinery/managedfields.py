@@ -4,14 +4,18 @@ An Update owns what it changed; an Apply owns all that it said, and loses, with 
 longer says and nobody else owns. Two appliers that want different values conflict, unless one forces. Entries are
 told apart by manager, operation, subresource and, for updates, version. Rules: k8s.io/apimachinery,
 util/managedfields; sigs.k8s.io/structured-merge-diff, merge.
+
+An entry names fields of the version that its owner spoke. To judge one of another version, the object is needed in that
+version, and to have it may take a webhook: so `updated` and `applied` are generators, which yield what they want
+converted (`Wanted`) and are sent it (`InVersion`, None where there is no such version). Mostly they yield nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from kone.apimachinery import field_sets, typed
 from kone.apimachinery.errors import StatusError, go_quote
@@ -88,6 +92,28 @@ class Rules:
     filter: Filter
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """An object that is wanted in another version."""
+
+    obj: Object
+    api_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class InVersion:
+    """The object in that version, and the rules of its kind there."""
+
+    obj: Object
+    rules: Rules
+
+
+T = TypeVar("T")
+Steps = Generator[Wanted, InVersion | None, T]
+Changes = Mapping[str, tuple[FieldSet, FieldSet] | None]
+"""By apiVersion, what a write touched and what it removed; None where there is no such version any more."""
+
+
 def owned(entry: Object) -> FieldSet:
     """The fields of an entry."""
     return entry.get("fieldsV1") or {}
@@ -114,7 +140,9 @@ def readable(entries: Any) -> bool:
     )
 
 
-def updated(rules: Rules, live: Object | None, new: Object, given: Any, manager: Manager, time: str) -> list[Object]:
+def updated(
+    rules: Rules, live: Object | None, new: Object, given: Any, manager: Manager, time: str
+) -> Steps[list[Object]]:
     """managedFields after an update of `live` (None: a creation) to `new`. `given` is what the client sent as them."""
     present = entries_of(live) if live is not None else []
     if is_reset(given):
@@ -127,7 +155,36 @@ def updated(rules: Rules, live: Object | None, new: Object, given: Any, manager:
     touched, removed = _tracked(rules, touched), rules.filter(removed)
     if not touched and not removed:
         return present
-    return _capped(_settled(present, touched, removed, manager, time))
+    changes = yield from _changes(live, new, manager.api_version, (touched, removed), present)
+    return _capped(_settled(present, changes, manager, time))
+
+
+def _changes(
+    live: Object | None, new: Object, own: str, told: tuple[FieldSet, FieldSet], entries: Iterable[Object]
+) -> Steps[Changes]:
+    """`told` is what changed from `live` (None: from nothing) to `new`, in the version `own`."""
+    found: dict[str, tuple[FieldSet, FieldSet] | None] = {own: told}
+    for version in sorted({entry["apiVersion"] for entry in entries} - {own}):
+        after = yield Wanted(new, version)
+        before = after if live is None or after is None else (yield Wanted(live, version))
+        if after is None or before is None:
+            found[version] = None
+            continue
+        rules = after.rules
+        touched, removed = typed.compare(rules.structure, rules.zero if live is None else before.obj, after.obj)
+        found[version] = rules.filter(touched), rules.filter(removed)
+    return found
+
+
+def _without(entry: Object, changes: Changes) -> Object | None:
+    """An entry without the fields that others have changed; None where nothing is left, or its version is gone."""
+    change = changes[entry["apiVersion"]]
+    if change is None:
+        return None
+    fields = field_sets.difference(owned(entry), field_sets.union(*change))
+    if fields is owned(entry):
+        return entry
+    return {**entry, "fieldsV1": fields} if fields else None
 
 
 def _tracked(rules: Rules, fields: FieldSet) -> FieldSet:
@@ -147,22 +204,16 @@ def stripped(fields: FieldSet) -> FieldSet:
     return fields
 
 
-def _settled(
-    entries: Iterable[Object], touched: FieldSet, removed: FieldSet, manager: Manager, time: str
-) -> list[Object]:
+def _settled(entries: Iterable[Object], changes: Changes, manager: Manager, time: str) -> list[Object]:
     """Everybody loses what was touched or removed; the manager gets what was touched."""
     out: list[Object] = []
-    lost = field_sets.union(touched, removed)
+    touched, removed = changes[manager.api_version] or ({}, {})
     mine: FieldSet = touched
     for entry in entries:
-        fields = field_sets.difference(owned(entry), lost)
         if touched and manager.owns(entry):
-            mine = field_sets.union(fields, touched)
-            continue
-        if fields is owned(entry):
-            out.append(entry)
-        elif fields:
-            out.append({**entry, "fieldsV1": fields})
+            mine = field_sets.union(field_sets.difference(owned(entry), field_sets.union(touched, removed)), touched)
+        elif (left := _without(entry, changes)) is not None:
+            out.append(left)
     if mine:
         out.append(manager.entry(mine, time))
     return ordered(out)
@@ -257,7 +308,9 @@ class Conflicts(Exception):
         return StatusError(409, "Conflict", message, details={"causes": causes})
 
 
-def applied(rules: Rules, live: Object | None, config: Object, manager: Manager, time: str, *, force: bool) -> Object:
+def applied(
+    rules: Rules, live: Object | None, config: Object, manager: Manager, time: str, *, force: bool
+) -> Steps[Object]:
     """What applying `config` makes of `live` (None: there is no object yet), with its managedFields; not decoded yet.
 
     Raises StatusError: 409 for conflicts, 500 for a config that does not fit the structure.
@@ -268,14 +321,14 @@ def applied(rules: Rules, live: Object | None, config: Object, manager: Manager,
     entries = entries_of(before)
     if not entries and live is not None:
         first = Manager(BEFORE_FIRST_APPLY, "Update", manager.api_version, manager.subresource)
-        entries = updated(rules, None, live, None, first, time)
+        entries = yield from updated(rules, None, live, None, first, time)
     base = _without_managed_fields(before)
     try:
-        made = _apply(rules, base, entries, config, manager, time, force=force)
+        made = yield from _apply(rules, base, entries, config, manager, time, force=force)
     except Conflicts as conflicts:
         if manager.name != KUBECTL:
             raise conflicts.error() from None
-        made = _migrated(rules, base, entries, config, manager, time, conflicts)
+        made = yield from _migrated(rules, base, entries, config, manager, time, conflicts)
     except typed.ElementError:  # an update may leave what no apply could name
         raise _unfit("live", base, config, list(typed.problems(rules.structure, base))) from None
     if manager.name == KUBECTL and (metadata(made).get("annotations") or {}).get(LAST_APPLIED):
@@ -307,7 +360,7 @@ def _apply(
     time: str,
     *,
     force: bool,
-) -> Object:
+) -> Steps[Object]:
     structure = rules.structure
     last = next((entry for entry in entries if manager.owns(entry)), None)
     others = [entry for entry in entries if entry is not last]
@@ -315,17 +368,17 @@ def _apply(
     mine = stripped(said)
     new = typed.merge(structure, live, config)
     if last is not None and owned(last):
-        new = _pruned(structure, new, owned(last), [said, *map(owned, others)])
+        owners: dict[str, FieldSet] = {manager.api_version: said}
+        for entry in others:
+            version = entry["apiVersion"]
+            owners[version] = field_sets.union(owners.get(version, {}), owned(entry))
+        new = yield from _pruned(InVersion(new, rules), manager.api_version, last, owners)
     touched, removed = typed.compare(structure, live, new)
-    touched, removed = rules.filter(touched), rules.filter(removed)
+    told = rules.filter(touched), rules.filter(removed)
+    changes = yield from _changes(live, new, manager.api_version, told, others)
     if not force:
-        _check(others, touched)
-    lost = field_sets.union(touched, removed)
-    kept: list[Object] = []
-    for entry in others:
-        fields = field_sets.difference(owned(entry), lost)
-        if fields:
-            kept.append(entry if fields is owned(entry) else {**entry, "fieldsV1": fields})
+        _check(others, changes)
+    kept = [left for entry in others if (left := _without(entry, changes)) is not None]
     changed = new != live
     if mine:
         moment = time if changed else (last or {}).get("time") or ""
@@ -333,35 +386,59 @@ def _apply(
     return replace_in(new, ("metadata", "managedFields"), ordered(kept))
 
 
-def _check(others: Iterable[Object], touched: FieldSet) -> None:
+def _check(others: Iterable[Object], changes: Changes) -> None:
     """Raises Conflicts."""
     found: list[_Conflict] = []
     sets: FieldSet = {}
     for entry in others:
-        shared = field_sets.intersection(owned(entry), touched)
+        change = changes[entry["apiVersion"]]
+        if change is None:
+            continue
+        shared = field_sets.intersection(owned(entry), change[0])
         found += [_Conflict(entry, path) for path in field_sets.paths(shared)]
         sets = field_sets.union(sets, shared)
     if found:
         raise Conflicts(found, sets)
 
 
-def _pruned(structure: Structure, merged: Object, last: FieldSet, owners: Iterable[FieldSet]) -> Object:
-    """`merged` without what was applied last time and is no longer owned by anybody."""
-    last = typed.with_named_fields(structure, last)
-    everything = typed.with_named_fields(structure, typed.fields_of(structure, merged))
+def _pruned(merged: InVersion, own: str, last: Object, owners: Mapping[str, FieldSet]) -> Steps[Object]:
+    """`merged`, of the version `own`, without what was applied last time and is no longer owned by anybody.
 
-    def left(pruned: Any) -> FieldSet:
-        return typed.with_named_fields(structure, typed.fields_of(structure, pruned or {}))
+    It is done in the version that was applied last, and what others own is put back in theirs. `owners` are by version.
+    """
+    version = last["apiVersion"]
+    found = yield from _in(merged, own, version)
+    if found is None:
+        return merged.obj
+    structure = found.rules.structure
+    gone = typed.with_named_fields(structure, owned(last))
+    pruned = InVersion(typed.remove(structure, found.obj, gone) or {}, found.rules)
+    at = version
+    for theirs in sorted(owners, key=lambda each: (each != version, each)):
+        whole, rest = (yield from _in(found, version, theirs)), (yield from _in(pruned, at, theirs))
+        if whole is not None and rest is not None:
+            pruned, at = _put_back(whole, rest, owners[theirs]), theirs
+    rest = yield from _in(pruned, at, version)
+    if rest is None:
+        return merged.obj
+    gone = field_sets.intersection(field_sets.difference(_named(found), _named(rest)), gone)
+    result = yield from _in(InVersion(typed.remove(structure, found.obj, gone) or {}, found.rules), version, own)
+    return merged.obj if result is None else result.obj
 
-    pruned = typed.remove(structure, merged, last)
-    kept: FieldSet = {}
-    for fields in owners:
-        kept = field_sets.union(kept, fields)
-    kept = field_sets.union(left(pruned), typed.with_named_fields(structure, kept))
-    pruned = typed.remove(structure, merged, field_sets.difference(everything, kept))
-    gone = field_sets.intersection(field_sets.difference(everything, left(pruned)), last)
-    result: Object = typed.remove(structure, merged, gone) or {}
-    return result
+
+def _in(found: InVersion, at: str, version: str) -> Steps[InVersion | None]:
+    return found if at == version else (yield Wanted(found.obj, version))
+
+
+def _named(found: InVersion) -> FieldSet:
+    return typed.with_named_fields(found.rules.structure, typed.fields_of(found.rules.structure, found.obj))
+
+
+def _put_back(whole: InVersion, pruned: InVersion, owners: FieldSet) -> InVersion:
+    """What is left of the whole when all goes but what is left already and what has owners."""
+    structure = whole.rules.structure
+    kept = field_sets.union(_named(pruned), typed.with_named_fields(structure, owners))
+    return InVersion(typed.remove(structure, whole.obj, field_sets.difference(_named(whole), kept)) or {}, whole.rules)
 
 
 def _migrated(
@@ -372,7 +449,7 @@ def _migrated(
     manager: Manager,
     time: str,
     conflicts: Conflicts,
-) -> Object:
+) -> Steps[Object]:
     """kubectl may take what its own client-side apply wrote: conflicts on those fields are none."""
     allowed: FieldSet = {}
     text = (metadata(live).get("annotations") or {}).get(LAST_APPLIED)
@@ -386,7 +463,7 @@ def _migrated(
             touched, _ = typed.compare(rules.structure, before, live)
             allowed = field_sets.difference(typed.fields_of(rules.structure, before), touched)
     if not field_sets.difference(conflicts.sets, allowed):
-        return _apply(rules, live, entries, config, manager, time, force=True)
+        return (yield from _apply(rules, live, entries, config, manager, time, force=True))
     paths = set(field_sets.paths(allowed))
     left = [conflict for conflict in conflicts.found if conflict.path not in paths]
     raise Conflicts(left, conflicts.sets).error() from None

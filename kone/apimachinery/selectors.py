@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from kone.apimachinery.errors import go_quote
+from kone.apimachinery.errors import aggregate, go_quote
 from kone.apimachinery.names import is_qualified_name, is_valid_label_value
 
 EXISTS, DOES_NOT_EXIST = "exists", "!"
@@ -135,8 +135,7 @@ def make_requirement(key: str, operator: str, values: Iterable[str], path: str =
         if wrong:
             errors.append(f"{where}[0][{key}]: Invalid value: {go_quote(value)}: {'; '.join(wrong)}")
     if errors:
-        unique = list(dict.fromkeys(errors))
-        raise ValueError(unique[0] if len(unique) == 1 else "[" + ", ".join(unique) + "]")
+        raise ValueError(aggregate(errors))
     return Requirement(key, operator, frozenset(chosen))
 
 

@@ -31,7 +31,7 @@ class Companions:
         self._ownership = ownership
         self._clock = clock
 
-    def writes(self, strategy: Strategy, obj: Object | None, old: Object | None) -> tuple[Write, ...]:
+    async def writes(self, strategy: Strategy, obj: Object | None, old: Object | None) -> tuple[Write, ...]:
         """What goes along as `old` becomes `obj`. A companion that is there already makes the commit raise KeyExists
         with its key; one that should go and is not there is left out."""
         if not strategy.allocates:
@@ -40,17 +40,17 @@ class Companions:
         for (gvr, name), companion in strategy.companions(obj, old).items():
             key = key_for(gvr.group, gvr.resource, "", name)
             if companion is not None:
-                found.append(Write(key, self._made(gvr, companion), 0))
+                found.append(Write(key, await self._made(gvr, companion), 0))
             elif (entry := self._caches.of(gvr.group, gvr.resource).get("", name)) is not None:
                 found.append(Write(key, None, entry.revision))
         return tuple(found)
 
-    def _made(self, gvr: GVR, companion: Object) -> Object:
+    async def _made(self, gvr: GVR, companion: Object) -> Object:
         resource, now = self._registry.get(gvr), format_time(self._clock.now())
         assert resource is not None, f"{gvr} goes along with another kind and is none itself"
         ctx = RequestContext(_SERVER, user_agent_manager=manager_of_user(_SERVER.name))
         resource.strategy.default(companion)
-        self._ownership.update(ctx, resource, "", None, companion, None, now)
+        await self._ownership.update(ctx, resource, "", None, companion, None, now)
         generic.fill_system_fields(companion, uid=new_uid(), creation_timestamp=now)
         resource.strategy.prepare(companion, None, user=_SERVER)
         return companion

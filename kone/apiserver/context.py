@@ -4,12 +4,13 @@ local client."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import orjson
 
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
+from kone.store.store import Entry
 
 FieldValidation = Literal["Ignore", "Warn", "Strict"]
 
@@ -52,23 +53,14 @@ class RequestContext:
             self.warnings.append(text)
 
 
-class Stored(Protocol):
-    """A state as the cache keeps it: its JSON, and the object, decoded when first asked for."""
-
-    @property
-    def obj(self) -> Object: ...
-    @property
-    def encoded(self) -> bytes: ...
-
-
 class Answer:
-    """What a verb answers: an object, made here or as it is stored. `code` is the HTTP status."""
+    """What a verb answers: an object, made here or `stored`. `code` is the HTTP status."""
 
-    __slots__ = ("_obj", "_stored", "code")
+    __slots__ = ("_obj", "code", "stored")
 
-    def __init__(self, obj: Object | None = None, stored: Stored | None = None, code: int = 200) -> None:
+    def __init__(self, obj: Object | None = None, stored: Entry | None = None, code: int = 200) -> None:
         self._obj = obj
-        self._stored = stored
+        self.stored = stored
         self.code = code
 
     @property
@@ -76,16 +68,16 @@ class Answer:
         """The object, read-only."""
         if self._obj is not None:
             return self._obj
-        assert self._stored is not None
-        return self._stored.obj
+        assert self.stored is not None
+        return self.stored.obj
 
     @property
     def encoded(self) -> bytes:
         """Its JSON, made only where it is not stored."""
-        return self._stored.encoded if self._stored is not None else orjson.dumps(self._obj)
+        return self.stored.encoded if self.stored is not None else orjson.dumps(self._obj)
 
     def with_code(self, code: int) -> Answer:
-        return Answer(self._obj, self._stored, code)
+        return Answer(self._obj, self.stored, code)
 
 
 @dataclass(frozen=True, slots=True)

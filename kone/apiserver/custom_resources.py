@@ -14,13 +14,15 @@ from kone.aio.tasks import TaskGroup
 from kone.aio.workqueue import WorkQueue
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVR
-from kone.apimachinery.objects import Object, dig, is_deleting, metadata, name_of, other_finalizers
+from kone.apimachinery.objects import Object, deep_copy, dig, is_deleting, metadata, name_of, other_finalizers
 from kone.apimachinery.timestamps import format_time
 from kone.apimachinery.users import User
 from kone.apiserver.context import RequestContext
+from kone.apiserver.conversion_webhook import Caller, ConversionWebhook
 from kone.apiserver.verbs import Verbs
 from kone.cache.watch_cache import Event, WatchCache
 from kone.registry import custom_resources, definition_names
+from kone.registry.custom_conversion import Ask
 from kone.registry.definition_names import CLEANUP_FINALIZER
 from kone.registry.resource import Resource
 
@@ -31,10 +33,12 @@ LOOK_AGAIN_S = 0.5  # while objects with finalizers hold their definition
 
 
 class CustomResources:
-    """Serves what established definitions define. `user` is whom its own writes are from."""
+    """Serves what established definitions define. `user` is whom its own writes are from; `webhooks` asks those that
+    convert."""
 
-    def __init__(self, verbs: Verbs, clock: Clock, user: User) -> None:
+    def __init__(self, verbs: Verbs, clock: Clock, user: User, webhooks: Caller) -> None:
         self._verbs = verbs
+        self._webhooks = webhooks
         self._clock = clock
         self._user = user
         found = verbs.registry.get(DEFINITIONS)
@@ -84,7 +88,7 @@ class CustomResources:
         wanted: list[Resource] = []
         if definition_names.is_true(dig(definition, "status", "conditions") or (), "Established"):
             try:
-                wanted = custom_resources.resources(definition)
+                wanted = custom_resources.resources(definition, self._converter(definition))
             except (KeyError, TypeError, ValueError):
                 log.exception("definition %s cannot be served", name)
         gone = set(self._served.get(name, ())) - {resource.gvr for resource in wanted}
@@ -97,6 +101,13 @@ class CustomResources:
                 registry.add(resource)
                 kept.append(resource.gvr)
         self._served[name] = kept
+
+    def _converter(self, definition: Object) -> Ask | None:
+        """Who converts between the definition's versions; None where they differ by name alone."""
+        conversion = definition["spec"].get("conversion") or {}
+        if conversion.get("strategy") != "Webhook":
+            return None
+        return ConversionWebhook(self._webhooks, conversion["webhook"]).ask
 
     def _withdraw(self, name: str) -> None:
         for gvr in self._served.pop(name, ()):
@@ -144,10 +155,10 @@ class CustomResources:
     async def _delete_objects(self, definition: Object) -> None:
         """Every object of the definition, then the definition."""
         name = name_of(definition)
-        resource = next(iter(custom_resources.resources(definition)), None)
         names = dig(definition, "status", "acceptedNames", default={})
         cache = self._verbs.caches.of(definition["spec"]["group"], names.get("plural", ""))
-        if resource is not None and len(cache):
+        if len(cache):
+            resource = custom_resources.stored_resource(definition)
             now = format_time(self._clock.now())
             conditions = definition_names.terminating(
                 dig(definition, "status", "conditions") or (),
@@ -172,10 +183,12 @@ class CustomResources:
                 self._queue.add_after(name, LOOK_AGAIN_S)
                 return
 
-        def without_finalizer(live: Object | None) -> Object:
+        async def without_finalizer(live: Object | None) -> Object:
             assert live is not None, "a definition is never made by an update"
             finalizers = other_finalizers(live, CLEANUP_FINALIZER)
             meta = {key: value for key, value in live["metadata"].items() if key != "finalizers"}
-            return {**live, "metadata": {**meta, **({"finalizers": finalizers} if finalizers else {})}}
+            left = {**live, "metadata": {**meta, **({"finalizers": finalizers} if finalizers else {})}}
+            copy: Object = deep_copy(left)
+            return copy
 
         await self._verbs.write(self._context(), self._definitions, name, without_finalizer)

@@ -39,7 +39,8 @@ class State:
 @dataclass(frozen=True, slots=True)
 class Planned:
     """A write that has been made. `answer` is given the event of this write or, where there is nothing to write, the
-    newest event of the train that it stands on (None: it stands on `State.entry`)."""
+    newest event of the train that it stands on (None: it stands on `State.entry`); what it answers as stored is in
+    storage form."""
 
     write: Write | None
     answer: Callable[[Event | None], Answer]

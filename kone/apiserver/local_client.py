@@ -20,7 +20,7 @@ from kone.apiserver import subresources
 from kone.apiserver.context import DeleteOptions, RequestContext
 from kone.apiserver.options import ListOptions
 from kone.apiserver.ownership import manager_of_user
-from kone.apiserver.reads import Selection, served
+from kone.apiserver.reads import Selection
 from kone.apiserver.verbs import Verbs
 from kone.client.client import EventType, Handler, Informer, Objects, PatchKind, Propagation, Unsubscribe
 from kone.registry.resource import Resource
@@ -47,7 +47,7 @@ class LocalClient:
     async def list(self, resource: GVR, namespace: str = "", *, labels: str = "", fields: str = "") -> Objects:
         kind = self._find(resource)
         page = await self._verbs.list(kind, ListOptions(labels=labels, fields=fields), namespace=namespace)
-        return [served(kind, entry.obj) for entry in page.entries]
+        return [entry.obj for entry in page.entries]
 
     def informer(self, resource: GVR, *, fields: str = "") -> Informer:
         found = self._informers.get((resource, fields))
@@ -148,7 +148,11 @@ def _no_such_resource() -> StatusError:
 
 
 class LocalInformer:
-    """client.Informer as a view on the watch cache: nothing is copied, nothing has to be synced."""
+    """client.Informer as a view on the watch cache: nothing is copied, nothing has to be synced.
+
+    A view cannot wait: a custom resource that only a webhook can convert is shown as it is stored. Loops know nothing
+    of it but its metadata, which no conversion changes.
+    """
 
     def __init__(self, verbs: Verbs, resource: Resource, fields: str) -> None:
         self._resource = resource
@@ -180,21 +184,25 @@ class LocalInformer:
         return self._all(self._cache.by_index(name, key))
 
     def _all(self, entries: Iterable[Entry]) -> Objects:
-        if self._selection.everything and self._resource.from_storage is None:
+        if self._selection.everything and self._resource.conversion is None:
             return [entry.obj for entry in entries]
         return [obj for entry in entries if (obj := self._selected(entry)) is not None]
 
     def _selected(self, entry: Entry | None) -> Object | None:
         if entry is None:
             return None
-        obj = served(self._resource, entry.obj)
+        obj = self._shown(entry)
         return obj if self._selection.everything or self._selection.matches(obj) else None
+
+    def _shown(self, entry: Entry) -> Object:
+        conversion = self._resource.conversion
+        return entry.obj if conversion is None else (conversion.at_once(entry) or entry).obj
 
     def _on_event(self, handler: Handler, event: Event) -> None:
         before = self._selected(event.before)
         if event.type == "DELETED":
             if before is not None:
-                self._tell(handler, "DELETED", served(self._resource, event.obj), before)
+                self._tell(handler, "DELETED", self._shown(event.entry), before)
             return
         now = self._selected(event.entry)
         if now is not None:

@@ -12,12 +12,13 @@ from kone.apimachinery import field_sets, managedfields, schema
 from kone.apimachinery.errors import bad_request
 from kone.apimachinery.field_sets import FieldSet
 from kone.apimachinery.kinds import GVK, parse_api_version
-from kone.apimachinery.managedfields import Filter, Manager, Rules
+from kone.apimachinery.managedfields import Filter, InVersion, Manager, Rules, Steps, T, Wanted
 from kone.apimachinery.objects import Object, metadata
 from kone.apimachinery.structure import CUSTOM, built_in
 from kone.apiserver import codec, yaml_text
 from kone.apiserver.context import RequestContext
-from kone.registry.resource import Resource
+from kone.registry import conversion
+from kone.registry.resource import Registry, Resource
 from kone.registry.strategy import StatusStrategy
 
 MANAGER_MAX_BYTES: Final = 128
@@ -57,9 +58,10 @@ def manager_of_user(name: str) -> str:
 
 
 class Ownership:
-    """The rules of every resource, made when first asked for."""
+    """The rules of every resource of the registry, made when first asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
         self._rules: dict[tuple[int, str], tuple[Resource, Rules]] = {}
 
     def rules(self, resource: Resource, subresource: str) -> Rules:
@@ -69,7 +71,7 @@ class Ownership:
             found = self._rules[key] = (resource, _rules(resource, subresource))
         return found[1]
 
-    def update(
+    async def update(
         self,
         ctx: RequestContext,
         resource: Resource,
@@ -86,13 +88,14 @@ class Ownership:
             resource.gvr.api_version,
             subresource,
         )
-        entries = managedfields.updated(self.rules(resource, subresource), live, obj, given, manager, time)
+        steps = managedfields.updated(self.rules(resource, subresource), live, obj, given, manager, time)
+        entries = await self._settled(steps, resource, subresource)
         if entries:
             obj["metadata"]["managedFields"] = entries
         else:
             obj["metadata"].pop("managedFields", None)
 
-    def apply(
+    async def apply(
         self,
         ctx: RequestContext,
         resource: Resource,
@@ -104,7 +107,26 @@ class Ownership:
         """What applying `config` makes of `live`, with its managedFields, not decoded. Raises StatusError."""
         manager = Manager(ctx.field_manager, "Apply", resource.gvr.api_version, subresource)
         rules = self.rules(resource, subresource)
-        return managedfields.applied(rules, live, config, manager, time, force=ctx.force)
+        steps = managedfields.applied(rules, live, config, manager, time, force=ctx.force)
+        return await self._settled(steps, resource, subresource)
+
+    async def _settled(self, steps: Steps[T], resource: Resource, subresource: str) -> T:
+        """What the steps come to, given the objects that they want in other versions. Raises StatusError."""
+        try:
+            wanted = next(steps)
+            while True:
+                wanted = steps.send(await self._in_version(resource, subresource, wanted))
+        except StopIteration as done:
+            found: T = done.value
+            return found
+
+    async def _in_version(self, resource: Resource, subresource: str, wanted: Wanted) -> InVersion | None:
+        target = conversion.version_of(self._registry, resource, wanted.api_version)
+        source = conversion.version_of(self._registry, resource, wanted.obj.get("apiVersion", ""))
+        if target is None or source is None:
+            return None
+        obj = await conversion.converted(wanted.obj, source, target)
+        return InVersion(obj, self.rules(target, subresource))
 
 
 def keep_times(obj: Object, old: Object) -> None:

@@ -131,7 +131,7 @@ async def evict(
         raise bad_request("name in URL does not match name in Eviction object")
     options, dry_run = parse_delete_body(eviction.get("deleteOptions") or {})
     ctx.dry_run = ctx.dry_run or dry_run
-    pod = verbs.get(resource, name, namespace).obj
+    pod = (await verbs.get(resource, name, namespace)).obj
     version = options.resource_version
     if _needs_no_budget(pod):
         # A pending pod may become ready meanwhile: then it is guarded after all.

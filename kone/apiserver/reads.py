@@ -21,6 +21,7 @@ from kone.apimachinery.selectors import FieldSelector, LabelSelector, parse_fiel
 from kone.apiserver.context import Answer
 from kone.apiserver.options import NO_OPTIONS, ListOptions, decode_continue, encode_continue, parse_uint
 from kone.cache.watch_cache import Caches, WatchCache, Watcher
+from kone.registry import conversion
 from kone.registry.resource import Resource
 from kone.store.store import Compacted, Entry, Event, FutureRevision, Store, key_for, prefix_for
 
@@ -35,8 +36,8 @@ EXPIRED_LIST = "The resourceVersion for the provided list is too old."
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """A list's answer in storage form: `entries` at `revision`; `continue_` is "" on the last page; `remaining` counts
-    the items after this page, None where a selector hides the number."""
+    """A list's answer: `entries`, in the version asked for, at `revision`; `continue_` is "" on the last page;
+    `remaining` counts the items after this page, None where a selector hides the number."""
 
     entries: list[Entry]
     revision: int
@@ -125,11 +126,6 @@ class Selection:
         return True
 
 
-def served(resource: Resource, obj: Object) -> Object:
-    """A stored object in the version of the resource."""
-    return obj if resource.from_storage is None else resource.from_storage(obj)
-
-
 class Reads:
     """Reading, without any rule about writing. Raises StatusError as the API answers it."""
 
@@ -151,19 +147,24 @@ class Reads:
     def key(self, resource: Resource, namespace: str, name: str) -> str:
         return key_for(*resource.storage_key, namespace if resource.namespaced else "", name)
 
-    def answer(self, resource: Resource, entry: Entry, code: int = 200) -> Answer:
+    async def answer(self, resource: Resource, entry: Entry, code: int = 200) -> Answer:
         """An answer from what is stored, in the version that was asked for."""
-        convert = resource.from_storage
-        return Answer(stored=entry, code=code) if convert is None else Answer(convert(entry.obj), code=code)
+        return Answer(stored=await self.shown(resource, entry), code=code)
 
-    def get(self, resource: Resource, name: str, namespace: str = "", resource_version: str = "") -> Answer:
+    async def shown(self, resource: Resource, entry: Entry) -> Entry:
+        """A stored state in the version of the resource."""
+        if resource.conversion is None:
+            return entry
+        return resource.conversion.at_once(entry) or (await resource.conversion.shown([entry]))[0]
+
+    async def get(self, resource: Resource, name: str, namespace: str = "", resource_version: str = "") -> Answer:
         """The live object. Raises 404, and 504 for a `resource_version` that the server has not reached."""
         if resource_version and resource_version != "0":
             self._check_reached(_version(resource_version))
         entry = self.cache(resource).get(namespace, name)
         if entry is None:
             raise not_found(resource.gvr.group_resource, name)
-        return self.answer(resource, entry)
+        return await self.answer(resource, entry)
 
     # -- list ------------------------------------------------------------------------------------------------------
 
@@ -227,12 +228,13 @@ class Reads:
         remaining: int | None = None
         continue_ = ""
         if not selection.everything:
-            matches = selection.matches
-            entries = [entry for entry in entries if matches(served(resource, entry.obj))]
+            entries = [each for each in await conversion.shown(resource, entries) if selection.matches(each.obj)]
         if 0 < limit < len(entries):
             remaining = len(entries) - limit if selection.everything else None
             entries = entries[:limit]
             continue_ = encode_continue(revision, entries[-1].key.removeprefix(prefix) + "\0")
+        if selection.everything:
+            entries = await conversion.shown(resource, entries)
         return ListPage(entries, revision, continue_, remaining)
 
     def _check_reached(self, version: int) -> None:
@@ -296,14 +298,16 @@ class Watch:
         self._after = after
         self.revision = after
 
-    def initial(self) -> list[Event]:
-        """The state that the watch begins with, as ADDED events; asked for once."""
+    async def initial(self) -> list[Event]:
+        """The state that the watch begins with, as ADDED events; asked for once. Raises StatusError where a state
+        cannot be converted to the version that is watched."""
         entries, self._initial = self._initial, []
-        events = [Event("ADDED", entry, None) for entry in entries]
+        events = [Event("ADDED", entry, None) for entry in await conversion.shown(self.resource, entries)]
         return events if self._selection.everything else self._select(events)
 
     async def next(self, timeout_s: float | None) -> list[Event]:
-        """The next events, at least one; [] when none came in time or the watch has ended (`ended`)."""
+        """The next events, at least one; [] when none came in time or the watch has ended (`ended`). Raises StatusError
+        as `initial`."""
         watcher = self._watcher
         if watcher is None:
             return []
@@ -313,7 +317,19 @@ class Watch:
         if events[0].revision <= self._after:
             events = [event for event in events if event.revision > self._after]
         self.revision = max(self.revision, events[-1].revision) if events else self.revision
+        if self.resource.conversion is not None:
+            events = await self._converted(events)
         return events if self._selection.everything else self._select(events)
+
+    async def _converted(self, events: list[Event]) -> list[Event]:
+        """In the version that is watched; what they were before only where the selection is to judge it."""
+        befores = [] if self._selection.everything else [e.before for e in events if e.before is not None]
+        made = iter(await conversion.shown(self.resource, [*(event.entry for event in events), *befores]))
+        entries = [next(made) for _ in events]
+        return [
+            Event(event.type, entry, next(made) if befores and event.before is not None else None)
+            for event, entry in zip(events, entries, strict=True)
+        ]
 
     @property
     def ended(self) -> bool:
@@ -342,7 +358,7 @@ class Watch:
         return found
 
     def _matches(self, entry: Entry) -> bool:
-        return self._selection.matches(served(self.resource, entry.obj))
+        return self._selection.matches(entry.obj)
 
 
 def _at(entry: Entry, revision: int) -> Entry:

@@ -206,7 +206,7 @@ class _Call:
             await self.verbs.admission.validate(attributes)
         if subresource == "proxy":
             return await self.server._proxies.serve(self.request, self.resource, self.namespace, self.name)
-        pod = self.verbs.get(self.resource, self.name, self.namespace).obj
+        pod = (await self.verbs.get(self.resource, self.name, self.namespace)).obj
         if subresource == "log":
             return await streams.logs(self.request, pod, self.query)
         if subresource == "portforward":

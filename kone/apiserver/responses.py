@@ -24,7 +24,7 @@ from kone.apiserver import tables, yaml_text
 from kone.apiserver.codec import internal_type
 from kone.apiserver.context import Answer
 from kone.apiserver.negotiation import JSON, PLAIN, Output, not_acceptable
-from kone.apiserver.reads import ListPage, Watch, served
+from kone.apiserver.reads import ListPage, Watch
 from kone.apiserver.scale import COLUMNS as SCALE_COLUMNS
 from kone.apiserver.scale import SCALE
 from kone.registry.resource import Resource
@@ -111,9 +111,9 @@ def list_body(resource: Resource, page: ListPage, output: Output, include: table
     if page.remaining is not None:
         list_metadata["remainingItemCount"] = page.remaining
     if not output.transform:
-        if output.media == "json" and not output.pretty and resource.from_storage is None:
+        if output.media == "json" and not output.pretty:
             return _joined(resource, page.entries, list_metadata)
-        items = [served(resource, entry.obj) for entry in page.entries]
+        items = [entry.obj for entry in page.entries]
         if resource.custom is None:
             items = [_without_type(item) for item in items]
         return render(list_object(resource, list_metadata, items), output)
@@ -121,7 +121,7 @@ def list_body(resource: Resource, page: ListPage, output: Output, include: table
         kind = internal_type(resource.gvk)
         why = f"you requested PartialObjectMetadata, but the requested object is a list (*{kind}List)"
         raise not_acceptable(why)
-    objects = [served(resource, entry.obj) for entry in page.entries]
+    objects = [entry.obj for entry in page.entries]
     if output.transform == "Table":
         made = tables.table(
             resource, objects, list_metadata, meta_version=output.meta_version, include=include, now=now
@@ -174,11 +174,11 @@ class Frames:
     """Watch events as JSON lines. What is sent to every plain watcher of an event is made once."""
 
     def __init__(self) -> None:
-        self._made: OrderedDict[tuple[int, str], bytes] = OrderedDict()
+        self._made: OrderedDict[tuple[int, str, str], bytes] = OrderedDict()
 
-    def plain(self, event: Event) -> bytes:
-        """{"type":…,"object":…} of an event as it is stored."""
-        key = (event.revision, event.type)
+    def plain(self, event: Event, version: str) -> bytes:
+        """{"type":…,"object":…} of an event in a version."""
+        key = (event.revision, event.type, version)
         found = self._made.get(key)
         if found is None:
             found = b'{"type":"%b","object":%b}\n' % (event.type.encode(), event.encoded)
@@ -206,12 +206,13 @@ class WatchWriter:
         self, watch: Watch, output: Output, include: tables.Include, frames: Frames, now: Callable[[], float]
     ) -> None:
         self._resource = watch.resource
+        self._version = watch.resource.gvr.api_version
         self._output = output
         self._include = include
         self._frames = frames
         self._now = now
         self._frame = protobuf_frame if output.media == "protobuf" else frame
-        self._plain = not output.transform and output.media != "protobuf" and watch.resource.from_storage is None
+        self._plain = not output.transform and output.media != "protobuf"
         self._definitions_sent = False
         self.content_type = output.content_type + (";stream=watch" if output.media == "protobuf" else "")
         if output.media == "yaml":
@@ -219,8 +220,8 @@ class WatchWriter:
 
     def events(self, events: Iterable[Event]) -> bytes:
         if self._plain:
-            return b"".join(map(self._frames.plain, events))
-        return b"".join(self._frame(event.type, self._object(served(self._resource, event.obj))) for event in events)
+            return b"".join([self._frames.plain(event, self._version) for event in events])
+        return b"".join(self._frame(event.type, self._object(event.obj)) for event in events)
 
     def _object(self, obj: Object) -> Object:
         output = self._output

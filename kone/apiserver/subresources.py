@@ -63,7 +63,7 @@ async def read(verbs: Verbs, resource: Resource, subresource: str, name: str, na
     """GET of an object or of what lies under it."""
     if resource.virtual:
         return await verbs.computed_answer(resource, name, namespace)
-    answer = verbs.get(resource, name, namespace, version)
+    answer = await verbs.get(resource, name, namespace, version)
     if subresource == "scale":
         spec = scale_spec(resource)
         check_replicas(spec, answer.obj)
@@ -114,11 +114,16 @@ async def replace(
     scale = verbs.decoded_as(ctx, SCALE, obj)
     verbs.check_names(resource, scale, name, namespace)
     spec = scale_spec(resource)
+
+    async def make(live: Object | None) -> Object:
+        changed: Object = deep_copy(scaled(spec, live or {}, scale))
+        return changed
+
     answer = await verbs.write(
         ctx,
         resource,
         name,
-        lambda live: deep_copy(scaled(spec, live or {}, scale)),
+        make,
         namespace=namespace,
         subresource=subresource,
         uid=metadata(scale).get("uid", ""),
@@ -141,7 +146,7 @@ async def amend(
         return await verbs.patch(ctx, resource, name, patch, namespace=namespace, subresource=subresource)
     spec = scale_spec(resource)
 
-    def make(live: Object | None) -> Object:
+    async def make(live: Object | None) -> Object:
         assert live is not None
         scale = verbs.patched(ctx, SCALE, scale_of(spec, live), patch)
         verbs.check_names(resource, scale, name, namespace)
@@ -171,12 +176,12 @@ async def apply(
     if (replicas := dig(config, "spec", "replicas")) is not None:
         parent = replace_in(parent, spec.spec_replicas, replicas)
 
-    def make(live: Object | None) -> Object:
+    async def make(live: Object | None) -> Object:
         assert live is not None
         scale = verbs.decoded_as(ctx, SCALE, config)
         verbs.check_names(resource, scale, name, namespace)
         scaled(spec, live, scale)
-        return verbs.applied_scale(ctx, resource, live, parent)
+        return await verbs.applied_scale(ctx, resource, live, parent)
 
     answer = await verbs.write(ctx, resource, name, make, namespace=namespace, subresource=subresource, applied=True)
     return Answer(scale_of(spec, answer.obj))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -52,7 +52,7 @@ from kone.apiserver.identity import (
 from kone.apiserver.lanes import Lanes, Planned, State
 from kone.apiserver.options import ListOptions
 from kone.apiserver.ownership import Ownership, check_config, keep_times
-from kone.apiserver.reads import Reads, served
+from kone.apiserver.reads import Reads
 from kone.apiserver.subresources import Actions
 from kone.cache.watch_cache import Caches
 from kone.registry import generic
@@ -67,7 +67,7 @@ DELETED_TOGETHER: Final = 16  # objects of a collection
 RV_ON_CREATE: Final = "resourceVersion should not be set on objects to be created"
 NAME_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
 
-Make = Callable[[Object | None], Object]
+Make = Callable[[Object | None], Awaitable[Object]]
 """Gives the wanted object, a private copy, from the live one (None where there is none)."""
 
 
@@ -108,7 +108,7 @@ class Verbs(Reads):
         """What POSTs do that create no object (subresources.actions)."""
         self._allocators = allocators
         self._lanes = Lanes(store)
-        self._ownership = Ownership()
+        self._ownership = Ownership(registry)
         self._companions = Companions(registry, caches, self._ownership, clock)
 
     # -- create ----------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ class Verbs(Reads):
         drop_same_owners(ctx, obj)
         strategy.default(obj)
         if not applied:
-            self._ownership.update(ctx, resource, "", None, obj, given, format_time(self.clock.now()))
+            await self._ownership.update(ctx, resource, "", None, obj, given, format_time(self.clock.now()))
         name = obj["metadata"].get("name", "")
         attributes = self.attributes(ctx, resource, "CREATE", "", namespace, name, obj, None)
         await self.admission.mutate(attributes)
@@ -174,7 +174,7 @@ class Verbs(Reads):
             if version.isdigit() and int(version):
                 raise StatusError(500, "", RV_ON_CREATE)
             check_size(ctx.body_bytes, obj)
-            answer = await self._commit_new(ctx, resource, obj, self._companions.writes(strategy, obj, None))
+            answer = await self._commit_new(ctx, resource, obj, await self._companions.writes(strategy, obj, None))
         except BaseException:
             if undo is not None:
                 undo()
@@ -223,9 +223,12 @@ class Verbs(Reads):
         obj = self.decoded(ctx, resource, obj)
         self.check_names(resource, obj, name, namespace)
         uid = obj["metadata"].get("uid", "")
-        return await self.write(
-            ctx, resource, name, lambda _: deep_copy(obj), namespace=namespace, subresource=subresource, uid=uid
-        )
+
+        async def make(_: Object | None) -> Object:
+            copy: Object = deep_copy(obj)
+            return copy
+
+        return await self.write(ctx, resource, name, make, namespace=namespace, subresource=subresource, uid=uid)
 
     async def patch(
         self,
@@ -239,7 +242,7 @@ class Verbs(Reads):
     ) -> Answer:
         """Apply a patch to the live object and store the outcome as an update does."""
 
-        def make(live: Object | None) -> Object:
+        async def make(live: Object | None) -> Object:
             if live is None:
                 raise not_found(resource.gvr.group_resource, name)
             wanted = self.patched(ctx, resource.gvk, live, patch, resource.custom)
@@ -262,9 +265,9 @@ class Verbs(Reads):
         there is none; 409 for fields that others own with other values, unless `ctx.force`."""
         check_config(config, resource.gvk)
 
-        def make(live: Object | None) -> Object:
+        async def make(live: Object | None) -> Object:
             time = format_time(self.clock.now())
-            made = self._ownership.apply(ctx, resource, subresource, live, config, time)
+            made = await self._ownership.apply(ctx, resource, subresource, live, config, time)
             uid = metadata(made).get("uid")
             obj = self.decoded(ctx, resource, made)
             if live is None:
@@ -277,9 +280,10 @@ class Verbs(Reads):
 
         return await self.write(ctx, resource, name, make, namespace=namespace, subresource=subresource, applied=True)
 
-    def applied_scale(self, ctx: RequestContext, resource: Resource, live: Object, config: Object) -> Object:
+    async def applied_scale(self, ctx: RequestContext, resource: Resource, live: Object, config: Object) -> Object:
         """`live` with what applying `config`, which says only replicas, makes of it."""
-        return self.decoded(ctx, resource, self._ownership.apply(ctx, resource, "scale", live, config, ""))
+        made = await self._ownership.apply(ctx, resource, "scale", live, config, "")
+        return self.decoded(ctx, resource, made)
 
     def patched(self, ctx: RequestContext, gvk: GVK, live: Object, patch: Patch, read: Decode | None = None) -> Object:
         """A private copy of `live` with the patch applied, decoded by the kind's schema, or by `read` for custom
@@ -325,13 +329,14 @@ class Verbs(Reads):
             if live is None:
                 if subresource or not (applied or strategy.create_on_update):
                     raise not_found(resource.gvr.group_resource, name)
-                return await self._create_by_update(ctx, resource, make(None), namespace, uid, applied)
+                return await self._create_by_update(ctx, resource, await make(None), namespace, uid, applied)
             try:
                 if ctx.dry_run:
                     planned = await plan(State(live.obj, live.revision, len(live.encoded), live))
                     planned.abandon()
-                    return planned.answer(None)
-                return await self._lanes.run(key, lambda: cache.get(namespace, name), plan)
+                    return await self._spoken(resource, planned.answer(None))
+                answer = await self._lanes.run(key, lambda: cache.get(namespace, name), plan)
+                return await self._spoken(resource, answer)
             except (RevisionConflict, KeyMissing, KeyExists):
                 continue
         raise conflict(resource.gvr.group_resource, name, MODIFIED)
@@ -356,16 +361,16 @@ class Verbs(Reads):
     async def _plan_update(self, ctx: RequestContext, target: _Target, state: State, make: Make, uid: str) -> Planned:
         """Everything that an update is but its commit. Raises StatusError."""
         resource, strategy, namespace, name = target.resource, target.strategy, target.namespace, target.name
-        old = served(resource, state.obj)
+        old = await self._old(resource, state)
         if uid:
             check_uid(resource, old, uid, namespace, name)
-        obj = make(old)
+        obj = await make(old)
         strategy.default(obj)
         if not target.applied:
             given = obj["metadata"].pop("managedFields", None)
             # What goes through a Scale comes back from it without its time.
             time = "" if target.subresource == "scale" else format_time(self.clock.now())
-            self._ownership.update(ctx, resource, target.subresource, old, obj, given, time)
+            await self._ownership.update(ctx, resource, target.subresource, old, obj, given, time)
         attributes = self.attributes(ctx, resource, "UPDATE", target.subresource, namespace, name, obj, old)
         await self.admission.mutate(attributes)
         obj = attributes.obj or obj
@@ -389,25 +394,26 @@ class Verbs(Reads):
             raise
         key = self.key(resource, namespace, name)
         if ends_deletion(resource.strategy, obj, old):
-            along = self._companions.writes(resource.strategy, None, old)
+            along = await self._companions.writes(resource.strategy, None, old)
             return Planned(Write(key, None, state.version), lambda _: Answer(obj), undo, along)
-        stored = self._stored(resource, obj)
+        stored = await self._stored(resource, obj)
         if stored == state.obj:
-            return Planned(None, lambda event: self._unchanged(resource, state, event), undo)
+            return Planned(None, lambda event: _unchanged(state, event), undo)
         if ctx.dry_run:
             return Planned(None, lambda _: Answer(obj), undo)
         write = Write(key, stored, state.version, volatile=resource.strategy.is_volatile(obj))
-        along = self._companions.writes(strategy, obj, old)
-        return Planned(write, lambda event: self._written(resource, event), undo, along)
+        along = await self._companions.writes(strategy, obj, old)
+        return Planned(write, lambda event: _written(resource, event), undo, along)
 
-    def _unchanged(self, resource: Resource, state: State, event: Event | None) -> Answer:
-        entry = event.entry if event is not None else state.entry
-        assert entry is not None, "what is not committed yet is committed by an event"
-        return self.answer(resource, entry)
+    async def _old(self, resource: Resource, state: State) -> Object:
+        """What a write is made from, in the version of the resource."""
+        if state.entry is not None:
+            return (await self.shown(resource, state.entry)).obj
+        return state.obj if resource.conversion is None else await resource.conversion.from_storage(state.obj)
 
-    def _written(self, resource: Resource, event: Event | None) -> Answer:
-        assert event is not None, "a write has an event"
-        return self.answer(resource, event.entry)
+    async def _spoken(self, resource: Resource, answer: Answer) -> Answer:
+        """An answer that may hold what is stored, in the version of the resource."""
+        return answer if answer.stored is None else await self.answer(resource, answer.stored, answer.code)
 
     async def overwrite(
         self,
@@ -424,7 +430,7 @@ class Verbs(Reads):
             live = self.cache(resource).get(namespace, name)
             if live is None:
                 raise not_found(resource.gvr.group_resource, name)
-            changed = change(served(resource, live.obj))
+            changed = change((await self.shown(resource, live)).obj)
             if ctx.dry_run:
                 return Answer(changed)
             try:
@@ -452,7 +458,7 @@ class Verbs(Reads):
             live = self.cache(resource).get(namespace, name)
             if live is None:
                 raise not_found(resource.gvr.group_resource, name)
-            old = served(resource, live.obj)
+            old = (await self.shown(resource, live)).obj
             check_preconditions(resource.gvk, old, options)
             shown = "" if of_collection else name
             attributes = self.attributes(ctx, resource, "DELETE", "", namespace, shown, None, old)
@@ -479,7 +485,7 @@ class Verbs(Reads):
     ) -> Answer:
         # A caller who asked to wait for dependents (orphanDependents=false) is told that the object is still there.
         waiting_code = 202 if options.orphan_dependents is False else 200
-        answer = self.answer(resource, live)
+        answer = await self.answer(resource, live)
         if ctx.dry_run:
             answer = Answer(plan.obj) if plan.changed else answer
         else:
@@ -487,13 +493,13 @@ class Verbs(Reads):
             key, writes = self.key(resource, namespace, name), []
             if plan.changed:
                 volatile = resource.strategy.is_volatile(plan.obj)
-                writes.append(Write(key, self._stored(resource, plan.obj), live.revision, volatile))
+                writes.append(Write(key, await self._stored(resource, plan.obj), live.revision, volatile))
             if plan.remove:
                 writes.append(Write(key, None, None if writes else live.revision))
-                writes += self._companions.writes(resource.strategy, None, live.obj)
+                writes += await self._companions.writes(resource.strategy, None, live.obj)
             if writes:
                 events = await self.store.commit(*writes)
-                answer = self.answer(resource, events[0].entry)
+                answer = await self.answer(resource, events[0].entry)
         if not plan.remove:
             return answer.with_code(waiting_code)
         if (resource.gvr.group, resource.gvr.resource) in RETURNED:
@@ -543,8 +549,8 @@ class Verbs(Reads):
             raise StatusError(404, "NotFound", "the server could not find the requested resource")
         return part.strategy
 
-    def _stored(self, resource: Resource, obj: Object) -> Object:
-        return obj if resource.to_storage is None else resource.to_storage(obj)
+    async def _stored(self, resource: Resource, obj: Object) -> Object:
+        return obj if resource.conversion is None else await resource.conversion.to_storage(obj)
 
     def decoded(self, ctx: RequestContext, resource: Resource, obj: Object) -> Object:
         """As `decoded_as`, of a resource's own kind, custom ones included."""
@@ -635,12 +641,25 @@ class Verbs(Reads):
     ) -> Answer:
         write = Write(
             self.key(resource, namespace, name),
-            self._stored(resource, obj),
+            await self._stored(resource, obj),
             expected,
             volatile=resource.strategy.is_volatile(obj),
         )
         *_, event = await self.store.commit(*along, write)
-        return self.answer(resource, event.entry, code)
+        return await self._spoken(resource, _written(resource, event).with_code(code))
+
+
+def _unchanged(state: State, event: Event | None) -> Answer:
+    entry = event.entry if event is not None else state.entry
+    assert entry is not None, "what is not committed yet is committed by an event"
+    return Answer(stored=entry)
+
+
+def _written(resource: Resource, event: Event | None) -> Answer:
+    assert event is not None, "a write has an event"
+    if resource.conversion is not None:
+        resource.conversion.remember(event.entry)
+    return Answer(stored=event.entry)
 
 
 def _of_another_kind(obj: Object, gvk: GVK) -> StatusError:

@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from aiohttp import web
 from multidict import CIMultiDict
 
+from kone.apimachinery.errors import StatusError
 from kone.apiserver.connections import ends_with_client
 from kone.apiserver.reads import Watch
 from kone.apiserver.responses import WatchWriter
@@ -57,11 +58,18 @@ class Watching:
 
 
 async def _stream(out: _Output, watch: Watch, writer: WatchWriter, timeout_s: float, bookmarks: bool) -> None:
-    clock = asyncio.get_running_loop().time
     if watch.error is not None:
         await out.write(writer.error(watch.error))
         return
-    if initial := watch.initial():
+    try:
+        await _follow(out, watch, writer, timeout_s, bookmarks)
+    except StatusError as error:  # a state that cannot be converted
+        await out.write(writer.error(error))
+
+
+async def _follow(out: _Output, watch: Watch, writer: WatchWriter, timeout_s: float, bookmarks: bool) -> None:
+    clock = asyncio.get_running_loop().time
+    if initial := await watch.initial():
         await out.write(writer.events(initial))
     if watch.marks_end:
         await out.write(writer.bookmark(watch.revision, ends_initial=True))

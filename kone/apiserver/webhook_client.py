@@ -92,7 +92,7 @@ class WebhookClient:
         found = self._contexts.get(bundle)
         if found is None:
             try:
-                pem = base64.b64decode(bundle).decode("ascii") if bundle else None
+                pem = base64.b64decode(bundle).decode("ascii").strip() or None
                 found = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=pem)
             except (binascii.Error, UnicodeDecodeError, ssl.SSLError):
                 raise ValueError("unable to load root certificates: unable to parse bytes as PEM block") from None

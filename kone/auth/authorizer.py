@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kone.apimachinery.access import AccessRequest
+from kone.apimachinery.errors import aggregate
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import SYSTEM_MASTERS, User, node_identity
 from kone.auth import node_authorizer, rbac
@@ -74,5 +75,5 @@ class Authorizer:
                 resource_rules.append({key: rule[key] for key in keys if rule.get(key)})
             if rule.get("nonResourceURLs"):
                 non_resource_rules.append({key: rule[key] for key in ("verbs", "nonResourceURLs") if rule.get(key)})
-        problem = rbac.aggregate(problems) if problems else ""
+        problem = aggregate(problems) if problems else ""
         return RulesReview(resource_rules, non_resource_rules, incomplete, problem)

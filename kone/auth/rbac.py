@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kone.apimachinery.access import AccessRequest
-from kone.apimachinery.errors import StatusError, forbidden, go_quote, not_found
+from kone.apimachinery.errors import StatusError, aggregate, forbidden, go_quote, not_found
 from kone.apimachinery.kinds import CLUSTERROLEBINDINGS, CLUSTERROLES, GVR, ROLEBINDINGS, ROLES
 from kone.apimachinery.objects import Object, metadata, name_of
 from kone.apimachinery.users import SERVICE_ACCOUNT_PREFIX, SYSTEM_MASTERS, User
@@ -196,12 +196,6 @@ def _describe(binding: Object, subject: Mapping[str, Any], namespace: str) -> st
         f"{kind} {go_quote(title)} of {ref.get('kind')} {go_quote(str(ref.get('name', '')))} "
         f"to {subject.get('kind')} {go_quote(who)}"
     )
-
-
-def aggregate(messages: Iterable[str]) -> str:
-    """Several errors as one text (utilerrors.NewAggregate): each once, in brackets where there are more."""
-    found = list(dict.fromkeys(messages))
-    return found[0] if len(found) == 1 else "[" + ", ".join(found) + "]"
 
 
 # -- granting no more than one has ----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from kone.apimachinery.names import is_dns1123_label, is_path_segment_name
 from kone.apimachinery.objects import Object, deep_copy, dig
 from kone.apimachinery.quantity import parse_quantity
 from kone.apimachinery.users import User
+from kone.registry.conversion import Renaming
 from kone.registry.core.resource_rules import container_resource_name
 from kone.registry.generic import NOT_NEGATIVE
 from kone.registry.hpa_v1 import DEFAULT_METRIC, from_v2, to_v2
@@ -324,7 +325,6 @@ RESOURCES: Sequence[Resource] = (
         status=StatusStrategy(_v1, rules=_status),
         columns=tuple(map(_seen_as_v1, _COLUMNS)),
         storage=("autoscaling", "horizontalpodautoscalers"),
-        to_storage=to_v2,
-        from_storage=from_v2,
+        conversion=Renaming(to_v2, from_v2),
     ),
 )

@@ -7,12 +7,12 @@ k8s.io/apiextensions-apiserver, pkg/apiserver and pkg/registry/customresource.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from kone.apimachinery import schema, structural_schema, structure, value_validation
-from kone.apimachinery.errors import FieldError, go_quote, go_value, invalid_value, required
+from kone.apimachinery.errors import FieldError, go_quote, go_type, go_value, invalid_value, required
 from kone.apimachinery.json_path import compile_path, shown, simple_path
 from kone.apimachinery.kinds import GVK, GVR, version_rank
 from kone.apimachinery.objects import Object, deep_copy, dig
@@ -20,6 +20,7 @@ from kone.apimachinery.selectors import parse_label_selector
 from kone.apimachinery.structural_schema import MetadataError, Structural
 from kone.apimachinery.timestamps import parse_time
 from kone.apimachinery.users import User
+from kone.registry.custom_conversion import Ask, CustomConversion
 from kone.registry.generic import validate_annotations, validate_labels
 from kone.registry.printing import age
 from kone.registry.resource import NAME, Cell, Column, Resource, ScaleSpec
@@ -34,7 +35,6 @@ INT32_MAX: Final = 2**31 - 1
 _PRESERVES: Final = {"x-kubernetes-preserve-unknown-fields": True}
 _ANYTHING: Final = {"type": "object", **_PRESERVES}
 _AGE_COLUMN: Final = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
-_JSON_NAMES: Final[Mapping[type, str]] = {str: "string", bool: "bool", float: "float64", list: "[]interface {}"}
 
 
 class Codec:
@@ -226,8 +226,7 @@ def scale_findings(scale: Mapping[str, Any], obj: Object) -> list[FieldError]:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int):
-            kind = _JSON_NAMES.get(type(value), "map[string]interface {}")
-            text = f"{path} accessor error: {_plain(value)} is of the type {kind}, expected int64"
+            text = f"{path} accessor error: {_plain(value)} is of the type {go_type(value)}, expected int64"
             findings.append(invalid_value(path, 0, text))
         elif value < 0:
             findings.append(invalid_value(path, value, "should be a non-negative integer"))
@@ -236,8 +235,7 @@ def scale_findings(scale: Mapping[str, Any], obj: Object) -> list[FieldError]:
     if path := scale.get("labelSelectorPath"):
         value = dig(obj, *simple_path(path))
         if value is not None and not isinstance(value, str):
-            kind = _JSON_NAMES.get(type(value), "map[string]interface {}")
-            text = f"{path} accessor error: {_plain(value)} is of the type {kind}, expected string"
+            text = f"{path} accessor error: {_plain(value)} is of the type {go_type(value)}, expected string"
             findings.append(invalid_value(path, "", text))
         elif value:
             try:
@@ -313,17 +311,35 @@ def typed_cell(value: Any, kind: str, now: float) -> Any:
 # -- the resources ----------------------------------------------------------------------------------------------------
 
 
-def resources(definition: Object) -> list[Resource]:
-    """The Resource of each served version, by the names that were accepted."""
+def resources(definition: Object, ask: Ask | None = None) -> list[Resource]:
+    """The Resource of each served version, by the names that were accepted. `ask` is who converts, where the strategy
+    is Webhook."""
+    served = [version["name"] for version in definition["spec"].get("versions") or () if version.get("served")]
+    return [each for each in _all_versions(definition, ask).values() if each.gvr.version in served]
+
+
+def stored_resource(definition: Object) -> Resource:
+    """The Resource of the version that is stored, served or not: who asks it for what is stored needs no webhook."""
+    stored = _stored_version(definition["spec"])
+    return _all_versions(definition, None)[f"{definition['spec']['group']}/{stored}"]
+
+
+def _stored_version(spec: Object) -> str:
+    return next(str(version["name"]) for version in spec.get("versions") or () if version.get("storage"))
+
+
+def _all_versions(definition: Object, ask: Ask | None) -> dict[str, Resource]:
     spec = definition["spec"]
     names = dig(definition, "status", "acceptedNames", default={})
-    versions = spec.get("versions") or ()
-    stored = next(version for version in versions if version.get("storage"))
-    return [_resource(spec, names, version, stored) for version in versions if version.get("served")]
-
-
-def _schema_of(spec: Object, version: Object) -> Structural:
-    return structural_schema.parse(_raw_schema(spec, version))
+    group, stored = spec["group"], _stored_version(spec)
+    schemas = {f"{group}/{v['name']}": structural_schema.parse(_raw_schema(spec, v)) for v in spec["versions"]}
+    found: dict[str, Resource] = {}
+    for version in spec["versions"]:
+        api_version = f"{group}/{version['name']}"
+        conversion = CustomConversion(api_version, f"{group}/{stored}", schemas, ask)
+        made = _resource(spec, names, version, schemas[api_version])
+        found[api_version] = replace(made, conversion=conversion, versions=found)
+    return found
 
 
 def _raw_schema(spec: Object, version: Object) -> Object:
@@ -331,16 +347,15 @@ def _raw_schema(spec: Object, version: Object) -> Object:
     return {**raw, **_PRESERVES} if spec.get("preserveUnknownFields") else raw
 
 
-def _resource(spec: Object, names: Object, version: Object, stored: Object) -> Resource:
+def _resource(spec: Object, names: Object, version: Object, root: Structural) -> Resource:
     group, plural = spec["group"], names["plural"]
     gvk = GVK(group, version["name"], names["kind"])
-    codec = Codec(gvk, _schema_of(spec, version))
+    codec = Codec(gvk, root)
     strategy = CustomStrategy(codec, version)
-    stored_as = stored["name"]
-    other = version["name"] != stored_as
-    made = Resource(
+    list_kind = names.get("listKind") or f"{gvk.kind}List"
+    return Resource(
         gvr=GVR(group, version["name"], plural),
-        kind=names["kind"],
+        kind=gvk.kind,
         strategy=strategy,
         namespaced=spec["scope"] == "Namespaced",
         singular=names.get("singular", ""),
@@ -351,31 +366,12 @@ def _resource(spec: Object, names: Object, version: Object, stored: Object) -> R
         status=_CustomStatus(strategy) if strategy.has_status else None,
         scale=_scale_spec((version.get("subresources") or {}).get("scale")),
         storage=(group, plural),
-        to_storage=_stored_as(f"{group}/{stored_as}", _schema_of(spec, stored)) if other else None,
-        # What was stored while another version was the stored one is still there.
-        from_storage=_as_version(gvk.api_version) if len(spec["versions"]) > 1 else None,
         custom=codec.decode,
-        custom_schema=codec.root.raw,
-        structure=structure.custom(_raw_schema(spec, version)),
+        custom_schema=root.raw,
+        structure=structure.custom(root.raw),
+        named_list_kind="" if list_kind == f"{gvk.kind}List" else list_kind,
         deprecation=_deprecation(spec, names, version),
     )
-    list_kind = names.get("listKind") or f"{made.kind}List"
-    return made if list_kind == f"{made.kind}List" else replace(made, named_list_kind=list_kind)
-
-
-def _as_version(api_version: str) -> Callable[[Object], Object]:
-    return lambda obj: obj if obj.get("apiVersion") == api_version else {**obj, "apiVersion": api_version}
-
-
-def _stored_as(api_version: str, root: Structural) -> Callable[[Object], Object]:
-    """What is written in another version, as it is stored: what the stored version does not name is lost."""
-
-    def convert(obj: Object) -> Object:
-        found: Object = deep_copy(obj)
-        structural_schema.prune(found, root)
-        return {**found, "apiVersion": api_version}
-
-    return convert
 
 
 def _deprecation(spec: Object, names: Object, version: Object) -> str:

@@ -9,6 +9,7 @@ from kone.apimachinery.errors import FieldError, invalid_value, required
 from kone.apimachinery.kinds import GVR
 from kone.apimachinery.objects import Object
 from kone.apimachinery.timestamps import parse_time
+from kone.registry.conversion import Renaming
 from kone.registry.core.event import COLUMNS, EventStrategy, rules
 from kone.registry.equality import same
 from kone.registry.generic import IMMUTABLE
@@ -141,7 +142,6 @@ RESOURCES: Sequence[Resource] = (
         strategy=_Event(),
         columns=tuple(map(_of_stored, COLUMNS)),
         storage=("", "events"),
-        to_storage=to_storage,
-        from_storage=from_storage,
+        conversion=Renaming(to_storage, from_storage),
     ),
 )

@@ -13,6 +13,7 @@ from kone.apimachinery.kinds import GVK, GVR
 from kone.apimachinery.objects import Object
 from kone.apimachinery.structure import Structure
 from kone.apimachinery.timestamps import parse_time
+from kone.registry.conversion import Conversion
 from kone.registry.printing import age
 from kone.registry.strategy import StatusStrategy, Strategy
 
@@ -102,9 +103,10 @@ class Resource:
     """All but status and scale, which follow from the fields above."""
     storage: tuple[str, str] | None = None
     """(group, resource) of the WatchCache that holds its objects; None means its own."""
-    to_storage: Callable[[Object], Object] | None = None
-    """Converts what this version speaks to what is stored; None where they are the same."""
-    from_storage: Callable[[Object], Object] | None = None
+    conversion: Conversion | None = None
+    """Between this version and what is stored; None where they are the same."""
+    versions: Mapping[str, Resource] = field(default_factory=dict, compare=False, repr=False)
+    """Of a custom resource: every version of its definition by apiVersion, those that are not served among them."""
     structure: Structure | None = None
     """How the fields of a custom resource are owned (structure.custom of its schema); built-in kinds have their own."""
     virtual: bool = False

@@ -317,7 +317,7 @@ async def test_writers_of_one_object_are_made_once_or_twice_each_and_committed_t
     made = 0
 
     async def count(i: int) -> str:
-        def make(live: Object | None) -> Object:
+        async def make(live: Object | None) -> Object:
             nonlocal made
             made += 1
             assert live is not None

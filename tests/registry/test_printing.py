@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -139,8 +140,8 @@ def test_events_of_both_apis_look_alike() -> None:
         3,
     ]
     resource = resource_of({"apiVersion": "events.k8s.io/v1", "kind": "Event"})
-    assert resource.from_storage is not None
-    assert _cells(resource.from_storage(old)) == shown
+    assert resource.conversion is not None
+    assert _cells(asyncio.run(resource.conversion.from_storage(old))) == shown
 
 
 def test_volumes_and_claims() -> None:
