@@ -347,6 +347,9 @@ class FakeRuntime:
         self._check()
         return list(self.known_images.values())
 
+    async def image_layers(self, image_id: str) -> list[str]:
+        return []
+
     async def remove_image(self, image_id: str) -> None:
         self._check()
         self.known_images = {name: image for name, image in self.known_images.items() if image.id != image_id}

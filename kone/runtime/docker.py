@@ -343,6 +343,10 @@ class DockerRuntime:
     async def images(self) -> list[Image]:
         return [translate.image_from_list(one) for one in await self._call("GET", "images/json")]
 
+    async def image_layers(self, image_id: str) -> Sequence[str]:
+        found = await _answer(self._connect().images.inspect(image_id))
+        return translate.layers_from_inspect(found)
+
     async def remove_image(self, image_id: str) -> None:
         await _answer(self._connect().images.delete(image_id))
 

@@ -360,6 +360,16 @@ def image_from_inspect(found: Mapping[str, Any]) -> Image:
     )
 
 
+def layers_from_inspect(found: Mapping[str, Any]) -> tuple[str, ...]:
+    """An image's directories by the storage driver overlay2, topmost first; () for other drivers."""
+    driver = found.get("GraphDriver") or {}
+    if driver.get("Name") != "overlay2":
+        return ()
+    data = driver.get("Data") or {}
+    lower = data.get("LowerDir") or ""
+    return tuple(filter(None, (data.get("UpperDir"), *lower.split(":"))))
+
+
 def image_from_list(found: Mapping[str, Any]) -> Image:
     def named(key: str) -> tuple[str, ...]:
         return tuple(name for name in found.get(key) or () if not name.startswith("<none>"))

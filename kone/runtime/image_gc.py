@@ -102,9 +102,11 @@ class ImageGc:
         clock: Clock,
         node: Object,
         file_system: Callable[[], FileSystem],
+        mounted: Callable[[], set[str]] = set,
     ) -> None:
         self._source, self._runtime, self._records = source, runtime, records
         self._recorder, self._clock, self._node, self._file_system = recorder, clock, node, file_system
+        self._mounted = mounted
         self._tasks = TaskGroup("image-gc")
 
     async def start(self) -> None:
@@ -172,6 +174,7 @@ class ImageGc:
         """All images that are here, and the ids of those that a container of ours has."""
         images = {image.id: image for image in await self._runtime.images()}
         in_use = {c.image_id for pod in self._source.pods() for c in self._source.containers(uid_of(pod))}
+        in_use |= self._mounted()
         self._records.keep_only(images)
         self._records.used(in_use)
         return images, in_use

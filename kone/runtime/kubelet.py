@@ -38,6 +38,7 @@ from kone.runtime.environment import PodFacts, field_value, resource_value
 from kone.runtime.eviction import Eviction, Host
 from kone.runtime.handlers import Handlers
 from kone.runtime.image_gc import ImageGc, ImageRecords
+from kone.runtime.image_volumes import ImageVolumes
 from kone.runtime.images import ImageManager
 from kone.runtime.kubelet_config import KubeletConfig
 from kone.runtime.kubelet_parts import KubeletParts
@@ -265,6 +266,7 @@ class Kubelet:
         cgroups = Cgroups(version=found.cgroup_version, driver=found.cgroup_driver, instance=instance)
         await cgroups.start()
         await self._volumes.start()
+        image_volumes = ImageVolumes(self._runtime, self._config.pods_dir)
         self._parts = KubeletParts(
             client=self._client,
             recorder=self._recorder,
@@ -274,6 +276,7 @@ class Kubelet:
             network=self._network,
             pleg=self._pleg,
             statuses=self._statuses,
+            image_volumes=image_volumes,
             images=ImageManager(self._runtime, self._clock, on_pull=records.pulled),
             volumes=self._volumes,
             probes=self._probes,
@@ -288,7 +291,16 @@ class Kubelet:
         )
         host = self._make_host(self._config.root_dir, Path(found.root_dir or "/"))
         node = node_reference(self._config.node_name)
-        self._image_gc = ImageGc(self, self._runtime, records, self._recorder, self._clock, node, host.image_fs)
+        self._image_gc = ImageGc(
+            self,
+            self._runtime,
+            records,
+            self._recorder,
+            self._clock,
+            node,
+            host.image_fs,
+            mounted=image_volumes.in_use,
+        )
         self._eviction = Eviction(
             self,
             self._stats,

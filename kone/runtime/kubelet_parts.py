@@ -11,6 +11,7 @@ from kone.apimachinery.pod_resources import Amounts
 from kone.client.client import Client, Informer
 from kone.client.events import EventRecorder
 from kone.runtime.backoff import Backoff
+from kone.runtime.image_volumes import ImageVolumes
 from kone.runtime.images import ImageManager
 from kone.runtime.kubelet_config import KubeletConfig
 from kone.runtime.parts import CgroupManager, HookRunner, ProbeManager, VolumeManager
@@ -33,6 +34,7 @@ class KubeletParts:
     pleg: Pleg
     statuses: StatusManager
     images: ImageManager
+    image_volumes: ImageVolumes
     volumes: VolumeManager
     probes: ProbeManager
     hooks: HookRunner

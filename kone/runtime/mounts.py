@@ -9,6 +9,9 @@ import re
 from functools import cache
 from pathlib import Path
 
+MS_RDONLY = 0x1
+MS_NOEXEC = 0x8
+MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -61,6 +64,21 @@ def mount_hugetlbfs(path: str, options: str) -> None:
 def bind(source: str, path: str) -> None:
     """Make `source` (a file or directory) appear at `path` as well. Raises OSError."""
     _mount(source, path, "", MS_BIND, "")
+
+
+def bind_read_only(source: str, path: str) -> None:
+    """Make a directory appear at `path` as well, read-only and without execution. Raises OSError."""
+    bind(source, path)
+    try:
+        _mount("", path, "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOEXEC, "")
+    except OSError:
+        unmount(path)
+        raise
+
+
+def mount_overlay(path: str, options: str) -> None:
+    """Mount directories over each other, read-only and without execution. Raises OSError."""
+    _mount("overlay", path, "overlay", MS_RDONLY | MS_NOEXEC, options)
 
 
 def unmount(path: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -28,7 +29,8 @@ from kone.runtime.environment import (
     needs_pod_ip,
     references,
 )
-from kone.runtime.images import ImageError
+from kone.runtime.image_volumes import ImageVolumeFailed
+from kone.runtime.images import ImageError, Tell
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.observed import PodObserved, StartFailure
 from kone.runtime.parts import HookError, MountedVolume, SubPathFailed, VolumeError
@@ -83,6 +85,7 @@ class PodStarter:
         self.ips: tuple[str, ...] = ()
         self.failures: dict[str, StartFailure] = {}
         self._volumes: Mapping[str, MountedVolume] = {}
+        self._volume_images: Mapping[str, Image | ImageError] = {}
 
     # The sandbox
 
@@ -190,6 +193,7 @@ class PodStarter:
         except that of an init container, which ends the start. Raises StartProblem with the soonest time to try
         again."""
         problems: list[StartProblem] = []
+        self._volume_images = await self._pull_volumes(pod) if starts else {}
         for start in starts:
             container = find_container(pod, start.name)
             if container is None:
@@ -229,6 +233,7 @@ class PodStarter:
             tell("Warning", "Failed", f"Error: {message}")
             return StartProblem(StartFailure(reason, message))
 
+        self._check_volumes(container, tell)
         try:
             secrets = await self._pull_secrets(pod)
             known = early.image if early is not None else None
@@ -261,6 +266,26 @@ class PodStarter:
         await parts.pleg.put_ended(status)
         tell("Normal", "Started", "Container started")
         await self._post_start(pod, container, status)
+
+    async def _pull_volumes(self, pod: Object) -> dict[str, Image | ImageError]:
+        """The images of all image volumes, by volume; one that cannot be had fails only containers that mount it."""
+        found: dict[str, Image | ImageError] = {}
+        wanted = {v["name"]: v["image"] for v in dig(pod, "spec", "volumes", default=()) if v.get("image") is not None}
+        secrets = await self._pull_secrets(pod) if wanted else []
+        for name, source in wanted.items():
+            image = {"image": source.get("reference", ""), "imagePullPolicy": source.get("pullPolicy", "")}
+            try:
+                found[name] = await self._parts.images.ensure(pod, image, secrets, partial(self._tell, pod, ""))
+            except ImageError as error:
+                found[name] = error
+        return found
+
+    def _check_volumes(self, container: Object, tell: Tell) -> None:
+        """Raises StartProblem where the container mounts an image that cannot be had."""
+        for mount in container.get("volumeMounts") or ():
+            if isinstance(error := self._volume_images.get(mount["name"]), ImageError):
+                tell("Warning", "Failed", f"Error: {error.reason}")
+                raise StartProblem(StartFailure(error.reason, error.message), error.retry_s)
 
     async def _post_start(self, pod: Object, container: Object, status: ContainerStatus) -> None:
         handler = dig(container, "lifecycle", "postStart")
@@ -298,6 +323,9 @@ class PodStarter:
         """The image of a container that can be created before the pod has its address."""
         container = find_container(pod, start.name)
         if container is None or start.kind == "ephemeral" or needs_pod_ip(container):
+            return None
+        images = {v["name"] for v in dig(pod, "spec", "volumes", default=()) if v.get("image") is not None}
+        if any(mount["name"] in images for mount in container.get("volumeMounts") or ()):
             return None
         return await self._parts.images.peek(container)
 
@@ -375,7 +403,11 @@ class PodStarter:
         """The container's volume mounts, in order. Raises ConfigError, VolumeError."""
         mounts = []
         for mount in container.get("volumeMounts") or ():
-            volume = self._volumes.get(mount["name"])
+            image = self._volume_images.get(mount["name"])
+            if isinstance(image, Image):
+                volume: MountedVolume | None = await self._parts.image_volumes.mount(pod, mount["name"], image)
+            else:
+                volume = self._volumes.get(mount["name"])
             if volume is None or volume.is_device:
                 raise ConfigError(f'cannot find volume "{mount["name"]}" to mount into container "{container["name"]}"')
             path = volume.host_path
@@ -426,6 +458,8 @@ class PodStarter:
         except SubPathFailed as error:
             log.warning("pod %s, container %s: %s", format_pod(pod), container["name"], error)
             names = f'volumeMount "{mount["name"]}" of container "{container["name"]}"'
+            if mount["name"] in self._volume_images:  # nothing is made in an image; upstream's runtime fails there
+                raise ImageVolumeFailed(f"subPath {sub_path} of {names} is not there") from error
             raise VolumeError(f"failed to {error.step} for {names}") from error
 
     async def _find(self, pod: Object, wanted: Sequence[Reference]) -> Found:

@@ -402,6 +402,9 @@ class Runtime(Protocol):
 
     async def remove_image(self, image_id: str) -> None: ...
 
+    async def image_layers(self, image_id: str) -> Sequence[str]:
+        """The directories of the image's layers on this host, topmost first; none where they are kept otherwise."""
+
     # change
     def events(self) -> AsyncIterator[ContainerEvent | None]:
         """What happens from now on, in order. The first item is None: "you are subscribed, list now".

@@ -180,6 +180,8 @@ class Volumes:
         mounted = {}
         failed: list[VolumeError] = []
         for volume in pod["spec"].get("volumes") or ():
+            if volume.get("image") is not None:
+                continue  # needs the runtime: image_volumes.py
             try:
                 mounted[volume["name"]] = await self._mount_any(pod, volume)
             except VolumeError as error:
