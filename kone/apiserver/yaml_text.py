@@ -141,7 +141,7 @@ def load(text: bytes) -> tuple[Any, list[str]]:
         return value, loader.twice
     except RecursionError:
         raise YamlError("exceeded max depth of 10000") from None
-    except (yaml.YAMLError, ValueError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         raise YamlError(_words(error)) from error
     finally:
         loader.dispose()

@@ -40,9 +40,10 @@ BOMB = b"a: &a [x,x,x,x,x,x,x,x,x]\n" + b"".join(
         (rb'a: "\ud83d"', "found invalid Unicode character escape code"),
         (b"a: !!python/object:os.system x", "could not determine a constructor"),
         (b"a: 9" + b"9" * 5000, "cannot unmarshal number"),
+        (b"a: 0x" + b"f" * 5000, "too large"),
         (rb'{"a": "\ud83d"}', "found invalid Unicode character escape code"),
     ],
-    ids=["bomb", "loop", "depth", "surrogate", "foreign tag", "digits", "surrogate in JSON"],
+    ids=["bomb", "loop", "depth", "surrogate", "foreign tag", "digits", "hexadecimal digits", "surrogate in JSON"],
 )
 def test_what_is_refused(text: bytes, why: str) -> None:
     with pytest.raises(YamlError, match=why):
