@@ -76,7 +76,7 @@ class Manager:
         if time:
             made["time"] = time
         made["fieldsType"] = "FieldsV1"
-        made["fieldsV1"] = fields
+        made["fieldsV1"] = field_sets.ordered(fields)
         if self.subresource:
             made["subresource"] = self.subresource
         return made

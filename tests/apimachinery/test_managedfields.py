@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -318,3 +319,9 @@ def test_a_custom_resource_without_a_schema_has_granular_maps_and_atomic_lists()
     anything = Rules(CUSTOM, ZERO, lambda fields: fields)
     made = settled(managedfields.updated(anything, None, widget(size={"a": [1]}), None, updater("m"), "t"))
     assert made[0]["fieldsV1"] == {"f:spec": {".": {}, "f:size": {".": {}, "f:a": {}}}}
+
+
+def test_fields_are_written_in_order_at_every_level() -> None:
+    fields = {"f:spec": {"f:b": {}, "f:a": {'k:{"name":"c"}': {"f:x": {}, ".": {}}}}, "f:metadata": {}}
+    written = Manager("m", "Update", "v1").entry(fields, "")["fieldsV1"]
+    assert json.dumps(written) == json.dumps(fields, sort_keys=True)
