@@ -12,10 +12,12 @@ from __future__ import annotations
 import re
 import struct
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+
+from kone.apimachinery import protowire
 
 _PREFIX, _SUFFIX = "INVALID_ARGUMENT: ", " [INVALID_ARGUMENT]"
 _EXTENSIONS = "name: kone\nextensions:\n- name: optional\n- name: two-var-comprehensions\n"
@@ -152,35 +154,12 @@ def parse(source: str) -> Parsed:
     return Parsed(source, _Reader(source, positions).node(_one(message, 2)), positions)
 
 
-# -- protobuf's wire format, as far as the tree needs it --------------------------------------------------------------
+# -- the tree as protobuf ---------------------------------------------------------------------------------------------
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield number, value
-        elif wire == 1:
-            yield number, data[at : at + 8]
-            at += 8
-        else:
-            length, at = _varint(data, at)
-            yield number, data[at : at + length]
-            at += length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
+def _fields(data: bytes) -> list[tuple[int, Any]]:
+    """By the number of a field one knows which it is: an integer or bytes."""
+    return [*protowire.read_parts(data, 0, len(data))]
 
 
 def _many(data: bytes, number: int) -> list[Any]:

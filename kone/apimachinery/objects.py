@@ -157,6 +157,11 @@ def find_condition(obj: Mapping[str, Any], kind: str) -> Object | None:
     return next((c for c in dig(obj, "status", "conditions", default=()) if c.get("type") == kind), None)
 
 
+def other_conditions(obj: Mapping[str, Any], kind: str) -> list[Object]:
+    """What status.conditions has of all other types."""
+    return [c for c in dig(obj, "status", "conditions", default=()) if c.get("type") != kind]
+
+
 def is_condition_true(obj: Mapping[str, Any], kind: str) -> bool:
     condition = find_condition(obj, kind)
     return condition is not None and condition.get("status") == "True"

@@ -25,7 +25,16 @@ from kone.aio.tasks import TaskGroup
 from kone.aio.workqueue import WorkQueue
 from kone.apimachinery.errors import StatusError, go_quote
 from kone.apimachinery.kinds import GVR
-from kone.apimachinery.objects import Object, dig, find_condition, labels_of, name_of, namespace_of, replace_in
+from kone.apimachinery.objects import (
+    Object,
+    dig,
+    find_condition,
+    labels_of,
+    name_of,
+    namespace_of,
+    other_conditions,
+    replace_in,
+)
 from kone.apimachinery.timestamps import format_time
 from kone.apimachinery.users import SYSTEM_MASTERS, User
 from kone.apiserver.discovery import Discovery
@@ -302,8 +311,7 @@ def with_verdict(api_service: Object, verdict: Verdict, now: float) -> Object:
         "reason": reason,
         "message": message,
     }
-    others = [c for c in dig(api_service, "status", "conditions", default=()) if c.get("type") != "Available"]
-    return replace_in(api_service, ("status", "conditions"), [*others, made])
+    return replace_in(api_service, ("status", "conditions"), [*other_conditions(api_service, "Available"), made])
 
 
 def _base(api_service: Object) -> str:

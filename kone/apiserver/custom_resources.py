@@ -13,7 +13,7 @@ from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
 from kone.aio.workqueue import WorkQueue
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import GVR
+from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, GVR
 from kone.apimachinery.objects import Object, deep_copy, dig, is_deleting, metadata, name_of, other_finalizers
 from kone.apimachinery.timestamps import format_time
 from kone.apimachinery.users import User
@@ -28,7 +28,6 @@ from kone.registry.resource import Resource
 
 log = logging.getLogger(__name__)
 
-DEFINITIONS = GVR("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 LOOK_AGAIN_S = 0.5  # while objects with finalizers hold their definition
 
 
@@ -41,10 +40,10 @@ class CustomResources:
         self._webhooks = webhooks
         self._clock = clock
         self._user = user
-        found = verbs.registry.get(DEFINITIONS)
+        found = verbs.registry.get(CUSTOMRESOURCEDEFINITIONS)
         assert found is not None, "definitions are built in"
         self._definitions: Resource = found
-        self._cache: WatchCache = verbs.caches.of(DEFINITIONS.group, DEFINITIONS.resource)
+        self._cache: WatchCache = verbs.caches.of(CUSTOMRESOURCEDEFINITIONS.group, CUSTOMRESOURCEDEFINITIONS.resource)
         self._served: dict[str, list[GVR]] = {}
         self._queue: WorkQueue[str] = WorkQueue(clock)
         self._tasks = TaskGroup("custom-resources")

@@ -32,6 +32,7 @@ from kone.apimachinery.objects import (
     labels_of,
     metadata,
     name_of,
+    other_conditions,
 )
 from kone.apimachinery.selectors import from_label_selector
 from kone.apimachinery.timestamps import format_time
@@ -226,8 +227,7 @@ def _tell_that_none_is_left(budget: Object, now: str) -> None:
         "reason": "InsufficientPods",
         "message": "",
     }
-    others = [each for each in status.get("conditions") or () if each.get("type") != "DisruptionAllowed"]
-    status["conditions"] = [*others, condition]
+    status["conditions"] = [*other_conditions(budget, "DisruptionAllowed"), condition]
 
 
 def check_budget(budget: Object) -> None:

@@ -24,7 +24,6 @@ from kone.client.events import EventRecorder
 
 log = logging.getLogger(__name__)
 
-DEFINITIONS = GVR("apiextensions.k8s.io", "v1", "customresourcedefinitions")  # they add resources while we run
 NAMESPACE_TERMINATING = "NamespaceTerminating"  # cause of the 403 for a create in a namespace that is being deleted
 
 

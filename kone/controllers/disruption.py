@@ -33,6 +33,7 @@ from kone.apimachinery.objects import (
     labels_of,
     name_of,
     namespace_of,
+    other_conditions,
     replace_in,
     uid_of,
 )
@@ -153,8 +154,7 @@ def _conditions(budget: Object, status: str, reason: str, message: str, generati
     condition["lastTransitionTime"] = since
     if generation:
         condition["observedGeneration"] = generation
-    others = [c for c in dig(budget, "status", "conditions", default=()) if c["type"] != "DisruptionAllowed"]
-    return [*others, condition]
+    return [*other_conditions(budget, "DisruptionAllowed"), condition]
 
 
 def selector_text(selector: Object | None) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import GVR, parse_api_version
+from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, GVR, parse_api_version
 from kone.apimachinery.objects import (
     Key,
     Object,
@@ -29,7 +29,6 @@ from kone.apimachinery.objects import (
 )
 from kone.client.client import EventType, Informer, Propagation
 from kone.controllers.controller import (
-    DEFINITIONS,
     Context,
     Controller,
     KeysOf,
@@ -179,7 +178,7 @@ class GarbageCollector(Reconciler):
                 self._graph.remove(uid_of(obj))
             else:
                 self._graph.put(resource, obj)
-                if resource == DEFINITIONS:
+                if resource == CUSTOMRESOURCEDEFINITIONS:
                     self._follow_new_resources()
             return [Key("", uid) for uid in to_look_at(self._graph, event, obj, before)]
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kone.apimachinery import quota as quotas
-from kone.apimachinery.kinds import GVR, RESOURCEQUOTAS
+from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, GVR, RESOURCEQUOTAS
 from kone.apimachinery.objects import Key, Object, dig, key_of, namespace_of, replace_in
 from kone.apimachinery.quota import Costs, Evaluator, Usage
 from kone.client.client import EventType, Informer
-from kone.controllers.controller import DEFINITIONS, Context, Controller, KeysOf, Reconciler, Result, Watch
+from kone.controllers.controller import Context, Controller, KeysOf, Reconciler, Result, Watch
 
 RESYNC_S = 300.0
 """How often a quota is counted although nothing happened (kube-controller-manager's --resource-quota-sync-period): what
@@ -57,8 +57,8 @@ class ResourceQuotas(Reconciler):
         yield Watch(self.primary, self._keys_of_quota)
         for resource in self._new_resources():
             yield Watch(self._follow(resource), self._keys_of(resource))
-        if DEFINITIONS in self._ctx.settings.collectable_resources():
-            yield Watch(self._ctx.client.informer(DEFINITIONS), self._keys_of_definition)
+        if CUSTOMRESOURCEDEFINITIONS in self._ctx.settings.collectable_resources():
+            yield Watch(self._ctx.client.informer(CUSTOMRESOURCEDEFINITIONS), self._keys_of_definition)
 
     def _new_resources(self) -> Iterable[GVR]:
         for resource in self._ctx.settings.namespaced_resources():

@@ -18,6 +18,7 @@ from kone.apimachinery.objects import (
     generation_of,
     is_deleting,
     name_of,
+    other_conditions,
     replace_in,
     uid_of,
 )
@@ -349,11 +350,7 @@ def _put_condition(deployment: Object, condition: Object) -> Object:
         if current.get("reason") == condition["reason"]:
             return deployment
         condition = {**condition, "lastTransitionTime": current["lastTransitionTime"]}
-    return _with_conditions(deployment, [*_without(deployment, condition["type"]), condition])
-
-
-def _without(deployment: Object, kind: str) -> list[Object]:
-    return [c for c in dig(deployment, "status", "conditions", default=[]) if c["type"] != kind]
+    return _with_conditions(deployment, [*other_conditions(deployment, condition["type"]), condition])
 
 
 def _with_conditions(deployment: Object, conditions: list[Object]) -> Object:
@@ -422,14 +419,14 @@ def with_progress(
     if not failures:
         if find_condition(deployment, "ReplicaFailure") is None:
             return deployment
-        return _with_conditions(deployment, _without(deployment, "ReplicaFailure"))
+        return _with_conditions(deployment, other_conditions(deployment, "ReplicaFailure"))
     failure = {**failures[0], "lastUpdateTime": failures[0].get("lastTransitionTime")}
     return _put_condition(deployment, failure)
 
 
 def _with_progressing(deployment: Object, before: Mapping[str, Any], new: Object | None, now: float) -> Object:
     if not has_deadline(deployment):
-        return _with_conditions(deployment, _without(deployment, "Progressing"))
+        return _with_conditions(deployment, other_conditions(deployment, "Progressing"))
     status = deployment["status"]
     current = find_condition({"status": before}, "Progressing")
     done_before = current is not None and current.get("reason") == NEW_SET_AVAILABLE
@@ -451,7 +448,7 @@ def _with_progressing(deployment: Object, before: Mapping[str, Any], new: Object
             "reason": "ReplicaSetUpdated",
             "message": f"{who} is progressing.",
         }
-        return _with_conditions(deployment, [*_without(deployment, "Progressing"), condition])
+        return _with_conditions(deployment, [*other_conditions(deployment, "Progressing"), condition])
     if _has_timed_out(deployment, now):
         message = f"{who} has timed out progressing."
         return set_condition(deployment, "Progressing", "False", TIMED_OUT, message, now)

@@ -21,6 +21,7 @@ from kone.apimachinery.objects import (
     key_of,
     metadata,
     name_of,
+    other_conditions,
     replace_in,
     with_finalizer,
     without_finalizer,
@@ -65,9 +66,8 @@ def with_ready(service_cidr: Object, wanted: Object, now: float) -> Object | Non
     found = find_condition(service_cidr, "Ready")
     if found is not None and all(found.get(field, "") == value for field, value in wanted.items()):
         return None
-    others = [c for c in dig(service_cidr, "status", "conditions", default=()) if c["type"] != "Ready"]
     condition = {**wanted, "lastTransitionTime": format_time(now)}
-    return replace_in(service_cidr, ("status", "conditions"), [*others, condition])
+    return replace_in(service_cidr, ("status", "conditions"), [*other_conditions(service_cidr, "Ready"), condition])
 
 
 # Act

@@ -20,6 +20,8 @@ from kone.apimachinery.objects import (
     key_of,
     name_of,
     namespace_of,
+    other_conditions,
+    replace_in,
     resource_version_of,
     uid_of,
 )
@@ -56,9 +58,7 @@ def with_condition(migration: Object, kind: str, reason: str, message: str, now:
     old = find_condition(migration, kind)
     since = (old or {}).get("lastTransitionTime") or format_time(now)
     new = {"type": kind, "status": "True", "lastTransitionTime": since, "reason": reason, "message": message}
-    conditions = dig(migration, "status", "conditions", default=())
-    others = [each for each in conditions if each["type"] != kind]
-    return {**migration, "status": {**(migration.get("status") or {}), "conditions": [*others, new]}}
+    return replace_in(migration, ("status", "conditions"), [*other_conditions(migration, kind), new])
 
 
 # Act

@@ -17,6 +17,7 @@ from kone.apimachinery.objects import (
     key_of,
     name_of,
     namespace_of,
+    other_conditions,
     replace_in,
     with_finalizer,
     without_finalizer,
@@ -86,8 +87,7 @@ def unused_condition(claim: Object, used: bool, now: float) -> Object | None:
 
 
 def with_unused_condition(claim: Object, condition: Object) -> Object:
-    others = [c for c in dig(claim, "status", "conditions", default=()) if c["type"] != "Unused"]
-    return replace_in(claim, ("status", "conditions"), [*others, condition])
+    return replace_in(claim, ("status", "conditions"), [*other_conditions(claim, "Unused"), condition])
 
 
 # Act

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kone.apimachinery.errors import FieldError, forbidden_field, go_quote, invalid_value, required
-from kone.apimachinery.kinds import GVR
+from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS
 from kone.apimachinery.names import is_dns1035_label, is_dns1123_subdomain
 from kone.apimachinery.objects import Object, annotations_of, dig
 from kone.apimachinery.users import User
@@ -408,7 +408,7 @@ _definition = _CustomResourceDefinition()
 
 RESOURCES: Sequence[Resource] = (
     Resource(
-        GVR("apiextensions.k8s.io", "v1", "customresourcedefinitions"),
+        CUSTOMRESOURCEDEFINITIONS,
         "CustomResourceDefinition",
         _definition,
         namespaced=False,

@@ -23,6 +23,7 @@ from kone.apimachinery.objects import (
     key_of,
     name_of,
     namespace_of,
+    other_conditions,
     resource_version_of,
 )
 from kone.apimachinery.quantity import parse_quantity
@@ -89,8 +90,7 @@ def failed(claim: Object, why: str, *, infeasible: bool, now: float) -> Object:
         "lastTransitionTime": format_time(now),
         "message": f"failed to expand pvc with {why}",
     }
-    others = [c for c in dig(claim, "status", "conditions", default=()) if c.get("type") != ERROR_CONDITION]
-    status: dict[str, Any] = {"conditions": [*others, condition]}
+    status: dict[str, Any] = {"conditions": [*other_conditions(claim, ERROR_CONDITION), condition]}
     if infeasible:
         status["allocatedResourceStatuses"] = {"storage": INFEASIBLE}
     return _patch(claim, status)

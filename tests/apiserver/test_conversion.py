@@ -14,12 +14,12 @@ from kone.admission.webhooks import CallFailed
 from kone.aio.clock import FakeClock
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.field_sets import paths
-from kone.apimachinery.kinds import GVR
+from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, GVR
 from kone.apimachinery.objects import Object
 from kone.apimachinery.patch import Patch
 from kone.apiserver.context import RequestContext
 from kone.apiserver.conversion_webhook import BadAnswer, accepted, converted_objects, review
-from kone.apiserver.custom_resources import DEFINITIONS, CustomResources
+from kone.apiserver.custom_resources import CustomResources
 from kone.apiserver.options import ListOptions
 from kone.cache.watch_cache import WatchCache
 from kone.registry.resource import Resource
@@ -103,7 +103,7 @@ class World:
     def __init__(self, full: Full, hook: Hook) -> None:
         self.verbs, self.hook = full.verbs, hook
         self.custom = CustomResources(self.verbs, FakeClock(), ADMIN, hook)
-        definitions = self.verbs.registry.get(DEFINITIONS)
+        definitions = self.verbs.registry.get(CUSTOMRESOURCEDEFINITIONS)
         assert definitions is not None
         self._definitions: Resource = definitions
 

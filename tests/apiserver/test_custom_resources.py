@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import GVR
+from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, GVR
 from kone.apimachinery.objects import Object, deep_copy, dig
 from kone.apiserver.openapi import OpenApi
 from kone.client.client import Client
@@ -18,7 +18,6 @@ from kone.registry.custom_resources import resources
 from kone.registry.registry import builtin
 from kone.testing import Cluster
 
-DEFINITIONS = GVR("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 WIDGETS = GVR("example.com", "v1", "widgets")
 
 
@@ -54,7 +53,7 @@ def widget(name: str = "w", **spec: Any) -> Object:
 async def until(client: Client, look: Callable[[], bool]) -> None:
     """Wait for a definition to change so that `look()` holds."""
     happened = asyncio.Event()
-    unsubscribe = client.informer(DEFINITIONS).subscribe(lambda *_: happened.set() if look() else None)
+    unsubscribe = client.informer(CUSTOMRESOURCEDEFINITIONS).subscribe(lambda *_: happened.set() if look() else None)
     async with asyncio.timeout(5):
         await happened.wait()
     unsubscribe()
@@ -73,11 +72,11 @@ async def client(cluster: Cluster) -> Client:
 
 async def define(client: Client, made: Object) -> Object:
     """Create a definition, and wait until its names are judged."""
-    informer = client.informer(DEFINITIONS)
+    informer = client.informer(CUSTOMRESOURCEDEFINITIONS)
     name = made["metadata"]["name"]
-    await client.create(DEFINITIONS, made)
+    await client.create(CUSTOMRESOURCEDEFINITIONS, made)
     await until(client, lambda: bool(dig(informer.get("", name), "status", "conditions", default=[])))
-    return await client.get(DEFINITIONS, name)
+    return await client.get(CUSTOMRESOURCEDEFINITIONS, name)
 
 
 def conditions(obj: Object) -> dict[str, tuple[str, str]]:
@@ -112,7 +111,9 @@ async def test_what_was_wrong_before_is_no_fault_of_an_update(client: Client) ->
     del schema["color"]["enum"]
     made = await define(client, loose)
     await client.create(WIDGETS, widget(color="green"), namespace="default")
-    await client.update(DEFINITIONS, {**made, "spec": definition()["spec"] | {"names": made["spec"]["names"]}})
+    await client.update(
+        CUSTOMRESOURCEDEFINITIONS, {**made, "spec": definition()["spec"] | {"names": made["spec"]["names"]}}
+    )
     changed = await client.patch(WIDGETS, "w", {"spec": {"replicas": 3}}, namespace="default")
     assert changed["spec"] == {"color": "green", "replicas": 3}
     with pytest.raises(StatusError, match="Unsupported value"):
@@ -142,8 +143,8 @@ async def test_a_name_that_is_taken_is_refused_until_it_is_free(client: Client) 
     with pytest.raises(StatusError) as caught:
         await client.list(GVR("example.com", "v1", "gadgets"))
     assert caught.value.code == 404
-    await client.delete(DEFINITIONS, "widgets.example.com")
-    informer = client.informer(DEFINITIONS)
+    await client.delete(CUSTOMRESOURCEDEFINITIONS, "widgets.example.com")
+    informer = client.informer(CUSTOMRESOURCEDEFINITIONS)
     await until(client, lambda: conditions(informer.get("", "gadgets.example.com") or {})["Established"][0] == "True")
     assert await client.list(GVR("example.com", "v1", "gadgets")) == []
 
@@ -151,8 +152,8 @@ async def test_a_name_that_is_taken_is_refused_until_it_is_free(client: Client) 
 async def test_objects_go_with_their_definition(client: Client) -> None:
     await define(client, definition())
     await client.create(WIDGETS, widget(), namespace="default")
-    await client.delete(DEFINITIONS, "widgets.example.com")
-    informer = client.informer(DEFINITIONS)
+    await client.delete(CUSTOMRESOURCEDEFINITIONS, "widgets.example.com")
+    informer = client.informer(CUSTOMRESOURCEDEFINITIONS)
     await until(client, lambda: informer.get("", "widgets.example.com") is None)
     with pytest.raises(StatusError) as caught:
         await client.list(WIDGETS)
@@ -184,7 +185,7 @@ async def test_what_was_stored_as_another_version_can_still_be_changed(client: C
     made = deep_copy(made)
     for version in made["spec"]["versions"]:
         version["storage"] = version["name"] == "v2"
-    await client.update(DEFINITIONS, made)
+    await client.update(CUSTOMRESOURCEDEFINITIONS, made)
     second = GVR("example.com", "v2", "widgets")
     assert (await client.get(second, "w", "default"))["apiVersion"] == "example.com/v2"
     changed = await client.patch(second, "w", {"spec": {"color": "blue"}}, namespace="default")

@@ -2,6 +2,7 @@
 
 from kone.apimachinery.kinds import (
     CONFIGMAPS,
+    CUSTOMRESOURCEDEFINITIONS,
     DEPLOYMENTS,
     GVR,
     PERSISTENTVOLUMECLAIMS,
@@ -10,7 +11,7 @@ from kone.apimachinery.kinds import (
     SERVICES,
 )
 from kone.apimachinery.objects import Object, replace_in
-from kone.controllers.controller import DEFINITIONS, Settings
+from kone.controllers.controller import Settings
 from kone.controllers.resource_quota import RESOURCE_QUOTA_CONTROLLER
 from tests.controllers.world import World
 from tests.fakes import set_pod_status
@@ -112,11 +113,13 @@ async def test_names_that_nothing_counts_have_no_use(world: World) -> None:
 async def test_a_definition_makes_its_objects_count(world: World) -> None:
     games = GVR("example.com", "v1", "games")
     known = [CONFIGMAPS]
-    settings = Settings(namespaced_resources=lambda: known, collectable_resources=lambda: [DEFINITIONS])
+    settings = Settings(namespaced_resources=lambda: known, collectable_resources=lambda: [CUSTOMRESOURCEDEFINITIONS])
     async with world.running(RESOURCE_QUOTA_CONTROLLER, settings=settings):
         made = await world.put(RESOURCEQUOTAS, quota(count__games_example_com="5"))
         known.append(games)
-        await world.put(DEFINITIONS, {"kind": "CustomResourceDefinition", "metadata": {"name": "games.example.com"}})
+        await world.put(
+            CUSTOMRESOURCEDEFINITIONS, {"kind": "CustomResourceDefinition", "metadata": {"name": "games.example.com"}}
+        )
         assert used(world, made) == {"count/games.example.com": "0"}
         await world.put(games, thing("Game", "chess"))
         await world.put(games, thing("Game", "go"))

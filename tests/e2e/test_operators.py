@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import CONFIGMAPS, GVR, LEASES
+from kone.apimachinery.kinds import CONFIGMAPS, CUSTOMRESOURCEDEFINITIONS, GVR, LEASES
 from kone.apimachinery.objects import Object
 from kone.testing import Cluster
 
@@ -31,7 +31,6 @@ OPERATOR = os.environ.get("KONE_TEST_OPERATOR", "")
 pytestmark = [pytest.mark.ring4, pytest.mark.skipif(not OPERATOR, reason="KONE_TEST_OPERATOR names no program")]
 
 GREETINGS = GVR("operator.kone.dev", "v1", "greetings")
-DEFINITIONS = GVR("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 WEBHOOKS = "admissionregistration.k8s.io", "v1"
 OPEN: Object = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 DEFINITION: Object = {
@@ -140,7 +139,7 @@ async def test_an_operator_does_its_work(tmp_path: Path) -> None:
     bundle = certificate(tmp_path)
     async with Cluster(scheduler=False) as cluster:
         client = cluster.client
-        await client.create(DEFINITIONS, DEFINITION)
+        await client.create(CUSTOMRESOURCEDEFINITIONS, DEFINITION)
         mutating = GVR(*WEBHOOKS, "mutatingwebhookconfigurations")
         validating = GVR(*WEBHOOKS, "validatingwebhookconfigurations")
         await client.create(mutating, webhook("Mutating", "/mutate-operator-kone-dev-v1-greeting", port, bundle))

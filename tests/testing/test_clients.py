@@ -15,12 +15,11 @@ import kubernetes_asyncio
 import pytest
 
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import CONFIGMAPS, DEPLOYMENTS, GVR, PODS
+from kone.apimachinery.kinds import CONFIGMAPS, CUSTOMRESOURCEDEFINITIONS, DEPLOYMENTS, GVR, PODS
 from kone.apimachinery.objects import Object
 from kone.testing import Cluster
 
 WIDGETS = GVR("example.com", "v1", "widgets")
-DEFINITIONS = GVR("apiextensions.k8s.io", "v1", "customresourcedefinitions")
 DEFINITION: Object = {
     "apiVersion": "apiextensions.k8s.io/v1",
     "kind": "CustomResourceDefinition",
@@ -142,7 +141,7 @@ async def test_kubernetes_asyncio(cluster: Cluster) -> None:
                 if event["type"] == "ADDED":
                     await core.delete_namespaced_pod("p", "default", grace_period_seconds=0)
         custom = kubernetes_asyncio.client.CustomObjectsApi(api)
-        await cluster.client.create(DEFINITIONS, DEFINITION)
+        await cluster.client.create(CUSTOMRESOURCEDEFINITIONS, DEFINITION)
         widget = {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"a": [1]}}
 
         async def created() -> Any:
@@ -183,7 +182,7 @@ async def test_a_kopf_operator(cluster: Cluster, monkeypatch: pytest.MonkeyPatch
         left.append(name)
 
     left: list[str] = []
-    await cluster.client.create(DEFINITIONS, DEFINITION)
+    await cluster.client.create(CUSTOMRESOURCEDEFINITIONS, DEFINITION)
     settings = kopf.OperatorSettings()
     settings.posting.enabled = True
     stop, ready = asyncio.Event(), asyncio.Event()
