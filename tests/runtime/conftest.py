@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.runtime.kubelet_world import World
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """As tmp_path, but short: a Unix socket's path has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="kone-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

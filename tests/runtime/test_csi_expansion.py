@@ -15,9 +15,7 @@ from kone.client.events import EventRecorder
 from kone.runtime import csi_messages
 from kone.runtime.csi_expansion import CsiExpansion, finished, wanted_size
 from kone.runtime.grpc_status import FAILED_PRECONDITION, INTERNAL, INVALID_ARGUMENT, RpcError
-from tests.runtime.test_csi_volumes import World, tmp_path, until
-
-__all__ = ["tmp_path"]
+from tests.runtime.test_csi_volumes import World, until
 
 GIB = 1 << 30
 
@@ -58,10 +56,10 @@ class Growing(World):
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[Growing]:
+async def world(short_path: Path) -> AsyncIterator[Growing]:
     from kone.runtime import mounts
 
-    made = Growing(tmp_path)
+    made = Growing(short_path)
     made.driver.abilities = (csi_messages.STAGE_UNSTAGE_VOLUME, csi_messages.EXPAND_VOLUME)
     await made.driver.start()
     made.tell()

@@ -8,8 +8,7 @@ import asyncio
 import base64
 import hashlib
 import os
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +159,8 @@ class World:
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A short one: a Unix socket's path has 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="kone-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
+async def world(short_path: Path) -> AsyncIterator[World]:
+    made = World(short_path)
     await made.driver.start()
     yield made
     await made.volumes.stop()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,10 @@ async def count(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A short one: a Unix socket's path has 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="kone-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture
-async def socket(tmp_path: Path) -> AsyncIterator[Path]:
+async def socket(short_path: Path) -> AsyncIterator[Path]:
     server = GrpcServer({ECHO: echo, COUNT: count})
-    await server.start(tmp_path / "s.sock")
-    yield tmp_path / "s.sock"
+    await server.start(short_path / "s.sock")
+    yield short_path / "s.sock"
     await server.stop()
 
 
@@ -78,8 +70,8 @@ async def test_a_call_is_given_up_after_its_time(client: Client) -> None:
     assert (late.value.code, late.value.message) == (DEADLINE_EXCEEDED, "context deadline exceeded")
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
-    client = Client(tmp_path / "none.sock")
+async def test_nobody_listens(short_path: Path) -> None:
+    client = Client(short_path / "none.sock")
     with pytest.raises(RpcError) as refused:
         await client.call(ECHO, {}, timeout_s=10.0)
     client.close()
@@ -96,11 +88,11 @@ async def test_a_socket_whose_path_is_longer_than_the_kernel_takes(socket: Path)
     client.close()
 
 
-async def test_a_server_that_was_started_anew_is_found_again(tmp_path: Path) -> None:
-    client = Client(tmp_path / "s.sock")
+async def test_a_server_that_was_started_anew_is_found_again(short_path: Path) -> None:
+    client = Client(short_path / "s.sock")
     for _ in range(2):
         server = GrpcServer({ECHO: echo})
-        await server.start(tmp_path / "s.sock")
+        await server.start(short_path / "s.sock")
         assert await client.call(ECHO, {"text": "a"}, timeout_s=10.0) == {"text": "a"}
         await server.stop()
         await settle()  # the client sees that the connection is gone

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -60,15 +59,8 @@ class World:
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A short one: a Unix socket's path has 107 bytes."""
-    with tempfile.TemporaryDirectory(prefix="kone-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
+async def world(short_path: Path) -> AsyncIterator[World]:
+    made = World(short_path)
     await made.drivers.start()
     await made.watcher.start()
     await made.driver.start()
@@ -134,11 +126,11 @@ async def test_what_fails_is_told_to_the_driver_and_tried_again(world: World) ->
     assert world.driver.told[1] == {"plugin_registered": True}
 
 
-async def test_a_plugin_of_a_type_that_nobody_handles(tmp_path: Path) -> None:
-    watcher = PluginWatcher(tmp_path / "kubelet", FakeClock(), {})
+async def test_a_plugin_of_a_type_that_nobody_handles(short_path: Path) -> None:
+    watcher = PluginWatcher(short_path / "kubelet", FakeClock(), {})
     await watcher.start()
-    driver = CsiDriver(tmp_path / "driver")
-    await driver.register(tmp_path / "kubelet")
+    driver = CsiDriver(short_path / "driver")
+    await driver.register(short_path / "kubelet")
     await until(lambda: bool(driver.told))
     assert driver.told[0]["error"].startswith(
         "RegisterPlugin error -- no handler registered for plugin type: CSIPlugin at socket "
@@ -147,17 +139,17 @@ async def test_a_plugin_of_a_type_that_nobody_handles(tmp_path: Path) -> None:
     await driver.unregister()
 
 
-async def test_a_host_that_has_no_inotify_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_that_has_no_inotify_left(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(changed: Callable[[], None]) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr("kone.runtime.plugin_watcher.DirectoryWatch", refuse)
     clock = FakeClock()
-    watcher = PluginWatcher(tmp_path / "kubelet", clock, {})
+    watcher = PluginWatcher(short_path / "kubelet", clock, {})
     await watcher.start()
     await settle()
-    driver = CsiDriver(tmp_path / "driver")
-    await driver.register(tmp_path / "kubelet")
+    driver = CsiDriver(short_path / "driver")
+    await driver.register(short_path / "kubelet")
     async with asyncio.timeout(30):
         while not driver.told:
             await clock.advance(POLL_S)

@@ -11,14 +11,12 @@ from kone.aio.clock import FakeClock
 from kone.apimachinery.kinds import PERSISTENTVOLUMES
 from kone.runtime import csi_messages, metrics, mounts
 from kone.runtime.volume_stats import ClaimedUse, VolumeStats
-from tests.runtime.test_csi_volumes import World, tmp_path
-
-__all__ = ["tmp_path"]
+from tests.runtime.test_csi_volumes import World
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    made = World(tmp_path)
+async def world(short_path: Path) -> AsyncIterator[World]:
+    made = World(short_path)
     made.driver.abilities = (csi_messages.STAGE_UNSTAGE_VOLUME, csi_messages.GET_VOLUME_STATS)
     await made.driver.start()
     made.tell()

@@ -6,11 +6,16 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from kone.apimachinery.objects import Object
+from kone.aio.clock import FakeClock, settle
+from kone.apimachinery.kinds import PODS
+from kone.apimachinery.objects import Object, dig, find_condition
+from kone.client.events import EventRecorder
 from kone.scheduler.framework import Framework, NoFit, Nominator, Placement
 from kone.scheduler.plugins import DEFAULT
 from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.scheduler import Scheduler
 from kone.scheduler.snapshot import Cluster
+from tests.fakes import FakeClient
 
 _uids = itertools.count(1)
 
@@ -84,3 +89,28 @@ class World:
         found = self.framework.place(PodInfo(made))
         assert isinstance(found, NoFit)
         return found
+
+
+class Scheduling:
+    """A scheduler over an API of its own, on the fake clock."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.client = FakeClient(self.clock)
+        self.recorder = EventRecorder(self.client, "default-scheduler", clock=self.clock)
+        self.scheduler = Scheduler(self.client, {self.recorder.component: self.recorder}, self.clock)
+
+    async def stop(self) -> None:
+        await self.scheduler.stop()
+        await self.recorder.stop()
+
+    async def settle(self) -> None:
+        await settle()
+        await self.clock.advance(0.1)
+
+    def where(self, made: Object) -> str:
+        return str(dig(self.client.look(PODS, made), "spec", "nodeName", default=""))
+
+    def why(self, made: Object) -> str:
+        """The message of the condition PodScheduled."""
+        return str((find_condition(self.client.look(PODS, made), "PodScheduled") or {}).get("message", ""))

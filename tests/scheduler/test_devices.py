@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from kone.aio.clock import FakeClock, settle
 from kone.apimachinery.device_taints import tolerates
 from kone.apimachinery.kinds import (
     DEVICECLASSES,
@@ -21,13 +20,10 @@ from kone.apimachinery.kinds import (
 )
 from kone.apimachinery.objects import Object, dig, find_condition
 from kone.apimachinery.quantity import parse_quantity
-from kone.client.events import EventRecorder
 from kone.scheduler.device_allocation import NotOnThisNode, Taken, allocate, consumption
 from kone.scheduler.device_selectors import SelectorError, selects
 from kone.scheduler.devices import Device, gather
-from kone.scheduler.scheduler import Scheduler
-from tests.fakes import FakeClient
-from tests.scheduler.support import node, pod
+from tests.scheduler.support import Scheduling, node, pod
 
 DRIVER = "gpu.example.com"
 N1, N2 = node("n1"), node("n2", labels={"rack": "r1"})
@@ -373,12 +369,9 @@ def test_what_drivers_are_told_and_from_where_the_devices_can_be_reached() -> No
 # -- the scheduler --------------------------------------------------------------------------------------------------
 
 
-class World:
+class World(Scheduling):
     def __init__(self) -> None:
-        self.clock = FakeClock()
-        self.client = FakeClient(self.clock)
-        self.recorder = EventRecorder(self.client, "default-scheduler", clock=self.clock)
-        self.scheduler = Scheduler(self.client, {"default-scheduler": self.recorder}, self.clock)
+        super().__init__()
         for each in CLASSES.values():
             self.client.put(DEVICECLASSES, each)
 
@@ -392,16 +385,6 @@ class World:
         wanted = [{"name": "dev", "resourceClaimName": claim_name}]
         return self.client.put(PODS, pod(name, resourceClaims=wanted, **more))
 
-    async def settle(self) -> None:
-        await settle()
-        await self.clock.advance(0.1)
-
-    def where(self, made: Object) -> str:
-        return str(dig(self.client.look(PODS, made), "spec", "nodeName", default=""))
-
-    def why(self, made: Object) -> str:
-        return str((find_condition(self.client.look(PODS, made), "PodScheduled") or {}).get("message", ""))
-
     def claim(self, name: str = "c") -> Object:
         return self.client.look(RESOURCECLAIMS, claim(name=name))
 
@@ -410,8 +393,7 @@ class World:
 async def world() -> AsyncIterator[World]:
     made = World()
     yield made
-    await made.scheduler.stop()
-    await made.recorder.stop()
+    await made.stop()
 
 
 async def test_a_pod_gets_a_device_and_the_claim_says_so(world: World) -> None:

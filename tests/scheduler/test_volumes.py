@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from kone.aio.clock import FakeClock, settle
 from kone.apimachinery.kinds import (
     CSIDRIVERS,
     CSINODES,
@@ -21,12 +20,9 @@ from kone.apimachinery.kinds import (
 )
 from kone.apimachinery.objects import Object, annotations_of, dig, find_condition, is_deleting, replace_in
 from kone.apimachinery.volume_claims import BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE
-from kone.client.events import EventRecorder
 from kone.scheduler.plugins.volume_binding import TIMEOUT_S
-from kone.scheduler.scheduler import Scheduler
-from tests.fakes import FakeClient
+from tests.scheduler.support import Scheduling, node, pod
 from tests.scheduler.support import World as PlainWorld
-from tests.scheduler.support import node, pod
 
 
 def claim(name: str = "data", *, on: str = "", size: str = "1Gi", class_name: str = "late", **spec: Any) -> Object:
@@ -70,12 +66,9 @@ def storage_class(
     }
 
 
-class World:
+class World(Scheduling):
     def __init__(self) -> None:
-        self.clock = FakeClock()
-        self.client = FakeClient(self.clock)
-        self.recorder = EventRecorder(self.client, "default-scheduler", clock=self.clock)
-        self.scheduler = Scheduler(self.client, {self.recorder.component: self.recorder}, self.clock)
+        super().__init__()
         self.client.put(STORAGECLASSES, storage_class())
 
     def put(self, *objects: Object) -> None:
@@ -95,16 +88,6 @@ class World:
         volumes = [{"name": c, "persistentVolumeClaim": {"claimName": c}} for c in claims]
         return self.client.put(PODS, pod(name, volumes=volumes, **spec))
 
-    async def settle(self) -> None:
-        await settle()
-        await self.clock.advance(0.1)
-
-    def where(self, made: Object) -> str:
-        return str(dig(self.client.look(PODS, made), "spec", "nodeName", default=""))
-
-    def why(self, made: Object) -> str:
-        return str((find_condition(self.client.look(PODS, made), "PodScheduled") or {}).get("message", ""))
-
     def claim(self, name: str = "data") -> Object:
         return self.client.look(PERSISTENTVOLUMECLAIMS, claim(name))
 
@@ -122,8 +105,7 @@ class World:
 async def world() -> AsyncIterator[World]:
     made = World()
     yield made
-    await made.scheduler.stop()
-    await made.recorder.stop()
+    await made.stop()
 
 
 async def test_a_claim_that_is_not_there_keeps_the_pod_until_it_is(world: World) -> None:
