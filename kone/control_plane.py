@@ -49,7 +49,8 @@ from kone.registry import metrics
 from kone.registry.allocators import AllocationError, Allocators
 from kone.registry.registry import builtin
 from kone.registry.resource import Registry
-from kone.store.store import Store, StoreError, open_store
+from kone.store.opening import open_store
+from kone.store.store import Store, StoreError
 
 if TYPE_CHECKING:
     from kone.controllers.controller import Manager

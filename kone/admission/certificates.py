@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 
-from kone.admission.chain import Attributes, Authorizer, Plugin
+from kone.admission.plugin import Attributes, Authorizer, Plugin
 from kone.apimachinery.access import AccessRequest
 from kone.apimachinery.errors import forbidden_field, invalid
 from kone.apimachinery.objects import dig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.admission.chain import Attributes, Cache, Caches, Plugin
+from kone.admission.plugin import Attributes, Cache, Caches, Plugin
 from kone.apimachinery.objects import annotations_of, metadata, name_of
 
 STORAGE_MARKS = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.admission.chain import Attributes, Plugin
+from kone.admission.plugin import Attributes, Plugin
 
 SECONDS = 300
 KEYS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")

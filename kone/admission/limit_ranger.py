@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kone.admission.chain import Attributes, Caches, Plugin
+from kone.admission.plugin import Attributes, Caches, Plugin
 from kone.apimachinery.objects import Object, annotations_of, dig, is_deleting
 from kone.apimachinery.quantity import ZERO, Quantity, parse_quantity
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from kone.admission.chain import Attributes, Caches, Plugin
+from kone.admission.plugin import Attributes, Caches, Plugin
 from kone.apimachinery.errors import internal_error, not_found
 from kone.apimachinery.objects import (
     Object,

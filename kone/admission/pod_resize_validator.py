@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.admission.chain import Attributes, Caches, Plugin
+from kone.admission.plugin import Attributes, Caches, Plugin
 from kone.apimachinery.errors import StatusError, go_quote
 from kone.apimachinery.objects import Object, dig, generation_of, labels_of
 from kone.apimachinery.pod_resources import amounts, pod_requests

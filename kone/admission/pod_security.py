@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from kone.admission.chain import Attributes, Caches, Plugin
+from kone.admission.plugin import Attributes, Caches, Plugin
 from kone.admission.pod_security_checks import Level, details, evaluate, reasons
 from kone.apimachinery.errors import FieldError, internal_error, invalid, invalid_value
 from kone.apimachinery.objects import Object, annotations_of, controller_of, dig, labels_of, name_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.admission.chain import Attributes, Caches, Plugin
+from kone.admission.plugin import Attributes, Caches, Plugin
 from kone.apimachinery.objects import dig, labels_of
 
 LABELS = ("topology.kubernetes.io/zone", "topology.kubernetes.io/region")

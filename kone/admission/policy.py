@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kone.admission.chain import Attributes, Authorizer, Caches, Plugin
+from kone.admission.plugin import Attributes, Authorizer, Caches, Plugin
 from kone.admission.policy_source import Applier, ConfigurationError, Evaluation, Policies, Policy, compiled
 from kone.admission.webhooks_matching import Matcher, is_exempt
 from kone.apimachinery.cel import RUNTIME_BUDGET, CelError, CelSyntaxError, Program

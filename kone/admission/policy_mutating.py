@@ -9,7 +9,7 @@ import base64
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
-from kone.admission.chain import Attributes, Authorizer, Caches, Plugin
+from kone.admission.plugin import Attributes, Authorizer, Caches, Plugin
 from kone.admission.policy_merge import CannotMerge, merge
 from kone.admission.policy_source import Applier, ConfigurationError, Policies, Policy, compiled
 from kone.admission.webhooks import Finish

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from kone.admission.chain import Attributes, Authorizer, Caches
+from kone.admission.plugin import Attributes, Authorizer, Caches
 from kone.admission.policy_variables import variables_of
 from kone.admission.webhooks_matching import Invocation, Matcher, rule_matches
 from kone.apimachinery.cel import MATCH_CONDITIONS_BUDGET, CelError, CelSyntaxError, Lazy, Program

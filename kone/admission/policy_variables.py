@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kone.admission.chain import Attributes, Authorizer
+from kone.admission.plugin import Attributes, Authorizer
 from kone.admission.webhooks_matching import Invocation
 from kone.apimachinery.access import AccessRequest
 from kone.apimachinery.cel_values import parse_timestamp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.admission.chain import Attributes, Caches, Plugin
+from kone.admission.plugin import Attributes, Caches, Plugin
 from kone.apimachinery.objects import Object, name_of
 
 PODS = ("", "pods")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from kone.admission.chain import Attributes, Caches, Plugin
+from kone.admission.plugin import Attributes, Caches, Plugin
 from kone.aio.clock import Clock
 from kone.apimachinery.objects import Object, dig, name_of, replace_in, resource_version_of
 from kone.apimachinery.quantity import ZERO, Quantity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.admission.chain import Attributes, Escalation, Plugin
+from kone.admission.plugin import Attributes, Escalation, Plugin
 
 GROUP = "rbac.authorization.k8s.io"
 

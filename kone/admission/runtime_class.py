@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kone.admission.chain import Attributes, Caches, Plugin
+from kone.admission.plugin import Attributes, Caches, Plugin
 from kone.apimachinery.objects import Object, dig
 from kone.apimachinery.quantity import parse_quantity
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from kone.admission.chain import Attributes, Cache, Caches, Plugin
+from kone.admission.plugin import Attributes, Cache, Caches, Plugin
 from kone.aio.clock import Clock
 from kone.apimachinery.names import generate_name
 from kone.apimachinery.objects import Object, annotations_of, dig, name_of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.admission.chain import Attributes, Plugin
+from kone.admission.plugin import Attributes, Plugin
 
 FINALIZERS = {
     ("", "persistentvolumes"): "kubernetes.io/pv-protection",

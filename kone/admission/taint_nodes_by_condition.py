@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kone.admission.chain import Attributes, Plugin
+from kone.admission.plugin import Attributes, Plugin
 
 NOT_READY = "node.kubernetes.io/not-ready"
 

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from kone.admission.chain import Attributes, Authorizer, Caches, Plugin
+from kone.admission.plugin import Attributes, Authorizer, Caches, Plugin
 from kone.admission.policy_variables import variables_of
 from kone.admission.webhooks_matching import Invocation, Matcher, hooks_of, is_exempt
 from kone.admission.webhooks_review import BadAnswer, Response, denial, read, review

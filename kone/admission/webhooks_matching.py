@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kone.admission.chain import Attributes, Caches
+from kone.admission.plugin import Attributes, Caches
 from kone.apimachinery.errors import not_found
 from kone.apimachinery.kinds import GVK, GVR
 from kone.apimachinery.objects import Object, labels_of
 from kone.apimachinery.selectors import from_label_selector
-from kone.registry import conversion
+from kone.registry import versions
 from kone.registry.resource import Registry
 
 CONFIGURATIONS = frozenset(
@@ -117,7 +117,7 @@ class Matcher:
         source, target = self._registry.get(own), self._registry.get(invocation.resource)
         if source is None or target is None:
             return obj
-        shown = await conversion.converted(obj, source, target)
+        shown = await versions.converted(obj, source, target)
         return {**shown, "kind": invocation.kind.kind, "apiVersion": invocation.kind.api_version}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from kone.admission.chain import Attributes
+from kone.admission.plugin import Attributes
 from kone.admission.policy_variables import request_object
 from kone.admission.webhooks_matching import Invocation
 from kone.apimachinery.errors import StatusError, go_quote

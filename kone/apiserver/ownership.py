@@ -17,7 +17,7 @@ from kone.apimachinery.objects import Object, metadata
 from kone.apimachinery.structure import CUSTOM, built_in
 from kone.apiserver import codec, yaml_text
 from kone.apiserver.context import RequestContext
-from kone.registry import conversion
+from kone.registry import versions
 from kone.registry.resource import Registry, Resource
 from kone.registry.strategy import StatusStrategy
 
@@ -121,11 +121,11 @@ class Ownership:
             return found
 
     async def _in_version(self, resource: Resource, subresource: str, wanted: Wanted) -> InVersion | None:
-        target = conversion.version_of(self._registry, resource, wanted.api_version)
-        source = conversion.version_of(self._registry, resource, wanted.obj.get("apiVersion", ""))
+        target = versions.version_of(self._registry, resource, wanted.api_version)
+        source = versions.version_of(self._registry, resource, wanted.obj.get("apiVersion", ""))
         if target is None or source is None:
             return None
-        obj = await conversion.converted(wanted.obj, source, target)
+        obj = await versions.converted(wanted.obj, source, target)
         return InVersion(obj, self.rules(target, subresource))
 
 

@@ -5,7 +5,7 @@ Rules and texts: kubernetes/pkg/registry/core/pod/storage.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kone.apimachinery.errors import (
     FieldError,
@@ -38,10 +38,8 @@ from kone.apimachinery.selectors import from_label_selector
 from kone.apimachinery.timestamps import format_time
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
 from kone.apiserver.options import parse_delete_body
+from kone.apiserver.verbs import Verbs
 from kone.registry.resource import Resource
-
-if TYPE_CHECKING:
-    from kone.apiserver.verbs import Verbs
 
 DISRUPTED_PODS_MAX: Final = 2000
 SUCCESS: Final[Object] = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}

@@ -21,7 +21,7 @@ from kone.apimachinery.selectors import FieldSelector, LabelSelector, parse_fiel
 from kone.apiserver.context import Answer
 from kone.apiserver.options import NO_OPTIONS, ListOptions, decode_continue, encode_continue, parse_uint
 from kone.cache.watch_cache import Caches, WatchCache, Watcher
-from kone.registry import conversion
+from kone.registry import versions
 from kone.registry.resource import Resource
 from kone.store.store import Compacted, Entry, Event, FutureRevision, Store, key_for, prefix_for
 
@@ -228,13 +228,13 @@ class Reads:
         remaining: int | None = None
         continue_ = ""
         if not selection.everything:
-            entries = [each for each in await conversion.shown(resource, entries) if selection.matches(each.obj)]
+            entries = [each for each in await versions.shown(resource, entries) if selection.matches(each.obj)]
         if 0 < limit < len(entries):
             remaining = len(entries) - limit if selection.everything else None
             entries = entries[:limit]
             continue_ = encode_continue(revision, entries[-1].key.removeprefix(prefix) + "\0")
         if selection.everything:
-            entries = await conversion.shown(resource, entries)
+            entries = await versions.shown(resource, entries)
         return ListPage(entries, revision, continue_, remaining)
 
     def _check_reached(self, version: int) -> None:
@@ -302,7 +302,7 @@ class Watch:
         """The state that the watch begins with, as ADDED events; asked for once. Raises StatusError where a state
         cannot be converted to the version that is watched."""
         entries, self._initial = self._initial, []
-        events = [Event("ADDED", entry, None) for entry in await conversion.shown(self.resource, entries)]
+        events = [Event("ADDED", entry, None) for entry in await versions.shown(self.resource, entries)]
         return events if self._selection.everything else self._select(events)
 
     async def next(self, timeout_s: float | None) -> list[Event]:
@@ -324,7 +324,7 @@ class Watch:
     async def _converted(self, events: list[Event]) -> list[Event]:
         """In the version that is watched; what they were before only where the selection is to judge it."""
         befores = [] if self._selection.everything else [e.before for e in events if e.before is not None]
-        made = iter(await conversion.shown(self.resource, [*(event.entry for event in events), *befores]))
+        made = iter(await versions.shown(self.resource, [*(event.entry for event in events), *befores]))
         entries = [next(made) for _ in events]
         return [
             Event(event.type, entry, next(made) if befores and event.before is not None else None)

@@ -6,7 +6,7 @@ Nothing is stored. Rules and texts: kubernetes/pkg/registry/authentication and a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kone.apimachinery.access import AccessRequest
 from kone.apimachinery.errors import (
@@ -22,13 +22,11 @@ from kone.apimachinery.selectors import parse_field_selector
 from kone.apimachinery.timestamps import format_time
 from kone.apimachinery.users import User
 from kone.apiserver.context import Answer, RequestContext
+from kone.apiserver.verbs import Verbs
 from kone.auth.authentication import Authenticator, user_info
 from kone.auth.authorizer import Authorizer
 from kone.auth.tokens import ServiceAccountTokens
 from kone.registry.resource import Resource
-
-if TYPE_CHECKING:
-    from kone.apiserver.verbs import Verbs
 
 ONE_OF = "exactly one of nonResourceAttributes or resourceAttributes must be specified"
 

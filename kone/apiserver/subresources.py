@@ -6,8 +6,7 @@ shows a part of it; the rest are actions.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVK
@@ -18,16 +17,8 @@ from kone.apiserver.context import Answer, RequestContext
 from kone.apiserver.ownership import check_config
 from kone.apiserver.reviews import Reviews
 from kone.apiserver.scale import SCALE, check_replicas, scale_of, scale_spec, scaled
+from kone.apiserver.verbs import Actions, Verbs
 from kone.registry.resource import Resource
-
-if TYPE_CHECKING:
-    from kone.apiserver.verbs import Verbs
-
-Action = Callable[["Verbs", RequestContext, Resource, str, str, Object], Awaitable[Answer]]
-"""(verbs, context, resource, namespace, name, body) -> answer."""
-
-Actions = dict[tuple[str, str, str], Action]
-"""By (group, resource, subresource)."""
 
 AUTHENTICATION: Final = "authentication.k8s.io"
 AUTHORIZATION: Final = "authorization.k8s.io"

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from kone.admission.chain import Attributes, Authorizer, Chain
+from kone.admission.chain import Chain
+from kone.admission.plugin import Attributes, Authorizer
 from kone.aio.clock import Clock
 from kone.apimachinery import patch as patching
 from kone.apimachinery import schema
@@ -53,7 +54,6 @@ from kone.apiserver.lanes import Lanes, Planned, State
 from kone.apiserver.options import ListOptions
 from kone.apiserver.ownership import Ownership, check_config, keep_times
 from kone.apiserver.reads import Reads
-from kone.apiserver.subresources import Actions
 from kone.cache.watch_cache import Caches
 from kone.registry import generic
 from kone.registry.allocators import Allocators
@@ -69,6 +69,12 @@ NAME_ALPHABET: Final = "bcdfghjklmnpqrstvwxz2456789"
 
 Make = Callable[[Object | None], Awaitable[Object]]
 """Gives the wanted object, a private copy, from the live one (None where there is none)."""
+
+Action = Callable[["Verbs", RequestContext, Resource, str, str, Object], Awaitable[Answer]]
+"""A POST that creates no object: (verbs, context, resource, namespace, name, body) -> answer."""
+
+Actions = dict[tuple[str, str, str], Action]
+"""By (group, resource, subresource); subresources.actions makes them."""
 
 
 @dataclass(frozen=True, slots=True)

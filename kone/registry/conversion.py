@@ -8,16 +8,12 @@ that reads or writes an object in another version may have to wait.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import orjson
 
-from kone.apimachinery.kinds import GVR, parse_api_version
 from kone.apimachinery.objects import Object
 from kone.store.store import Entry
-
-if TYPE_CHECKING:
-    from kone.registry.resource import Registry, Resource
 
 
 class Conversion(Protocol):
@@ -64,26 +60,3 @@ class Renaming:
 
     def remember(self, entry: Entry) -> None:
         """What is stored is never what is spoken."""
-
-
-async def shown(resource: Resource, entries: list[Entry]) -> list[Entry]:
-    """Stored states in the version of the resource. Raises StatusError."""
-    return entries if resource.conversion is None else await resource.conversion.shown(entries)
-
-
-async def converted(obj: Object, source: Resource, target: Resource) -> Object:
-    """An object of one version in another version of the same resource. Raises StatusError."""
-    if source.gvr == target.gvr:
-        return obj
-    if source.conversion is not None and source.custom is None:
-        obj = await source.conversion.to_storage(obj)
-    return obj if target.conversion is None else await target.conversion.from_storage(obj)
-
-
-def version_of(registry: Registry, resource: Resource, api_version: str) -> Resource | None:
-    """The resource in another of its versions; None where there is no such version."""
-    group, version = parse_api_version(api_version)
-    if api_version in resource.versions:
-        return resource.versions[api_version]
-    found = registry.get(GVR(group, version, resource.gvr.resource))
-    return found if found is not None and found.storage_key == resource.storage_key else None

@@ -7,20 +7,17 @@ else did:
     [made] = await store.commit(Write(key, pod, expected=0))
     await store.commit(Write(key, replace_in(made.obj, ("status",), status), expected=made.revision))
 
-The implementation (log_store.py over sql.py) is imported by `open_store`, so that who only needs the words pays for no
-SQL.
+opening.py opens one; the implementation is log_store.py over sql.py, so that who only needs the words pays for no SQL.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import orjson
 
-from kone.aio.clock import Clock, SystemClock
 from kone.apimachinery.objects import Object
 
 ROOT = "/registry/"
@@ -292,32 +289,3 @@ class Retention:
     max_events: int = 50_000
     max_bytes: int = 32 * 2**20  # of encoded objects
     max_age_s: float = 300.0  # upstream compacts every 5 min, so that clients are used to no more than that
-
-
-async def open_store(
-    url: str,
-    *,
-    retention: Retention | None = None,
-    clock: Clock | None = None,
-    protect: bool | None = None,
-    sealer: Sealer | None = None,
-) -> Store:
-    """Open "sqlite:///relative/path", "sqlite:////absolute/path", "memory://" or "postgresql://user@host/database".
-
-    `sealer` encrypts what is stored; what was stored otherwise is rewritten before this returns. With `protect` (the
-    default under pytest) the objects handed out raise TypeError when somebody changes them.
-    Raises DatastoreLocked, DatastoreTooNew, DatastoreUnwritable, DatastoreError: one line that says what to do.
-    """
-    from kone.store.log_store import LogStore
-    from kone.store.sql import open_log
-
-    if protect is None:
-        protect = "pytest" in sys.modules
-    log = await open_log(url)
-    try:
-        return await LogStore.load(
-            log, retention or Retention(), clock or SystemClock(), protect=protect, sealer=sealer
-        )
-    except BaseException:
-        await log.close()
-        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kone.admission.chain import Attributes, Operation, Plugin
+from kone.admission.plugin import Attributes, Operation, Plugin
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVK, GVR, PODS
 from kone.apimachinery.objects import Object, name_of

@@ -13,11 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from kone.admission.certificates import CertificateApproval, CertificateSigning, CertificateSubjectRestriction
-from kone.admission.chain import Attributes, default_chain
+from kone.admission.chain import default_chain
 from kone.admission.default_classes import DefaultIngressClass, DefaultStorageClass
 from kone.admission.limit_ranger import LimitRanger
 from kone.admission.node_restriction import NodeRestriction
 from kone.admission.persistent_volume_claim_resize import PersistentVolumeClaimResize
+from kone.admission.plugin import Attributes
 from kone.admission.pod_topology_labels import PodTopologyLabels
 from kone.admission.storage_object_in_use_protection import StorageObjectInUseProtection
 from kone.admission.taint_nodes_by_condition import TaintNodesByCondition

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kone.admission.chain import Attributes
+from kone.admission.plugin import Attributes
 from kone.admission.policy import ValidatingAdmissionPolicy
 from kone.admission.webhooks_matching import Matcher
 from kone.apimachinery.errors import StatusError

@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
-from kone.admission.chain import Attributes, Chain
+from kone.admission.chain import Chain
+from kone.admission.plugin import Attributes
 from kone.admission.webhooks import (
     CallFailed,
     MutatingAdmissionWebhook,

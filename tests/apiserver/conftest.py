@@ -42,7 +42,7 @@ from kone.registry.allocators import Allocators
 from kone.registry.registry import builtin
 from kone.registry.resource import Registry, Resource, ScaleSpec
 from kone.registry.strategy import SpecStrategy, StatusStrategy, Strategy
-from kone.store.store import open_store
+from kone.store.opening import open_store
 
 ADMIN = User("admin", groups=(SYSTEM_MASTERS, "system:authenticated"))
 

@@ -11,7 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from kone.admission.chain import Attributes, Chain, Plugin
+from kone.admission.chain import Chain
+from kone.admission.plugin import Attributes, Plugin
 from kone.apimachinery.objects import Object
 from kone.apiserver.app import ApiServer
 from kone.apiserver.audit import Audit, source_ips

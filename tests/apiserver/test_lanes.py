@@ -11,7 +11,8 @@ from kone.aio.clock import FakeClock
 from kone.apimachinery.objects import deep_copy
 from kone.apiserver.context import Answer
 from kone.apiserver.lanes import Lanes, Plan, Planned, State
-from kone.store.store import Entry, Event, KeyMissing, RevisionConflict, Store, Write, open_store
+from kone.store.opening import open_store
+from kone.store.store import Entry, Event, KeyMissing, RevisionConflict, Store, Write
 
 KEY = "/registry/core/configmaps/ns/a"
 

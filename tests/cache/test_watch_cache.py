@@ -13,7 +13,8 @@ from kone.aio.clock import FakeClock, settle
 from kone.apimachinery.objects import Object, dig
 from kone.cache.watch_cache import Caches, Entry, WatchCache, Watcher
 from kone.store.log_store import LOOK_EVERY_S
-from kone.store.store import Compacted, Event, FutureRevision, Retention, Store, Write, key_for, open_store
+from kone.store.opening import open_store
+from kone.store.store import Compacted, Event, FutureRevision, Retention, Store, Write, key_for
 
 
 def pod(name: str, namespace: str = "default", node: str = "") -> Write:

@@ -14,6 +14,7 @@ import pytest
 from kone.aio.clock import FakeClock, settle
 from kone.apimachinery.objects import Object, replace_in
 from kone.store.log_store import LOOK_EVERY_S, LogStore
+from kone.store.opening import open_store
 from kone.store.store import (
     Compacted,
     Event,
@@ -27,7 +28,6 @@ from kone.store.store import (
     StoreError,
     Write,
     key_for,
-    open_store,
     prefix_for,
 )
 from tests.contracts.postgres import postgres_server

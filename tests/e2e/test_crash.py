@@ -17,7 +17,8 @@ import aiohttp
 import pytest
 import yaml
 
-from kone.store.store import open_store, prefix_for
+from kone.store.opening import open_store
+from kone.store.store import prefix_for
 from tests.e2e.node_process import BARE_API, NodeProcess
 
 pytestmark = pytest.mark.ring4

@@ -6,15 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kone.store.store import (
-    DatastoreError,
-    DatastoreFailed,
-    DatastoreLocked,
-    DatastoreUnwritable,
-    KeyExists,
-    Write,
-    open_store,
-)
+from kone.store.opening import open_store
+from kone.store.store import DatastoreError, DatastoreFailed, DatastoreLocked, DatastoreUnwritable, KeyExists, Write
 from tests.contracts.postgres import PostgresServer, postgres_server
 
 pytestmark = pytest.mark.ring3

@@ -10,8 +10,9 @@ from kone.aio.clock import FakeClock
 from kone.apimachinery.objects import Object
 from kone.store.log import DELETE
 from kone.store.log_store import LogStore
+from kone.store.opening import open_store
 from kone.store.sealing import SealError
-from kone.store.store import DatastoreError, DatastoreFailed, Retention, Write, key_for, open_store
+from kone.store.store import DatastoreError, DatastoreFailed, Retention, Write, key_for
 from tests.store.fake_log import FakeLog
 
 KEY = key_for("", "secrets", "ns", "a")

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from kone.aio.clock import FakeClock
 from kone.store import sql
 from kone.store.log_store import LOOK_EVERY_S, LogStore
+from kone.store.opening import open_store
 from kone.store.store import (
     DatastoreError,
     DatastoreFailed,
@@ -29,7 +30,6 @@ from kone.store.store import (
     Retention,
     Store,
     Write,
-    open_store,
 )
 
 KEY = "/registry/core/configmaps/default/a"
@@ -218,7 +218,8 @@ async def test_a_full_disk_refuses_writes_serves_reads_and_is_over_when_there_is
 
 WRITER = """
 import asyncio, sys
-from kone.store.store import Write, open_store
+from kone.store.opening import open_store
+from kone.store.store import Write
 
 async def main():
     store = await open_store(sys.argv[1])
