@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from kone.admission.plugin import Attributes, Plugin
+from kone.apimachinery.taints import NOT_READY, UNREACHABLE
 
 SECONDS = 300
-KEYS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 
 class DefaultTolerationSeconds(Plugin):
@@ -17,7 +17,7 @@ class DefaultTolerationSeconds(Plugin):
         tolerations = spec.get("tolerations") or []
         missing = [
             {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": SECONDS}
-            for key in KEYS
+            for key in (NOT_READY, UNREACHABLE)
             if not any(t.get("key", "") in (key, "") and t.get("effect", "") in ("NoExecute", "") for t in tolerations)
         ]
         if missing:

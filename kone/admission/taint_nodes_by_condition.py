@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from kone.admission.plugin import Attributes, Plugin
-
-NOT_READY = "node.kubernetes.io/not-ready"
+from kone.apimachinery.taints import NOT_READY
 
 
 class TaintNodesByCondition(Plugin):

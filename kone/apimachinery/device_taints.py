@@ -1,4 +1,4 @@
-"""Taints of devices: which a toleration covers, and which devices a DeviceTaintRule means (resource.k8s.io)."""
+"""Which devices a DeviceTaintRule means (resource.k8s.io)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from kone.apimachinery.objects import dig
-
-
-def tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
-    """resourceclaim.ToleratesTaint: an empty key with Exists tolerates all, an empty effect every effect."""
-    if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
-        return False
-    if toleration.get("key") and toleration["key"] != taint.get("key"):
-        return False
-    if (toleration.get("operator") or "Equal") == "Exists":
-        return True
-    return (toleration.get("value") or "") == (taint.get("value") or "")
 
 
 def means(rule: Mapping[str, Any], driver: str, pool: str, device: str) -> bool:

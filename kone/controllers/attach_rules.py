@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kone.apimachinery.objects import Object, dig, find_condition, is_deleting, name_of, namespace_of
+from kone.apimachinery.taints import OUT_OF_SERVICE, taints_of
 from kone.apimachinery.volume_attachments import attached_names, attachment_name, unique_name
 
-OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 ATTACH_TIMEOUT_S = 120.0  # csiTimeout: how long an attacher may take before its users are told
 UNMOUNT_WAIT_S = 360.0  # maxWaitForUnmountDuration: how long a node that is not well may keep a volume
 _SHARED = frozenset(("ReadWriteMany", "ReadOnlyMany"))
@@ -154,7 +154,7 @@ def _judge_unwanted(plan: NodePlan, node: Object | None, each: Attachment, unwan
     if is_deleting(each.object):
         return  # the attacher detaches it; when it is done, the attachment is gone
     if node is not None and each.unique_name in dig(node, "status", "volumesInUse", default=()):
-        out_of_service = any(taint.get("key") == OUT_OF_SERVICE for taint in dig(node, "spec", "taints", default=()))
+        out_of_service = any(taint.get("key") == OUT_OF_SERVICE for taint in taints_of(node))
         if not out_of_service and (_is_ready(node) or unwanted_s < UNMOUNT_WAIT_S):
             if each.attached:
                 plan.attached.append(each.unique_name)

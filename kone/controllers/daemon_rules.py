@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kone.apimachinery import node_selectors
+from kone.apimachinery import taints as tainting
 from kone.apimachinery.objects import (
     Object,
     annotations_of,
@@ -20,7 +21,6 @@ from kone.apimachinery.objects import (
     replace_in,
 )
 from kone.client.client import Objects
-from kone.controllers import taints as tainting
 from kone.controllers.history import REVISION_LABEL
 from kone.controllers.int_or_percent import scaled_value
 from kone.controllers.pod_control import is_pod_available
@@ -83,7 +83,7 @@ def place(owner: Object, node: Object, tolerations: Sequence[Object]) -> Placeme
 
     def tolerates_all(*effects: str) -> bool:
         taints = tainting.with_effect(tainting.taints_of(node), *effects)
-        return all(tainting.tolerated_by(tolerations, taint) for taint in taints)
+        return all(tainting.tolerates_any(tolerations, taint) for taint in taints)
 
     return Placement(run=tolerates_all("NoSchedule", "NoExecute"), keep=tolerates_all("NoExecute"))
 

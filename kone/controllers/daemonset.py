@@ -21,6 +21,7 @@ from kone.apimachinery.objects import (
     uid_of,
 )
 from kone.apimachinery.selectors import LabelSelector, from_label_selector
+from kone.apimachinery.taints import taints_of
 from kone.client.client import EventType, Informer, Objects
 from kone.controllers import daemon_rules as rules
 from kone.controllers.controller import (
@@ -47,7 +48,6 @@ from kone.controllers.pod_control import (
     pod_from_template,
     slow_start,
 )
-from kone.controllers.taints import taints_of
 
 BURST = 250  # pods that one pass makes, and deletes, at most
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 1.0, 900.0

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kone.apimachinery.device_taints import means, tolerates
+from kone.apimachinery.device_taints import means
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import DEVICETAINTRULES, PODS, RESOURCECLAIMS, RESOURCESLICES
 from kone.apimachinery.objects import (
@@ -27,6 +27,7 @@ from kone.apimachinery.objects import (
     uid_of,
 )
 from kone.apimachinery.pod_references import resource_claim_names
+from kone.apimachinery.taints import tolerates
 from kone.apimachinery.timestamps import format_time, parse_time
 from kone.client.client import EventType, Informer
 from kone.controllers.controller import Context, Controller, Reconciler, Result, Watch

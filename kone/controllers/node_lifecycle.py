@@ -26,11 +26,7 @@ from kone.apimachinery.objects import (
     replace_in,
     resource_version_of,
 )
-from kone.apimachinery.timestamps import format_time, parse_time
-from kone.client.client import EventType, Informer
-from kone.controllers.controller import Context, Controller, Reconciler, Result, Watch
-from kone.controllers.pod_control import index_by_node, on_node, with_condition
-from kone.controllers.taints import (
+from kone.apimachinery.taints import (
     DISK_PRESSURE,
     MEMORY_PRESSURE,
     NETWORK_UNAVAILABLE,
@@ -40,6 +36,10 @@ from kone.controllers.taints import (
     UNSCHEDULABLE,
     taints_of,
 )
+from kone.apimachinery.timestamps import format_time, parse_time
+from kone.client.client import EventType, Informer
+from kone.controllers.controller import Context, Controller, Reconciler, Result, Watch
+from kone.controllers.pod_control import index_by_node, on_node, with_condition
 
 GRACE_S = 50.0  # --node-monitor-grace-period
 STARTUP_GRACE_S = 60.0  # --node-startup-grace-period: of a node that has never posted a status

@@ -18,10 +18,10 @@ from kone.apimachinery.objects import (
     name_of,
     uid_of,
 )
+from kone.apimachinery.taints import OUT_OF_SERVICE, taints_of
 from kone.client.client import EventType, Informer, Objects
 from kone.controllers.controller import Context, Controller, Reconciler, Result, Watch
 from kone.controllers.pod_control import add_condition, index_by_node, on_node
-from kone.controllers.taints import OUT_OF_SERVICE, taints_of
 
 QUARANTINE_S = 40.0  # a node may come back that long
 TERMINATED_MAX = 12_500  # --terminated-pod-gc-threshold

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import NODES, PODS
 from kone.apimachinery.objects import Key, Object, dig, is_deleting, key_of, name_of, uid_of
+from kone.apimachinery.taints import taints_of, tolerated_for_s, with_effect
 from kone.client.client import EventType, Informer
 from kone.controllers.controller import Context, Controller, Reconciler, Result, Watch
 from kone.controllers.pod_control import add_condition, index_by_node, on_node
-from kone.controllers.taints import taints_of, tolerated_for_s, with_effect
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
 from kone.apimachinery.objects import Object, dig, is_deleting, is_pod_terminal, name_of, namespace_of, uid_of
 from kone.apimachinery.pod_resources import qos_class
+from kone.apimachinery.taints import MEMORY_PRESSURE_TAINT, tolerates_any
 from kone.client.events import EventRecorder
 from kone.runtime import eviction_rank, eviction_signals, usage
 from kone.runtime.disk_usage import FileSystem, file_system
@@ -33,7 +34,6 @@ AFTER_S: Final = 1.0  # until the next look when a pod has just gone: what it he
 CLEAN_UP_S: Final = 30.0  # how long a pod that is evicted may take before the next look
 GRACE_S: Final = 1
 REASON: Final = "Evicted"
-MEMORY_TAINT: Final = "node.kubernetes.io/memory-pressure"
 DISK_SIGNALS: Final = frozenset(s for s, kind in eviction_signals.CONDITIONS.items() if kind == "DiskPressure")
 
 
@@ -120,7 +120,7 @@ class Eviction:
             return None
         if self.pressures == {"MemoryPressure"}:
             tolerations = dig(pod, "spec", "tolerations", default=())
-            if qos_class(pod) != "BestEffort" or any(map(_tolerates_memory_pressure, tolerations)):
+            if qos_class(pod) != "BestEffort" or tolerates_any(tolerations, MEMORY_PRESSURE_TAINT):
                 return None
         return Verdict(REASON, f"The node had condition: [{' '.join(sorted(self.pressures))}]. ")
 
@@ -209,14 +209,3 @@ class Eviction:
 
 def _may_go(pod: Object) -> bool:
     return not is_pod_terminal(pod) and not is_deleting(pod)
-
-
-def _tolerates_memory_pressure(toleration: Object) -> bool:
-    """Whether it tolerates the taint of that key, with effect NoSchedule and no value."""
-    if toleration.get("effect") not in (None, "", "NoSchedule"):
-        return False
-    if (key := toleration.get("key")) and key != MEMORY_TAINT:
-        return False
-    if toleration.get("operator") == "Exists":
-        return True
-    return bool(key) and not toleration.get("value")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from kone.apimachinery import selectors
 from kone.apimachinery.objects import Object, dig, labels_of, name_of
 from kone.apimachinery.pod_resources import Amounts, amounts, pod_requests
+from kone.apimachinery.taints import taints_of, tolerates_any, with_effect
 from kone.runtime.pod_network import HostPort
 from kone.runtime.pod_spec import all_containers, is_host_network, sidecars
 from kone.runtime.pod_status import Verdict
@@ -172,20 +173,9 @@ def _clash(one: HostPort, other: HostPort) -> bool:
 def _refuse_taints(pod: Object, node: Object) -> Verdict | None:
     """NoExecute taints that the pod does not tolerate."""
     tolerations = dig(pod, "spec", "tolerations", default=())
-    for taint in dig(node, "spec", "taints", default=()):
-        if taint.get("effect") == "NoExecute" and not any(_tolerates(t, taint) for t in tolerations):
-            return _predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate")
-    return None
-
-
-def _tolerates(toleration: Object, taint: Object) -> bool:
-    if toleration.get("effect") not in (None, "", taint["effect"]):
-        return False
-    if toleration.get("key") and toleration["key"] != taint["key"]:
-        return False
-    if toleration.get("operator") == "Exists":
-        return True
-    return bool(toleration.get("key")) and toleration.get("value", "") == taint.get("value", "")
+    if all(tolerates_any(tolerations, taint) for taint in with_effect(taints_of(node), "NoExecute")):
+        return None
+    return _predicate("TaintToleration", "node(s) had taints that the pod didn't tolerate")
 
 
 def _predicate(name: str, why: str) -> Verdict:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from kone.apimachinery.device_taints import means, tolerates
+from kone.apimachinery.device_taints import means
 from kone.apimachinery.node_selectors import matches
 from kone.apimachinery.objects import Object, labels_of, name_of
 from kone.apimachinery.quantity import Quantity, parse_quantity
+from kone.apimachinery.taints import tolerates
 
 KEEPS_AWAY = frozenset({"NoSchedule", "NoExecute"})  # effects of taints
 

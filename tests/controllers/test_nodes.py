@@ -8,7 +8,6 @@ from kone.apimachinery.timestamps import format_micro_time, format_time
 from kone.controllers.node_lifecycle import NODE_LIFECYCLE_CONTROLLER, eviction_qps
 from kone.controllers.pod_gc import POD_GC_CONTROLLER, terminated_to_delete
 from kone.controllers.taint_eviction import TAINT_EVICTION_CONTROLLER
-from kone.controllers.taints import tolerated_for_s, tolerates
 from tests.controllers.world import World, conditions
 from tests.fakes import make_node, names, ready_pod, set_pod_status
 
@@ -194,29 +193,6 @@ async def test_a_taint_taken_back_in_time_cancels(world: World) -> None:
         assert not is_deleting(world.client.of(PODS)[0])
         messages = [message for _, _, message in await world.events()]
         assert messages == ["Cancelling deletion of Pod shop/later"]
-
-
-@pytest.mark.parametrize(
-    ("toleration", "matches"),
-    [
-        ({"operator": "Exists"}, True),
-        ({"key": "k", "operator": "Exists", "effect": "NoExecute"}, True),
-        ({"key": "k", "value": "v"}, True),
-        ({"key": "k", "operator": "Equal", "value": "w"}, False),
-        ({"key": "other", "operator": "Exists"}, False),
-        ({"key": "k", "operator": "Exists", "effect": "NoSchedule"}, False),
-    ],
-)
-def test_tolerations(toleration: Object, matches: bool) -> None:
-    assert tolerates(toleration, {"key": "k", "value": "v", "effect": "NoExecute"}) is matches
-
-
-def test_the_shortest_toleration_that_matters_counts() -> None:
-    taints = [OUT, {"key": "b", "effect": "NoExecute"}]
-    both = [{"key": "out", "operator": "Exists", "tolerationSeconds": 30}, {"key": "b", "operator": "Exists"}]
-    assert tolerated_for_s(both, taints) == 30
-    assert tolerated_for_s(both[:1], taints) == 0
-    assert tolerated_for_s(both, taints[1:]) == float("inf")
 
 
 # Pod garbage

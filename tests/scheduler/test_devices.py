@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from kone.apimachinery.device_taints import tolerates
 from kone.apimachinery.kinds import (
     DEVICECLASSES,
     DEVICETAINTRULES,
@@ -253,8 +252,7 @@ TAINT = {"key": "broken", "value": "yes", "effect": "NoSchedule"}
         ({"key": "other", "operator": "Exists"}, False),
     ],
 )
-def test_tolerations(toleration: Object, covers: bool) -> None:
-    assert tolerates(toleration, TAINT) is covers
+def test_a_tainted_device_is_for_those_that_tolerate_it(toleration: Object, covers: bool) -> None:
     tainted = offered(device("a", taints=[TAINT]), device("b", taints=[{**TAINT, "effect": "None"}]))
     assert given(claim(wish(tolerations=[toleration])), tainted) == (["r0=a"] if covers else ["r0=b"])
 

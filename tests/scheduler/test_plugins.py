@@ -10,7 +10,6 @@ from kone.apimachinery.objects import Object
 from kone.scheduler.framework import ClusterEvent, Happened
 from kone.scheduler.plugins.node_affinity import NodeAffinity
 from kone.scheduler.plugins.node_resources_fit import NodeResourcesFit
-from kone.scheduler.plugins.tolerations import tolerates
 from kone.scheduler.pod_info import PodInfo
 from kone.scheduler.snapshot import Cluster
 from tests.scheduler.support import World, node, pod
@@ -310,21 +309,6 @@ def test_a_promised_place_is_kept_for_who_has_the_higher_priority() -> None:
     world.nominator.set(waiting, "n1")
     assert world.place(pod("low", requests={"cpu": "1"}, priority=1)).endswith("1 Insufficient cpu.")
     assert world.place(pod("higher", requests={"cpu": "1"}, priority=11)) == "n1"
-
-
-@pytest.mark.parametrize(
-    ("toleration", "taint", "good"),
-    [
-        ({"operator": "Exists"}, {"key": "k", "effect": "NoSchedule"}, True),
-        ({"key": "k", "operator": "Exists"}, {"key": "k", "value": "v", "effect": "NoSchedule"}, True),
-        ({"key": "k", "value": "v"}, {"key": "k", "value": "v", "effect": "NoSchedule"}, True),
-        ({"key": "k", "value": "w"}, {"key": "k", "value": "v", "effect": "NoSchedule"}, False),
-        ({"key": "k", "operator": "Exists", "effect": "NoExecute"}, {"key": "k", "effect": "NoSchedule"}, False),
-        ({"key": "j", "operator": "Exists"}, {"key": "k", "effect": "NoSchedule"}, False),
-    ],
-)
-def test_tolerations(toleration: Object, taint: Object, good: bool) -> None:
-    assert tolerates(toleration, taint) is good
 
 
 # -- which news is good news -------------------------------------------------------------------------------------

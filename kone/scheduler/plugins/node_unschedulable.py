@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from kone.apimachinery.objects import dig
+from kone.apimachinery.taints import UNSCHEDULABLE_TAINT, tolerates_any
 from kone.scheduler.framework import ClusterEvent, CycleState, Happened, Plugin, Status, unresolvable
-from kone.scheduler.plugins.tolerations import UNSCHEDULABLE_TAINT, tolerates_any
 from kone.scheduler.pod_info import PodInfo
 from kone.scheduler.snapshot import NodeInfo
 

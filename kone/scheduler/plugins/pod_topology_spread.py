@@ -17,6 +17,7 @@ import orjson
 from kone.apimachinery.errors import FieldError, invalid_value, not_supported, required
 from kone.apimachinery.objects import Object, controller_of
 from kone.apimachinery.selectors import LabelSelector, from_label_selector
+from kone.apimachinery.taints import keeps_away
 from kone.scheduler.framework import (
     MAX_SCORE,
     NO_ARGUMENTS,
@@ -29,7 +30,6 @@ from kone.scheduler.framework import (
     Status,
 )
 from kone.scheduler.plugins.node_affinity import chooses_nodes, matches_required
-from kone.scheduler.plugins.tolerations import keeps_away
 from kone.scheduler.pod_info import PodInfo, with_label_keys
 from kone.scheduler.snapshot import Cluster, NodeInfo
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from kone.apimachinery.objects import dig
+from kone.apimachinery.taints import keeps_away, tolerates_any
 from kone.scheduler.framework import (
     SKIP,
     ClusterEvent,
@@ -15,7 +16,6 @@ from kone.scheduler.framework import (
     spread_scores,
     unresolvable,
 )
-from kone.scheduler.plugins.tolerations import keeps_away, tolerates_any
 from kone.scheduler.pod_info import PodInfo
 from kone.scheduler.snapshot import NodeInfo
 
