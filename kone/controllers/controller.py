@@ -18,7 +18,18 @@ from kone.aio.tasks import TaskGroup
 from kone.aio.workqueue import BACKOFF_FIRST_S, BACKOFF_MAX_S, WorkQueue
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVR
-from kone.apimachinery.objects import Key, Object, controller_of, key_of, namespace_of, uid_of
+from kone.apimachinery.objects import (
+    Key,
+    Object,
+    controller_of,
+    dig,
+    is_deleting,
+    key_of,
+    labels_of,
+    namespace_of,
+    uid_of,
+)
+from kone.apimachinery.selectors import LabelSelector, from_label_selector
 from kone.client.client import Client, EventType, Informer, Unsubscribe
 from kone.client.events import EventRecorder
 
@@ -152,6 +163,27 @@ def for_owner(owners: Informer, owner_kind: str) -> KeysOf:
         if previous is not None:
             found.add(owner_key(owners, owner_kind, previous))
         return (key for key in found if key is not None)
+
+    return keys
+
+
+def for_members(
+    owners: Informer,
+    owner_kind: str,
+    selector: Callable[[Object], LabelSelector] = lambda owner: from_label_selector(dig(owner, "spec", "selector")),
+) -> KeysOf:
+    """The keys of the controllers that the object (a pod, a ReplicaSet) has and had; of an orphan's, those of all that
+    could adopt it."""
+    owned = for_owner(owners, owner_kind)
+
+    def keys(kind: EventType, obj: Object, previous: Object | None) -> Iterable[Key]:
+        yield from owned(kind, obj, previous)
+        labels = labels_of(obj)
+        if controller_of(obj) is None and labels and kind != "DELETED" and not is_deleting(obj):
+            for owner in owners.list(namespace_of(obj)):
+                wanted = selector(owner)
+                if not wanted.empty and wanted.matches(labels):
+                    yield key_of(owner)
 
     return keys
 

@@ -11,12 +11,10 @@ from kone.apimachinery.kinds import DAEMONSETS, NODES, PODS
 from kone.apimachinery.objects import (
     Key,
     Object,
-    controller_of,
     dig,
     is_deleting,
     key_of,
     labels_of,
-    namespace_of,
     replace_in,
     uid_of,
 )
@@ -31,9 +29,9 @@ from kone.controllers.controller import (
     Reconciler,
     Result,
     Watch,
+    for_members,
     for_object,
     has_cause,
-    owner_key,
 )
 from kone.controllers.daemon_rules import Plan, View
 from kone.controllers.history import REVISION_LABEL, History
@@ -92,18 +90,8 @@ class DaemonSets(Reconciler):
 
     def watches(self) -> Iterable[Watch]:
         yield Watch(self.primary, for_object)
-        yield Watch(self._pods, self._keys_of_pod)
+        yield Watch(self._pods, for_members(self.primary, "DaemonSet"))
         yield Watch(self._nodes, self._keys_of_node)
-
-    def _keys_of_pod(self, event: EventType, pod: Object, previous: Object | None) -> Iterable[Key]:
-        for state in (pod, previous):
-            if state is not None and (key := owner_key(self.primary, "DaemonSet", state)) is not None:
-                yield key
-        if controller_of(pod) is None and event != "DELETED" and not is_deleting(pod):
-            for owner in self.primary.list(namespace_of(pod)):
-                selector = from_label_selector(dig(owner, "spec", "selector"))
-                if not selector.empty and selector.matches(labels_of(pod)):
-                    yield key_of(owner)
 
     def _keys_of_node(self, event: EventType, node: Object, previous: Object | None) -> Iterable[Key]:
         if event == "MODIFIED" and previous is not None and _fit(node) == _fit(previous):

@@ -15,7 +15,6 @@ from kone.apimachinery.objects import (
     Key,
     Object,
     annotations_of,
-    controller_of,
     controller_reference,
     dig,
     find_condition,
@@ -24,7 +23,6 @@ from kone.apimachinery.objects import (
     is_deleting,
     is_pod_terminal,
     key_of,
-    labels_of,
     name_of,
     namespace_of,
     replace_in,
@@ -40,6 +38,7 @@ from kone.controllers.controller import (
     Reconciler,
     Result,
     Watch,
+    for_members,
     for_object,
     has_cause,
     owner_key,
@@ -63,19 +62,8 @@ class Deployments(Reconciler):
 
     def watches(self) -> Iterable[Watch]:
         yield Watch(self.primary, for_object)
-        yield Watch(self._replica_sets, self._keys_of_replica_set)
+        yield Watch(self._replica_sets, for_members(self.primary, "Deployment"))
         yield Watch(self._pods, self._keys_of_pod)
-
-    def _keys_of_replica_set(self, event: EventType, rs: Object, previous: Object | None) -> Iterable[Key]:
-        """The Deployment that has the set, the one that had it, and for an orphan every one that could adopt it."""
-        for state in (rs, previous):
-            if state is not None and (key := owner_key(self.primary, "Deployment", state)) is not None:
-                yield key
-        if controller_of(rs) is None and event != "DELETED" and labels_of(rs):
-            for deployment in self.primary.list(namespace_of(rs)):
-                selector = from_label_selector(dig(deployment, "spec", "selector"))
-                if not selector.empty and selector.matches(labels_of(rs)):
-                    yield key_of(deployment)
 
     def _keys_of_pod(self, event: EventType, pod: Object, previous: Object | None) -> Iterable[Key]:
         """Recreate waits until the last old pod has gone."""

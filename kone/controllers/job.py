@@ -23,7 +23,6 @@ from kone.apimachinery.objects import (
     is_pod_active,
     is_pod_ready,
     key_of,
-    labels_of,
     metadata,
     name_of,
     namespace_of,
@@ -41,8 +40,8 @@ from kone.controllers.controller import (
     Reconciler,
     Result,
     Watch,
+    for_members,
     has_cause,
-    owner_key,
 )
 from kone.controllers.job_indexes import format_indexes, parse_indexes
 from kone.controllers.pod_control import (
@@ -307,6 +306,7 @@ class Jobs(Reconciler):
         self._pod_control = PodControl(ctx.client, ctx.recorder)
         self.primary: Informer = ctx.client.informer(JOBS)
         self._pods: Informer = ctx.client.informer(PODS)
+        self._members = for_members(self.primary, "Job")
         self._backoffs: dict[Key, tuple[str, rules.Backoff]] = {}
         index_by_controller(self._pods)
 
@@ -326,14 +326,8 @@ class Jobs(Reconciler):
         return ()
 
     def _keys_of_pod(self, event: EventType, pod: Object, previous: Object | None) -> Iterable[Key]:
-        for state in (pod, previous):
-            if state is not None and (key := owner_key(self.primary, "Job", state)) is not None:
-                self._ctx.queue.add_after(key, BATCH_S)
-        if controller_of(pod) is None and event != "DELETED" and labels_of(pod):
-            for job in self.primary.list(namespace_of(pod)):
-                selector = from_label_selector(dig(job, "spec", "selector"))
-                if not selector.empty and selector.matches(labels_of(pod)):
-                    self._ctx.queue.add_after(key_of(job), BATCH_S)
+        for key in self._members(event, pod, previous):
+            self._ctx.queue.add_after(key, BATCH_S)
         return ()
 
     async def reconcile(self, key: Key) -> Result | None:

@@ -17,14 +17,12 @@ from kone.apimachinery.objects import (
     is_deleting,
     is_pod_active,
     is_pod_ready,
-    key_of,
     labels_of,
-    namespace_of,
     replace_in,
 )
 from kone.apimachinery.selectors import LabelSelector, from_label_selector, from_labels
 from kone.apimachinery.timestamps import format_time
-from kone.client.client import EventType, Informer, Objects
+from kone.client.client import Informer, Objects
 from kone.controllers.controller import (
     NAMESPACE_TERMINATING,
     Context,
@@ -32,9 +30,9 @@ from kone.controllers.controller import (
     Reconciler,
     Result,
     Watch,
+    for_members,
     for_object,
     has_cause,
-    owner_key,
 )
 from kone.controllers.pod_control import (
     BURST,
@@ -163,18 +161,7 @@ class ReplicaSets(Reconciler):
 
     def watches(self) -> Iterable[Watch]:
         yield Watch(self.primary, for_object)
-        yield Watch(self._pods, self._keys_of_pod)
-
-    def _keys_of_pod(self, event: EventType, pod: Object, previous: Object | None) -> Iterable[Key]:
-        """The set that has the pod, the one that had it, and for an orphan every set that could adopt it."""
-        for state in (pod, previous):
-            if state is not None and (key := owner_key(self.primary, self._kind.kind, state)) is not None:
-                yield key
-        if controller_of(pod) is None and event != "DELETED" and not is_deleting(pod):
-            for owner in self.primary.list(namespace_of(pod)):
-                selector = self._kind.selector(owner)
-                if not selector.empty and selector.matches(labels_of(pod)):
-                    yield key_of(owner)
+        yield Watch(self._pods, for_members(self.primary, self._kind.kind, self._kind.selector))
 
     async def reconcile(self, key: Key) -> Result | None:
         owner = self.primary.get(*key)

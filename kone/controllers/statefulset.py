@@ -12,7 +12,6 @@ from kone.apimachinery.kinds import PERSISTENTVOLUMECLAIMS, PODS, STATEFULSETS
 from kone.apimachinery.objects import (
     Key,
     Object,
-    controller_of,
     dig,
     is_deleting,
     key_of,
@@ -33,9 +32,9 @@ from kone.controllers.controller import (
     Reconciler,
     Result,
     Watch,
+    for_members,
     for_object,
     has_cause,
-    owner_key,
 )
 from kone.controllers.history import History
 from kone.controllers.pod_control import (
@@ -60,18 +59,8 @@ class StatefulSets(Reconciler):
 
     def watches(self) -> Iterable[Watch]:
         yield Watch(self.primary, for_object)
-        yield Watch(self._pods, self._keys_of_pod)
+        yield Watch(self._pods, for_members(self.primary, "StatefulSet"))
         yield Watch(self._claims, self._keys_of_claim)
-
-    def _keys_of_pod(self, event: EventType, pod: Object, previous: Object | None) -> Iterable[Key]:
-        for state in (pod, previous):
-            if state is not None and (key := owner_key(self.primary, "StatefulSet", state)) is not None:
-                yield key
-        if controller_of(pod) is None and event != "DELETED" and not is_deleting(pod):
-            for owner in self.primary.list(namespace_of(pod)):
-                selector = from_label_selector(dig(owner, "spec", "selector"))
-                if not selector.empty and selector.matches(labels_of(pod)):
-                    yield key_of(owner)
 
     def _keys_of_claim(self, event: EventType, claim_: Object, previous: Object | None) -> Iterable[Key]:
         """A claim that has gone may be what the next pod waits for."""

@@ -24,14 +24,12 @@ from kone.aio.one_thread import OneThread
 from kone.aio.tasks import TaskGroup
 from kone.net.commands import CommandError, run
 from kone.net.names import Names, chain_prefix_of
-from kone.net.rules_watch import Changes, LegacyShapes, watch_legacy, watch_nft
+from kone.net.rules_watch import Changes, LegacyShapes, keep_mended, watch_legacy, watch_nft
 
 log = logging.getLogger(__name__)
 
 Backend = Literal["nft", "legacy"]
-SETTLE_S = 0.1  # someone else's change is usually several transactions: look when they are through
-MEND_INTERVAL_S = 2.0  # two programs that both want to be first must not spin
-MEND_INTERVAL_MAX_S = 30.0
+MEND_INTERVAL_S = 2.0
 MADE = {"PREROUTING": "PRE", "INPUT": "IN", "FORWARD": "FWD", "OUTPUT": "OUT", "POSTROUTING": "POST", "": "TABLE"}
 
 
@@ -181,7 +179,10 @@ class Firewall:
             ChainId(name, chain) for name, t in tables.items() for chain in t.counts if self.names.owns_chain(chain)
         }
         self._tasks.guard(self._watch, name="firewall-watch")
-        self._tasks.guard(self._mend_loop, name="firewall-mend")
+        self._tasks.guard(
+            lambda: keep_mended(self._changes, self.verify, FirewallError, "rules", MEND_INTERVAL_S),
+            name="firewall-mend",
+        )
 
     async def stop(self) -> None:
         """Let go; the rules stay."""
@@ -343,21 +344,6 @@ class Firewall:
             await watch_nft(self._changes)
         else:
             await watch_legacy(self._changes, self._shapes)
-
-    async def _mend_loop(self) -> None:
-        interval_s = MEND_INTERVAL_S
-        while True:
-            await self._changes.wait()
-            await asyncio.sleep(SETTLE_S)
-            self._changes.clear()
-            try:
-                await self.verify()
-                interval_s = MEND_INTERVAL_S
-            except FirewallError as error:
-                log.error("rules that someone else changed could not be mended, trying again: %s", error)
-                self._changes.set()
-                interval_s = min(interval_s * 2, MEND_INTERVAL_MAX_S)
-            await asyncio.sleep(interval_s)
 
     # In the thread
 

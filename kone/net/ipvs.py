@@ -11,7 +11,6 @@ import asyncio
 import errno
 import logging
 import os
-import socket
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,7 +24,7 @@ from kone.net.firewall import ChainId, Firewall, FirewallError
 from kone.net.ipvs_kernel import Change, IpvsKernel
 from kone.net.ipvs_rules import IpvsRules, Member, Wanted
 from kone.net.ipvs_table import Entry, Server
-from kone.net.netlink import address_text, attributes
+from kone.net.netlink import NETLINK_ROUTE, address_text, attributes, listen
 from kone.net.proxier import Desired, ProxySyncError
 from kone.net.rule_config import RuleConfig
 from kone.net.service_map import ServicePort, ServicePortName
@@ -37,7 +36,7 @@ Key = TypeVar("Key", Member, str)
 CHECK_S = 2.0
 SETTLE_S = 0.1
 DRAIN_S = 5.0
-RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR = 0x1, 0x10, 0x100
+LINKS_AND_ADDRESSES = 0x1 | 0x10 | 0x100  # RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR
 RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 17, 20, 21
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 
@@ -260,45 +259,19 @@ class IpvsProxier:
 
     async def _watch(self) -> None:
         """Run for ever, raising the flag when addresses of the host, or Services' ones, come or go."""
-        loop = asyncio.get_running_loop()
-        broken: asyncio.Future[None] = loop.create_future()
-        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        with socket.socket(socket.AF_NETLINK, kind, 0) as events:
-            events.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
+        await listen(NETLINK_ROUTE, LINKS_AND_ADDRESSES, self._heard, self._look.set)
 
-            def read() -> None:
-                try:
-                    while True:
-                        self._heard(events.recv(65536))
-                except BlockingIOError:
-                    pass
-                except OSError as error:
-                    if error.errno == errno.ENOBUFS:
-                        self._look.set()
-                    elif not broken.done():
-                        broken.set_exception(error)
-
-            loop.add_reader(events, read)
-            try:
-                await broken
-            finally:
-                loop.remove_reader(events)
-
-    def _heard(self, data: bytes) -> None:
-        offset = 0
-        while offset + 16 <= len(data):
-            length, kind = struct.unpack_from("IH", data, offset)
-            message = data[offset + 16 : offset + length]
-            if kind in (RTM_NEWADDR, RTM_DELADDR):
-                parts = attributes(message, 8)
-                ip = address_text(parts.get(IFA_LOCAL) or parts[IFA_ADDRESS])
-                at_link = self._kernel is not None and self._kernel.has_address(ip)
-                # On the link: only a loss matters. Elsewhere, link-local addresses serve nobody.
-                if at_link == (kind == RTM_DELADDR) and not ip.startswith("fe80:"):
-                    self._look.set()
-            elif kind == RTM_DELLINK and self._kernel is not None and not self._kernel.link_index:
+    def _heard(self, message: bytes) -> None:
+        _, kind = struct.unpack_from("IH", message)
+        if kind in (RTM_NEWADDR, RTM_DELADDR):
+            parts = attributes(message, 24)
+            ip = address_text(parts.get(IFA_LOCAL) or parts[IFA_ADDRESS])
+            at_link = self._kernel is not None and self._kernel.has_address(ip)
+            # On the link: only a loss matters. Elsewhere, link-local addresses serve nobody.
+            if at_link == (kind == RTM_DELADDR) and not ip.startswith("fe80:"):
                 self._look.set()
-            offset += max(16, (length + 3) & ~3)
+        elif kind == RTM_DELLINK and self._kernel is not None and not self._kernel.link_index:
+            self._look.set()
 
 
 def _recount(books: Counter[Key], old: AbstractSet[Key], new: AbstractSet[Key]) -> set[Key]:

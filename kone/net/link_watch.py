@@ -5,11 +5,10 @@ Only what concerns the bridge and is a loss is passed on: pods that come and go 
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import socket
 import struct
 from collections.abc import Callable
+
+from kone.net.netlink import NETLINK_ROUTE, listen
 
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = (
     0x1,
@@ -67,7 +66,7 @@ async def watch_link(
         lost()
         moved()
 
-    await _listen(heard, missed)
+    await listen(NETLINK_ROUTE, GROUPS, heard, missed)
 
 
 async def watch_addresses(changed: Callable[[], None]) -> None:
@@ -78,36 +77,4 @@ async def watch_addresses(changed: Callable[[], None]) -> None:
         if kind in (RTM_NEWADDR, RTM_DELADDR) or (kind in (RTM_NEWROUTE, RTM_DELROUTE) and message[17] == 0):
             changed()
 
-    await _listen(heard, changed)
-
-
-async def _listen(heard: Callable[[bytes], None], missed: Callable[[], None]) -> None:
-    """Run for ever with rtnetlink's notices, one at a time; `missed` where the kernel had more than it could keep."""
-    loop = asyncio.get_running_loop()
-    broken: asyncio.Future[None] = loop.create_future()
-    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-    with socket.socket(socket.AF_NETLINK, kind, 0) as events:
-        events.bind((0, GROUPS))
-
-        def read() -> None:
-            try:
-                while True:
-                    data = events.recv(65536)
-                    offset = 0
-                    while offset + 16 <= len(data):
-                        (length,) = struct.unpack_from("I", data, offset)
-                        heard(data[offset : offset + length])
-                        offset += max(16, (length + 3) & ~3)
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:
-                    missed()
-                elif not broken.done():
-                    broken.set_exception(error)
-
-        loop.add_reader(events, read)
-        try:
-            await broken
-        finally:
-            loop.remove_reader(events)
+    await listen(NETLINK_ROUTE, GROUPS, heard, changed)

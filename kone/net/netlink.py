@@ -6,11 +6,12 @@ fiftieth of that. Everything that is done once or seldom (links, namespaces) sta
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 NETLINK_ROUTE, NETLINK_NETFILTER, NETLINK_GENERIC = 0, 12, 16
@@ -96,6 +97,48 @@ class Netlink:
                     results[number] = -struct.unpack_from("i", body)[0]
                     left -= 1
         return results
+
+
+async def listen(
+    protocol: int,
+    groups: int,
+    heard: Callable[[bytes], None],
+    missed: Callable[[], None],
+    *,
+    prepare: Callable[[socket.socket], None] = lambda events: None,
+) -> None:
+    """Run for ever with the notices of the multicast groups (a bit mask), one message, header included, at a time.
+
+    `missed` where the kernel had more than it could keep; `prepare` sets the socket up before it hears anything.
+    """
+    loop = asyncio.get_running_loop()
+    broken: asyncio.Future[None] = loop.create_future()
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    with socket.socket(socket.AF_NETLINK, kind, protocol) as events:
+        prepare(events)
+        events.bind((0, groups))
+
+        def read() -> None:
+            try:
+                while True:
+                    data, offset = events.recv(65536), 0
+                    while offset + 16 <= len(data):
+                        (length,) = struct.unpack_from("I", data, offset)
+                        heard(data[offset : offset + length])
+                        offset += max(16, (length + 3) & ~3)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    missed()
+                elif not broken.done():
+                    broken.set_exception(error)
+
+        loop.add_reader(events, read)
+        try:
+            await broken
+        finally:
+            loop.remove_reader(events)
 
 
 def _packed(message: Message, flags: int, sequence: int) -> bytes:

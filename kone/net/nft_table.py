@@ -23,13 +23,11 @@ from kone.net.nft_ruleset import (
     script_taking_over,
     shape_of,
 )
-from kone.net.rules_watch import Changes, watch_nft
+from kone.net.rules_watch import Changes, keep_mended, watch_nft
 
 log = logging.getLogger(__name__)
 
-SETTLE_S = 0.1
 MEND_INTERVAL_S = 1.0
-MEND_INTERVAL_MAX_S = 30.0
 
 
 class NftError(Exception):
@@ -53,7 +51,10 @@ class NftTable:
     async def start(self) -> None:
         """Begin to watch; the table stays as an earlier run left it until the first `hold`."""
         self._tasks.guard(lambda: watch_nft(self._changes), name="nft-watch")
-        self._tasks.guard(self._mend, name="nft-mend")
+        self._tasks.guard(
+            lambda: keep_mended(self._changes, self.verify, NftError, f"table {self._table}", MEND_INTERVAL_S),
+            name="nft-mend",
+        )
 
     async def stop(self) -> None:
         """Let go; the table stays."""
@@ -137,21 +138,6 @@ class NftTable:
                 log.info("a change of table %s was refused, it is written anew: %s", self._table, error)
         await self._thread.call(lambda: self._take_over(wanted))
         self._held = wanted
-
-    async def _mend(self) -> None:
-        interval_s = MEND_INTERVAL_S
-        while True:
-            await self._changes.wait()
-            await asyncio.sleep(SETTLE_S)
-            self._changes.clear()
-            try:
-                await self.verify()
-                interval_s = MEND_INTERVAL_S
-            except NftError as error:
-                log.error("table %s could not be mended, trying again: %s", self._table, error)
-                self._changes.set()
-                interval_s = min(interval_s * 2, MEND_INTERVAL_MAX_S)
-            await asyncio.sleep(interval_s)
 
     # In the thread
 

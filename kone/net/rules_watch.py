@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import errno
 import logging
 import socket
 import struct
 import zlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ClassVar
+
+from kone.net.netlink import NETLINK_NETFILTER, listen
 
 log = logging.getLogger(__name__)
 
-NETLINK_NETFILTER = 12
 NFNLGRP_NFTABLES = 7
-SOL_NETLINK = 270
-NETLINK_ADD_MEMBERSHIP = 1
 NFT_MSG_NEWGEN = 10 << 8 | 15  # subsystem nf_tables, message 15
 NFTA_GEN_PROC_PID = 2
 SO_ATTACH_FILTER = 26
@@ -31,6 +29,8 @@ IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES = 64, 65  # the same numbers for both famili
 INFO_SIZE, ENTRIES_HEADER = 84, 40  # struct ipt_getinfo and what stands before the rules in struct ipt_get_entries
 ADDRESSING = {4: 84, 6: 136}  # the size of struct ipt_ip and ip6t_ip6, with which a rule begins
 LEGACY_INTERVAL_S = 1.0
+SETTLE_S = 0.1  # someone else's change is usually several transactions: look when they are through
+MEND_INTERVAL_MAX_S = 30.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -65,31 +65,34 @@ class Changes:
 
 async def watch_nft(changes: Changes) -> None:
     """Run for ever, raising the flag at each transaction of another process in nf_tables."""
-    loop = asyncio.get_running_loop()
-    broken: asyncio.Future[None] = loop.create_future()
-    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-    with socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER) as events:
-        _only(events, NFT_MSG_NEWGEN)
-        events.bind((0, 0))
-        events.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+    await listen(
+        NETLINK_NETFILTER,
+        1 << NFNLGRP_NFTABLES - 1,
+        lambda message: changes.seen(_generation_pid(message)),
+        changes.set,  # some were lost: then there were some
+        prepare=lambda events: _only(events, NFT_MSG_NEWGEN),
+    )
 
-        def read() -> None:
-            try:
-                while True:
-                    changes.seen(_generation_pid(events.recv(65536)))
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                if error.errno == errno.ENOBUFS:  # some were lost: then there were some
-                    changes.set()
-                elif not broken.done():
-                    broken.set_exception(error)
 
-        loop.add_reader(events, read)
+async def keep_mended(
+    changes: Changes, mend: Callable[[], Awaitable[object]], failure: type[Exception], what: str, interval_s: float
+) -> None:
+    """Run for ever, mending what somebody else's change may have broken, not more often than each `interval_s`: two
+    programs that both want to be first must not spin. After a `failure` it is tried again, ever less often.
+    """
+    wait_s = interval_s
+    while True:
+        await changes.wait()
+        await asyncio.sleep(SETTLE_S)
+        changes.clear()
         try:
-            await broken
-        finally:
-            loop.remove_reader(events)
+            await mend()
+            wait_s = interval_s
+        except failure as error:
+            log.error("%s that someone else changed could not be mended, trying again: %s", what, error)
+            changes.set()
+            wait_s = min(wait_s * 2, MEND_INTERVAL_MAX_S)
+        await asyncio.sleep(wait_s)
 
 
 class LegacyShapes:
