@@ -287,7 +287,13 @@ class Node:
         node_name = self.settings.node_name
         self._proxy_events = EventRecorder(client, "kube-proxy", host=node_name, clock=self.clock)
         self._proxy = ServiceProxy(
-            client, proxiers, node_name, self.clock, synced=self._only_this_mode, recorder=self._proxy_events
+            client,
+            proxiers,
+            node_name,
+            self.clock,
+            synced=self._only_this_mode,
+            recorder=self._proxy_events,
+            node_port_cidrs=self.settings.node_port_cidrs,
         )
         await self._proxy.start()
 

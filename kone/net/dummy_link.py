@@ -13,23 +13,22 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
+from kone.net.host_addresses import IFA_ADDRESS, IFA_LOCAL, each_address
 from kone.net.netlink import (
     NETLINK_ROUTE,
     NLM_F_CREATE,
     NLM_F_EXCL,
     Message,
     Netlink,
-    address_text,
     attribute,
-    attributes,
     nested,
     packed_address,
     text,
 )
 
-RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 16, 17, 20, 21, 22
+RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_DELADDR = 16, 17, 20, 21
 IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_KIND = 3, 18, 1
-IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
+IFA_FLAGS = 8
 IFA_F_NODAD = 0x2
 IFF_UP = 0x1
 SCOPE_UNIVERSE = 0
@@ -84,19 +83,19 @@ class DummyLink:
     def addresses(self) -> set[str]:
         """What addresses of the family it has."""
         index = self.index
-        return {ip for link, ip, scope in self._every_address() if link == index and scope == SCOPE_UNIVERSE}
+        every = each_address(self._netlink, self._inet)
+        return {ip for ip, link, scope in every if link == index and scope == SCOPE_UNIVERSE}
 
     def host_addresses(self) -> set[str]:
         """The host's other addresses of the family at which it can be reached."""
         index = self.index
-        return {ip for link, ip, scope in self._every_address() if link != index and scope == SCOPE_UNIVERSE}
+        every = each_address(self._netlink, self._inet)
+        return {ip for ip, link, scope in every if link != index and scope == SCOPE_UNIVERSE}
 
     def delete_unused(self) -> None:
         """Remove it unless it has addresses, which are the other family's by then."""
         index = self.index
-        request = Message(RTM_GETADDR, 0, struct.pack("BBBBI", socket.AF_UNSPEC, 0, 0, 0, 0))
-        found = [struct.unpack_from("BBBBI", body) for _, body in self._netlink.dump(request)]
-        if not any(link == index and scope == SCOPE_UNIVERSE for _, _, _, scope, link in found):
+        if not any(link == index and scope == SCOPE_UNIVERSE for _, link, scope in each_address(self._netlink)):
             self.delete()
 
     def delete(self) -> None:
@@ -104,14 +103,6 @@ class DummyLink:
             (number,) = self._netlink.request([Message(RTM_DELLINK, 0, _link(index, 0))])
             if number not in (0, errno.ENODEV):
                 raise OSError(number, f"removing link {self.name}: {os.strerror(number)}")
-
-    def _every_address(self) -> Iterable[tuple[int, str, int]]:
-        request = Message(RTM_GETADDR, 0, struct.pack("BBBBI", self._inet, 0, 0, 0, 0))
-        for _, body in self._netlink.dump(request):
-            _, _, _, scope, index = struct.unpack_from("BBBBI", body)
-            parts = attributes(body, 8)
-            if data := parts.get(IFA_LOCAL) or parts.get(IFA_ADDRESS):
-                yield index, address_text(data), scope
 
     def _message(self, kind: int, index: int, ip: str) -> Message:
         address = packed_address(ip)

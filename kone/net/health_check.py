@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from kone.apimachinery.objects import Key, Object
@@ -29,27 +29,34 @@ class Check(NamedTuple):
 
 
 class HealthChecks:
-    """One listener for each Service that wants one. `healthy` says whether the proxy itself does its work."""
+    """One listener for each Service that wants one, everywhere until `move` names addresses.
+
+    `healthy` says whether the proxy itself does its work.
+    """
 
     def __init__(
         self,
         node_name: str,
         healthy: Callable[[], bool],
         recorder: EventRecorder | None = None,
-        *,
-        address: str = "",
     ) -> None:
         self._node_name = node_name
         self._healthy = healthy
         self._recorder = recorder
-        self._address = address or None  # every address of every family
+        self._addresses: Sequence[str] | None = None
         self._checks: dict[Key, Check] = {}
         self._servers: dict[Key, asyncio.Server] = {}
 
     @property
     def failed(self) -> list[Key]:
-        """Services whose port could not be had."""
-        return [key for key in self._checks if key not in self._servers]
+        """Services whose port is not listened on, though there is an address to do it at."""
+        return [key for key in self._checks if key not in self._servers and self._addresses != []]
+
+    async def move(self, addresses: Sequence[str]) -> None:
+        """Listen at these addresses from the next `update` on."""
+        if addresses != self._addresses:
+            await self.stop()
+            self._addresses = addresses
 
     async def update(self, changed: Mapping[Key, Check | None], references: Mapping[Key, Object]) -> None:
         """Listen for these from now on (None: no more); those that failed before are tried again.
@@ -82,7 +89,7 @@ class HealthChecks:
                 writer.close()
 
         try:
-            self._servers[key] = await asyncio.start_server(answer, self._address, port, limit=HEAD_MAX)
+            self._servers[key] = await asyncio.start_server(answer, self._addresses, port, limit=HEAD_MAX)
         except OSError as error:
             message = f'node {self._node_name} failed to start healthcheck "{key}" on port {port}: {error.strerror}'
             log.error("%s", message)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from kone.aio.clock import Clock, SystemClock
@@ -19,6 +19,8 @@ from kone.apimachinery.objects import Key, Object, key_of, labels_of, namespace_
 from kone.client.client import EventType, Reader
 from kone.client.events import EventRecorder
 from kone.net.health_check import Check, HealthChecks
+from kone.net.host_addresses import host_ips, listening_addresses
+from kone.net.link_watch import watch_addresses
 from kone.net.service_map import (
     SERVICE_NAME,
     ZONE,
@@ -69,7 +71,8 @@ class Proxier(Protocol):
 class ServiceProxy:
     """Keeps one Proxier for each family equal to what the API says. `node_name` is the node whose rules they are.
 
-    `synced` is called once, when the kernel serves for the first time.
+    `synced` is called once, when the kernel serves for the first time. `node_port_cidrs` are the host's addresses that
+    have health check node ports too; () is all of them.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class ServiceProxy:
         clock: Clock | None = None,
         synced: Callable[[], Awaitable[None]] | None = None,
         recorder: EventRecorder | None = None,
+        node_port_cidrs: Sequence[str] = (),
     ) -> None:
         self._client = client
         self._proxiers = proxiers
@@ -96,6 +100,8 @@ class ServiceProxy:
         self._healthy = False
         self._health_checks = HealthChecks(node_name, lambda: self._healthy, recorder)
         self._checked: dict[Key, Check] = {}
+        self._node_port_cidrs = node_port_cidrs
+        self._moved = bool(node_port_cidrs)  # the host's addresses are not what they were when last looked at
         self._wake = asyncio.Event()
         self._synced = asyncio.Event()
         self._tasks = TaskGroup("service-proxy")
@@ -108,6 +114,8 @@ class ServiceProxy:
         for proxier in self._proxiers.values():
             await proxier.start()
         self._slices.add_index(BY_SERVICE, _service_keys)
+        if self._node_port_cidrs:
+            self._tasks.guard(lambda: watch_addresses(self._addresses_changed), name="service-proxy-addresses")
         self._tasks.guard(self._run, name="service-proxy")
 
     async def stop(self) -> None:
@@ -171,7 +179,11 @@ class ServiceProxy:
         return good
 
     async def _check_health(self, dirty: Iterable[Key]) -> None:
-        """Have the health checks of these Services say what is so now."""
+        """Have the health checks of these Services say what is so now, where node ports are by now."""
+        if self._moved:
+            self._moved = False
+            families = {6 if family == "IPv6" else 4 for family in self._proxiers}
+            await self._health_checks.move(listening_addresses(self._node_port_cidrs, families, host_ips()))
         changed: dict[Key, Check | None] = {}
         for key in dirty:
             ports = [self._desired[family][name] for family, name in self._names.get(key, ())]
@@ -204,6 +216,10 @@ class ServiceProxy:
 
     async def _later(self, delay_s: float) -> None:
         await self._clock.sleep(delay_s)
+        self._wake.set()
+
+    def _addresses_changed(self) -> None:
+        self._moved = True
         self._wake.set()
 
     def _touch(self, key: Key) -> None:

@@ -2,6 +2,7 @@
 
 A new mode is one more Contestant; what it does not promise stands in `lacks`, with a test asking for it by `needs`.
 KONE_TEST_PROXIERS=ipvs,… names those that must be tested here: then what the kernel lacks is a failure, not a skip.
+KONE_TEST_SLOWNESS is how many times slower than a host this machine is (an emulated guest): it waits so much longer.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tests.net.world import HOST_IP, HOST_IP6, OUTSIDE_IP, OUTSIDE_IP6, World, r
 NAMES = Names()
 WEB = ServicePortName("default", "web", "http", "TCP")
 DNS = ServicePortName("default", "dns", "dns", "UDP")
+SLOWNESS = float(os.environ.get("KONE_TEST_SLOWNESS", "1"))
 REQUIRED = [name for name in os.environ.get("KONE_TEST_PROXIERS", "").split(",") if name]
 
 Harm = Callable[[], None]
@@ -272,7 +274,7 @@ class Stage:
     async def answers(self, address: str, port: int, *, path: str | None = None) -> bool:
         """Whether a new connection is answered soon."""
         try:
-            return bool(await self.ask(address, port, path=path, timeout_s=0.4))
+            return bool(await self.ask(address, port, path=path, timeout_s=0.4 * SLOWNESS))
         except (OSError, TimeoutError):
             return False
 

@@ -16,13 +16,13 @@ from kone.net import modes
 from kone.net.bridge import remove_links
 from kone.net.firewall import Firewall
 from kone.net.service_map import Endpoint, Place, ServicePort, ServicePortName, service_map
-from tests.contracts.proxiers import CONTESTANTS, DNS, NAMES, WEB, Contestant, Stage, require, rules_text
+from tests.contracts.proxiers import CONTESTANTS, DNS, NAMES, SLOWNESS, WEB, Contestant, Stage, require, rules_text
 from tests.net.objects import endpoint, endpoint_slice, service
 from tests.net.world import World, kernel_state, run
 
 pytestmark = pytest.mark.ring3
 
-SILENCE_S = 0.6  # how long nothing comes where packets are dropped
+SILENCE_S = 0.6 * SLOWNESS  # how long nothing comes where packets are dropped
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ async def refused(attempt: Awaitable[object]) -> bool:
 async def eventually(check: Callable[[], Awaitable[bool]], within_s: float) -> float:
     began = time.monotonic()
     while not await check():
-        assert time.monotonic() < began + within_s, f"not so within {within_s} s"
+        assert time.monotonic() < began + within_s * SLOWNESS, f"not so within {within_s} s"
         await asyncio.sleep(0.05)
     return time.monotonic() - began
 

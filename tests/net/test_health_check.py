@@ -10,6 +10,7 @@ import pytest
 
 from kone.apimachinery.objects import Key
 from kone.net.health_check import Check, HealthChecks, body
+from kone.net.host_addresses import listening_addresses
 from kone.net.service_map import Place, service_ports
 from tests.net.objects import endpoint, endpoint_slice, service
 
@@ -23,13 +24,14 @@ def free_port() -> int:
 
 @pytest.fixture
 async def checks() -> AsyncIterator[HealthChecks]:
-    checks = HealthChecks("n1", lambda: True, address="127.0.0.1")
+    checks = HealthChecks("n1", lambda: True)
+    await checks.move(["127.0.0.1"])
     yield checks
     await checks.stop()
 
 
-async def ask(port: int) -> str:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def ask(port: int, address: str = "127.0.0.1") -> str:
+    reader, writer = await asyncio.open_connection(address, port)
     writer.write(b"GET / HTTP/1.1\r\nHost: n1\r\n\r\n")
     answer = (await reader.read()).decode()
     writer.close()
@@ -58,6 +60,41 @@ async def test_a_port_that_is_taken_is_tried_again(checks: HealthChecks) -> None
         assert checks.failed == [WEB]
     await checks.update({}, {})
     assert (await ask(port)).startswith("HTTP/1.1 200")
+
+
+async def test_it_listens_at_the_addresses_of_node_ports_and_follows_them(checks: HealthChecks) -> None:
+    port = free_port()
+    await checks.move(["127.0.0.2", "127.0.0.3"])
+    await checks.update({WEB: Check(port, 1)}, {})
+    for address in ("127.0.0.2", "127.0.0.3"):
+        assert (await ask(port, address)).startswith("HTTP/1.1 200")
+    with pytest.raises(ConnectionRefusedError):
+        await ask(port)
+    await checks.move([])
+    await checks.update({}, {})
+    assert checks.failed == [], "no address of the host's is in the ranges by now: no failure"
+    await checks.move(["127.0.0.3"])
+    await checks.update({}, {})
+    assert (await ask(port, "127.0.0.3")).startswith("HTTP/1.1 200")
+    with pytest.raises(ConnectionRefusedError):
+        await ask(port, "127.0.0.2")
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "families", "addresses"),
+    [
+        (["192.0.2.0/24"], {4}, ["192.0.2.2", "192.0.2.3"]),
+        (["192.0.2.0/24", "127.0.0.0/8"], {4}, ["127.0.0.1", "192.0.2.2", "192.0.2.3"]),
+        (["192.0.2.2/32"], {4, 6}, ["192.0.2.2", "::"]),
+        (["192.0.2.2/32", "0.0.0.0/0"], {4}, ["0.0.0.0"]),
+        (["2001:db8::/64"], {4, 6}, ["0.0.0.0", "2001:db8::2"]),
+        (["198.51.100.0/24"], {4}, []),
+    ],
+    ids=["a range", "loopback, where named", "another family", "all", "IPv6", "none of the host's"],
+)
+def test_where_it_listens(cidrs: list[str], families: set[int], addresses: list[str]) -> None:
+    host = ["192.0.2.3", "192.0.2.2", "127.0.0.1", "::1", "2001:db8::2", "fe80::1"]
+    assert listening_addresses(cidrs, families, host) == addresses
 
 
 def test_the_body_is_upstreams() -> None:

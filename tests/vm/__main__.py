@@ -37,6 +37,7 @@ FILES = (
 EARLY = ("virtio_pci", "virtio-rng", "9pnet_virtio", "9p", "overlay")  # in the initramfs, with what they need
 ENDED = re.compile(rb"guest ended with (\d+)\r?\n?$")
 FAILED = 125
+SLOWNESS = 4  # of the guest, at least; limits of tests are that much longer
 
 
 class VmError(Exception):
@@ -62,7 +63,8 @@ def run(command: str, timeout_s: int) -> int:
         if shutil.which(tool) is None:
             raise VmError(f"{tool} is missing: apt-get install {package}")
     folder = prepared()
-    exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in os.environ.items() if k.isidentifier())
+    environment = {"KONE_TEST_SLOWNESS": str(SLOWNESS), **os.environ}
+    exports = "".join(f"export {k}={shlex.quote(v)}\n" for k, v in environment.items() if k.isidentifier())
     script = f"{exports}cd {shlex.quote(os.getcwd())} || exit {FAILED}\n{command}\n"
     with tempfile.TemporaryDirectory(prefix="kone-vm-") as place:
         initrd = Path(place) / "initrd"
