@@ -140,11 +140,11 @@ test: venv deps docker ## rings 1 to 4: needs root and Docker, sets itself up
 	@$(MAKE) --no-print-directory testdeps
 	$(BIN)/python -m pytest -q
 
-# What rings 3 and 4 need beside the node's own packages.
+# What rings 3 and 4 need beside the node's own packages. firewalld comes only where its package cannot start it.
 .PHONY: testdeps
 testdeps:
 	@missing=""
-	for package in postgresql containernetworking-plugins curl systemd; do
+	for package in postgresql containernetworking-plugins curl systemd ufw $(if $(SYSTEMD),,firewalld dbus); do
 		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
 	done
 	if [ -n "$$missing" ]; then

@@ -97,6 +97,7 @@ async def _remove_network(settings: Settings) -> AsyncIterator[str]:
     from kone.net.bridge import remove_links
     from kone.net.cni_network import CniNetwork
     from kone.net.firewall import Firewall, FirewallError
+    from kone.net.firewalld import Firewalld
     from kone.net.names import Names
     from kone.net.nft_table import NftError, NftTable
     from kone.net.rule_config import any_config
@@ -105,14 +106,16 @@ async def _remove_network(settings: Settings) -> AsyncIterator[str]:
     cni = CniNetwork(names, Path(settings.cni_conf_dir), settings.cni_bin_dir.split(":"), settings.data)
     if detached := await cni.detach_all():
         yield f"detached {len(detached)} pods by CNI"
-    table = NftTable(names.policy_table)
+    table, firewalld = NftTable(names.policy_table), Firewalld(names, ())
     try:
         if await table.remove():
             yield f"removed table {names.policy_table}"
+        await firewalld.cleanup()
     except NftError:
         pass  # what could not be run made no table either
     finally:
         await table.stop()
+        await firewalld.stop()
     for family in (4, 6):
         firewall = Firewall(names, family=family)
         try:

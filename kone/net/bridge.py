@@ -4,7 +4,7 @@ It is the kubelet's PodNetwork. Everything is idempotent, since kone may be kill
 of addresses, the kernel and the kubelet say is brought together by `start` and `restore`.
 
 Pod to pod, pod to host and pod to world go through the host's IP layer (see links.py). What leaves for anything but
-pods is masqueraded; forwarding is accepted before Docker's policy DROP.
+pods is masqueraded; forwarding is accepted before Docker's policy DROP, and by firewalld (firewalld.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from kone.aio.tasks import TaskGroup
 from kone.net.cni_conf import bandwidth_of
 from kone.net.conntrack import Address, forget_stale_udp
 from kone.net.firewall import ChainId, Firewall, Jump
+from kone.net.firewalld import Firewalld
 from kone.net.host_ports import (
     HostPortLike,
     HostPortTable,
@@ -75,6 +76,7 @@ class BridgeNetwork:
         self._names = names
         self._config = config
         self._firewalls = firewalls
+        self._firewalld = Firewalld(names, config.pod_cidrs)
         self._ipam = Ipam(data_dir / "net" / "ipam.json", config.pod_cidrs)
         self._links = Links()
         self._ports = HostPortTable(data_dir / "net" / "host-ports.json")
@@ -118,6 +120,7 @@ class BridgeNetwork:
                 log.warning("pod link %s has %s, which the file did not know", veth.name, " ".join(veth.addresses))
         for firewall in self._firewalls:
             await firewall.apply(self._chains(firewall.family), jumps=self._jumps())
+        await self._firewalld.start()
         self._tasks.guard(
             lambda: watch_link(lambda: self._index, self._lost.set, lambda: self._uplink, self._moved.set),
             name="bridge-watch",
@@ -129,6 +132,7 @@ class BridgeNetwork:
     async def stop(self) -> None:
         """Let go; links, addresses and rules stay for the pods that use them."""
         await self._tasks.cancel()
+        await self._firewalld.stop()
         await self._links.close()
 
     async def _mend(self) -> None:

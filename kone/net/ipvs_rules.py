@@ -29,7 +29,7 @@ from kone.net.firewall import ChainId, Jump
 from kone.net.ipset import Element, SetSpec, SetType
 from kone.net.iptables_rules import MARK_MASQUERADE, MASQUERADE, MASQUERADE_MARK, NODE_PORTS_A_CHAIN, balanced, reject
 from kone.net.ipvs_table import PROTOCOLS, Entry, Real, Server
-from kone.net.rule_config import RuleConfig
+from kone.net.rule_config import ACCEPTED_BIT, RuleConfig
 from kone.net.service_map import Endpoint, ServicePort, ServicePortName
 
 LOOPBACK = "127.0.0.1"
@@ -126,6 +126,7 @@ class IpvsRules:
                 new,
                 f"{at['FENCED']} {allowed} -j DROP",
                 f"{not_pods}{at['INSIDE']} -m addrtype ! --src-type LOCAL -j DROP",
+                f"{at['SERVED']} -j MARK --set-xmark {ACCEPTED_BIT:#x}/{ACCEPTED_BIT:#x}",
                 f"{at['SERVED']} -j ACCEPT",
                 f"{at['DROP']} -j DROP",
                 *(f"-p {p.lower()} {address} -j {reject(p)}" for p in PROTOCOLS),

@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 from kone.net.names import Names
 
 MASQUERADE_BIT = 0x4000  # of the packet's mark; the bit that kube-proxy uses
+ACCEPTED_BIT = 0x2000  # a new connection to the host that kone has accepted, for firewalls that judge after it
 
 
 @dataclass(frozen=True, slots=True)
