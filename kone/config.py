@@ -81,6 +81,14 @@ class Settings:
     ipvs_strict_arp: str = _setting(
         "off", "with IPVS, answer ARP for the asked link's own addresses only", choices=("off", "on")
     )
+    proxy_healthz_port: int = _setting(
+        -1,
+        "port where the service proxy tells of its health (default 10256; 0, and with --instance, none)",
+        metavar="PORT",
+    )
+    proxy_status_port: int = _setting(
+        -1, "port of localhost with its mode, /proxyMode (default 10249; 0, and with --instance, none)", metavar="PORT"
+    )
     load_balancer_pool: str = _setting(
         "",
         "addresses given to LoadBalancer Services, ranges and FIRST-LAST (default: the node's own)",
@@ -209,6 +217,10 @@ def resolve(settings: Settings) -> Settings:
         docker_host=settings.docker_host or os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock",
         kubelet_dir=settings.kubelet_dir or ("" if instance else "/var/lib/kubelet"),
         kubelet_port=settings.kubelet_port if settings.kubelet_port >= 0 else (0 if instance else 10250),
+        proxy_healthz_port=settings.proxy_healthz_port
+        if settings.proxy_healthz_port >= 0
+        else (0 if instance else 10256),
+        proxy_status_port=settings.proxy_status_port if settings.proxy_status_port >= 0 else (0 if instance else 10249),
     )
     services = _service_networks(filled)
     if not filled.cluster_dns:
@@ -234,6 +246,8 @@ def resolve(settings: Settings) -> Settings:
     for flag, port in (
         ("--secure-port", filled.secure_port),
         ("--kubelet-port", filled.kubelet_port),
+        ("--proxy-healthz-port", filled.proxy_healthz_port),
+        ("--proxy-status-port", filled.proxy_status_port),
         ("--ingress-http-port", filled.ingress_http_port),
         ("--ingress-https-port", filled.ingress_https_port),
     ):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kone.net.modes import Mode
     from kone.net.policy_enforcer import PolicyEnforcer
     from kone.net.proxier import Proxier, ServiceProxy
+    from kone.net.proxy_health import ProxyServer
     from kone.net.rule_config import RuleConfig
     from kone.net.service_map import Family
     from kone.net.uplink_addresses import UplinkAddresses
@@ -75,6 +76,7 @@ class Node:
         self._kubelet_events: EventRecorder | None = None
         self._policies: PolicyEnforcer | None = None
         self._proxy: ServiceProxy | None = None
+        self._proxy_server: ProxyServer | None = None
         self._proxy_events: EventRecorder | None = None
         self._proxy_mode: Mode | None = None
         self._balancer: LoadBalancerController | None = None
@@ -296,6 +298,12 @@ class Node:
             node_port_cidrs=self.settings.node_port_cidrs,
         )
         await self._proxy.start()
+        self._proxy_server = self._proxy.server(
+            choice.mode,
+            healthz_port=self.settings.proxy_healthz_port,
+            status_port=self.settings.proxy_status_port,
+        )
+        await self._proxy_server.start()
 
     async def _only_this_mode(self) -> None:
         """What a run with another mode or another family left goes, as soon as this one serves."""
@@ -342,6 +350,8 @@ class Node:
         )
 
     async def _stop_proxy(self) -> None:
+        if self._proxy_server is not None:
+            await self._proxy_server.stop()
         if self._proxy is not None:
             await self._proxy.stop()
         if self._proxy_events is not None:

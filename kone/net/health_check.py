@@ -14,11 +14,9 @@ from typing import NamedTuple
 
 from kone.apimachinery.objects import Key, Object
 from kone.client.events import EventRecorder
+from kone.net.plain_http import Answer, close, listen
 
 log = logging.getLogger(__name__)
-
-REQUEST_TIMEOUT_S = 5.0
-HEAD_MAX = 8192
 
 
 class Check(NamedTuple):
@@ -77,19 +75,8 @@ class HealthChecks:
             await self._close(key)
 
     async def _listen(self, key: Key, port: int, reference: Object | None) -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                    request = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(self._response(key, head=request.startswith(b"HEAD ")))
-                    await writer.drain()
-            except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-                pass  # nobody is there to be told
-            finally:
-                writer.close()
-
         try:
-            self._servers[key] = await asyncio.start_server(answer, self._addresses, port, limit=HEAD_MAX)
+            self._servers[key] = await listen(lambda path: self._answer(key), self._addresses, port)
         except OSError as error:
             message = f'node {self._node_name} failed to start healthcheck "{key}" on port {port}: {error.strerror}'
             log.error("%s", message)
@@ -98,20 +85,14 @@ class HealthChecks:
 
     async def _close(self, key: Key) -> None:
         if (server := self._servers.pop(key, None)) is not None:
-            server.close()
-            await server.wait_closed()
+            await close(server)
 
-    def _response(self, key: Key, *, head: bool) -> bytes:
+    def _answer(self, key: Key) -> Answer:
         check = self._checks.get(key)
         count = check.local_endpoints if check else 0
         healthy = self._healthy()
-        content = body(key, count, healthy).encode()
-        status = "200 OK" if count and healthy else "503 Service Unavailable"
-        header = (
-            f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n"
-            f"X-Load-Balancing-Endpoint-Weight: {count}\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
-        )
-        return header.encode() + (b"" if head else content)
+        weight = {"X-Load-Balancing-Endpoint-Weight": str(count)}
+        return Answer(200 if count and healthy else 503, body(key, count, healthy), headers=weight)
 
 
 def body(key: Key, local_endpoints: int, healthy: bool) -> str:

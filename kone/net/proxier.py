@@ -21,6 +21,7 @@ from kone.client.events import EventRecorder
 from kone.net.health_check import Check, HealthChecks
 from kone.net.host_addresses import host_ips, listening_addresses
 from kone.net.link_watch import watch_addresses
+from kone.net.proxy_health import ProxyHealth, ProxyServer
 from kone.net.service_map import (
     SERVICE_NAME,
     ZONE,
@@ -97,8 +98,8 @@ class ServiceProxy:
         self._dirty: set[Key] = set()
         self._zone = ""
         self._when_synced = synced
-        self._healthy = False
-        self._health_checks = HealthChecks(node_name, lambda: self._healthy, recorder)
+        self._health = ProxyHealth()
+        self._health_checks = HealthChecks(node_name, lambda: self._health.is_healthy(self._clock.now()), recorder)
         self._checked: dict[Key, Check] = {}
         self._node_port_cidrs = node_port_cidrs
         self._moved = bool(node_port_cidrs)  # the host's addresses are not what they were when last looked at
@@ -131,6 +132,17 @@ class ServiceProxy:
     async def wait_synced(self) -> None:
         """Return once the kernel serves what the API said at start."""
         await self._synced.wait()
+
+    def server(self, mode: str, *, healthz_port: int, status_port: int) -> ProxyServer:
+        """What tells of this proxy by HTTP, once it is started."""
+        return ProxyServer(
+            self._health,
+            lambda: self._node.get("", self._node_name),
+            self._clock.now,
+            mode,
+            healthz_port=healthz_port,
+            status_port=status_port,
+        )
 
     async def _run(self) -> None:
         for informer in (self._services, self._slices):
@@ -170,11 +182,11 @@ class ServiceProxy:
         for family, proxier in self._proxiers.items():
             try:
                 await proxier.sync(self._desired[family])
+                self._health.updated(family, self._clock.now())
             except ProxySyncError as error:
                 log.error("services are not all served: family=%s error=%s", family, error)
                 self.errors += 1
                 good = False
-        self._healthy = good
         await self._check_health(dirty)
         return good
 
@@ -223,6 +235,7 @@ class ServiceProxy:
         self._wake.set()
 
     def _touch(self, key: Key) -> None:
+        self._health.queued(self._proxiers, self._clock.now())
         self._dirty.add(key)
         self._wake.set()
 
