@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help venv deps up down clean check test vm ring3 ring4 replay bench fuzz generate binary unit image
+.PHONY: help venv deps up down clean check test vm ring3 ring4 soak replay bench fuzz generate binary unit image
 
 PYTHON ?= python3
 VENV := .venv
@@ -154,6 +154,9 @@ testdeps:
 
 rounds: venv deps ## what happens to a host, 20 rounds each, in every mode that it has (root, 15 min)
 	KONE_TEST_ROUNDS=20 $(BIN)/python -m pytest -q -rP tests/contracts/test_mending.py
+
+soak: venv deps docker ## 500 pods come and go and leave nothing behind (root, 10 min)
+	KONE_TEST_SOAK=500 $(BIN)/python -m pytest -q -rP tests/e2e/test_soak.py
 
 # IPVS is in few kernels of machines that run tests: it is tested in a guest with Debian's own.
 vm: venv ## the ipvs proxier with real packets in a virtual machine (root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import gc
 import os
@@ -90,6 +91,9 @@ class Metrics:
         yield "# HELP process_open_fds Number of open file descriptors."
         yield "# TYPE process_open_fds gauge"
         yield f"process_open_fds {len(os.listdir('/proc/self/fd'))}"
+        yield "# HELP python_asyncio_tasks Number of asyncio tasks that have not ended."
+        yield "# TYPE python_asyncio_tasks gauge"
+        yield f"python_asyncio_tasks {len(asyncio.all_tasks())}"
         yield "# HELP python_gc_collections_total Garbage collections by generation."
         yield "# TYPE python_gc_collections_total counter"
         for generation, stats in enumerate(gc.get_stats()):

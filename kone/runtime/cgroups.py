@@ -18,6 +18,7 @@ from pathlib import Path
 from kone.apimachinery.objects import Object, dig, uid_of
 from kone.apimachinery.pod_resources import Amounts, amounts, pod_limits, pod_requests, qos_class
 from kone.apimachinery.quantity import parse_quantity
+from kone.runtime.usage import PROC, group_of
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,12 @@ def weight_of(shares: int) -> int:
         return 10_000
     power = math.log2(shares)
     return math.ceil(10 ** ((power * power + 125 * power) / 612 - 7 / 34))
+
+
+def shares_of_weight(weight: int) -> int:
+    """cpu.shares that have this cpu.weight, as nearly as its rounding tells: the curve of `weight_of` backwards."""
+    power = (math.sqrt(125**2 + 4 * 612 * (math.log10(weight) + 7 / 34)) - 125) / 2
+    return min(max(int(2**power), SHARES_MIN), SHARES_MAX)
 
 
 def limits_of(pod: Object) -> Amounts:
@@ -103,8 +110,8 @@ def _huge_pages(requests: Amounts) -> Iterator[tuple[str, int]]:
 class Cgroups:
     """The CgroupManager of parts.py. `version` and `driver` are what Docker says of itself."""
 
-    def __init__(self, *, version: int, driver: str, instance: str = "", root: Path = ROOT) -> None:
-        self._root = root
+    def __init__(self, *, version: int, driver: str, instance: str = "", root: Path = ROOT, proc: Path = PROC) -> None:
+        self._root, self._proc = root, proc
         self._version, self._driver = version, driver
         self._top = _top(instance)
         self._usable = False
@@ -144,26 +151,34 @@ class Cgroups:
             self._weigh_burstable()
         return f"/{path}"
 
+    def kill_as_one(self, pid: int) -> None:
+        if self._version != 2:
+            return
+        try:
+            group = group_of(pid, root=self._root, proc=self._proc)
+            (group.path / "memory.oom.group").write_text("1")
+        except OSError as error:
+            log.debug("process %d has no group to be killed with: %s", pid, error)
+
     async def remove(self, pod_uid: str) -> None:
         if self._driver == "systemd":
             await _stop_slices(self._root, f"*-pod{pod_uid.replace('-', '_')}.slice", self._top)
             return
         for quality in ("", "burstable/", "besteffort/"):
-            for folder in self._folders(f"{self._top}/{quality}pod{pod_uid}"):
-                await _remove(folder)
+            path = f"{self._top}/{quality}pod{pod_uid}"
+            for folder in {os.path.realpath(tree / path) for tree in self._trees() if (tree / path).is_dir()}:
+                await _remove(Path(folder))
         if self._usable:
             self._weigh_burstable()
 
     def _weigh_burstable(self) -> None:
         """Burstable pods have together what each of them asks for, beside the guaranteed ones."""
         path = f"{self._top}/burstable"
-        file = "cpu.shares" if self._version == 1 else "cpu.weight"
-        base = self._root / ("cpu" if self._version == 1 else "") / path
-        total = sum(int(_read(pod / file) or 0) for pod in base.glob("pod*"))
         if self._version == 1:
-            self._set_shares(path, min(max(total, SHARES_MIN), SHARES_MAX))
+            found = [int(_read(file) or 0) for file in (self._root / "cpu" / path).glob("pod*/cpu.shares")]
         else:
-            _write(base / file, str(min(max(total, 1), 10_000)))
+            found = [shares_of_weight(int(_read(file) or 1)) for file in (self._root / path).glob("pod*/cpu.weight")]
+        self._set_shares(path, min(max(sum(found), SHARES_MIN), SHARES_MAX))
 
     def _set_shares(self, path: str, shares: int) -> None:
         if self._version == 1:
@@ -189,6 +204,10 @@ class Cgroups:
             }
             return [tree / path for tree in trees.values()]
         return [self._root / path]
+
+    def _trees(self) -> list[Path]:
+        """Where a pod's group may be; version 1: in each hierarchy that is mounted, systemd's own too."""
+        return [self._root] if self._version == 2 else [tree for tree in self._root.iterdir() if tree.is_dir()]
 
     def _delegate(self, folder: Path) -> None:
         """Version 2: a group's controllers must be switched on in its parent; version 1: cpuset starts out empty."""

@@ -50,7 +50,8 @@ log = logging.getLogger(__name__)
 EXEC_OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024  # as CRI's ExecSync
 INSPECTS_AT_ONCE = 16
 ANSWER_S = 5.0  # how long status() waits for dockerd
-NO_LIMIT = aiohttp.ClientTimeout()
+NO_LIMIT = aiohttp.ClientTimeout()  # for what takes as long as it takes: an image, a log, a container's end
+LIMIT = aiohttp.ClientTimeout(total=120.0)  # kubelet's runtimeRequestTimeout
 _EXEC_FAILED = b"OCI runtime exec failed: "
 
 _EVENT_KINDS: Mapping[str, Literal["created", "started", "exited", "removed", "oom"]] = {
@@ -75,6 +76,7 @@ class DockerRuntime:
         self._told = False
         self._starting = asyncio.Lock()
         self._limit = asyncio.Semaphore(INSPECTS_AT_ONCE)
+        self._creating: dict[asyncio.Task[str], str] = {}  # with the pod's uid
 
     # Life
 
@@ -93,6 +95,9 @@ class DockerRuntime:
                 raise
 
     async def close(self) -> None:
+        for creation in self._creating:
+            creation.cancel()
+        await asyncio.gather(*self._creating, return_exceptions=True)
         if self._docker is not None:
             await self._docker.close()
             self._docker = None
@@ -134,17 +139,22 @@ class DockerRuntime:
             self._docker = aiodocker.Docker(url, connector=self._connector, timeout=NO_LIMIT)
         return self._docker
 
-    async def _call(self, method: str, path: str, *, params: Mapping[str, Any] | None = None, body: Any = None) -> Any:
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        timeout: aiohttp.ClientTimeout = LIMIT,
+    ) -> Any:
         """One request; its JSON answer, or None where the answer is empty."""
         docker = self._connect()
         data = json.dumps(body) if body is not None else None
         response = await _answer(
-            docker._do_query(path, method, params=dict(params) if params else None, data=data, timeout=NO_LIMIT)
+            docker._do_query(path, method, params=dict(params) if params else None, data=data, timeout=timeout)
         )
-        try:
-            content = await response.read()
-        except aiohttp.ClientError as error:
-            raise RuntimeUnavailable(f"Docker at {self._host} broke off: {error}") from error
+        content = await _answer(response.read())
         return json.loads(content) if content.strip() else None
 
     async def _ensure_pause_image(self, docker: aiodocker.Docker) -> None:
@@ -162,10 +172,10 @@ class DockerRuntime:
         body = translate.sandbox_body(config, instance=self._instance, limits=self._limits)
         name = translate.sandbox_name(config)
         try:
-            return await self._create(name, body)
+            return await self._create(name, body, config.pod.uid)
         except NotFound:  # someone pruned the image
             await self._ensure_pause_image(self._connect())
-            return await self._create(name, body)
+            return await self._create(name, body, config.pod.uid)
 
     async def start_sandbox(self, sandbox_id: str) -> Sandbox:
         await self._call("POST", f"containers/{sandbox_id}/start")
@@ -186,7 +196,7 @@ class DockerRuntime:
 
     async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
         body = translate.container_body(sandbox_id, config, instance=self._instance, limits=self._limits)
-        return await self._create(translate.container_name(config), body)
+        return await self._create(translate.container_name(config), body, config.pod.uid)
 
     async def start_container(self, container_id: str) -> ContainerStatus:
         try:
@@ -378,7 +388,20 @@ class DockerRuntime:
 
     # Inside
 
-    async def _create(self, name: str, body: translate.Body) -> str:
+    async def _create(self, name: str, body: translate.Body, pod_uid: str) -> str:
+        """Docker makes it even when the caller gives up meanwhile; then the next list waits for it, to know it."""
+        creation = asyncio.create_task(self._create_anew(name, body), name=f"create {name}")
+        self._creating[creation] = pod_uid
+        creation.add_done_callback(self._created)
+        return await asyncio.shield(creation)
+
+    def _created(self, creation: asyncio.Task[str]) -> None:
+        del self._creating[creation]
+        if not creation.cancelled():
+            creation.exception()  # nobody may be left to see it
+
+    async def _create_anew(self, name: str, body: translate.Body) -> str:
+        """Of that name; one that was made before and does not run is replaced."""
         try:
             answer = await self._call("POST", "containers/create", params={"name": name}, body=body)
         except RuntimeFault as fault:
@@ -403,6 +426,8 @@ class DockerRuntime:
         return found
 
     async def _inspect_all(self, kind: str, pod_uid: str) -> list[Mapping[str, Any]]:
+        if creating := [task for task, uid in self._creating.items() if pod_uid in ("", uid)]:
+            await asyncio.wait(creating)
         labels = [f"{translate.INSTANCE}={self._instance}", f"{translate.CONTAINER_TYPE}={kind}"]
         if pod_uid:
             labels.append(f"{translate.POD_UID}={pod_uid}")
@@ -428,7 +453,8 @@ class DockerRuntime:
 
     async def _gone_or_ended(self, container_id: str) -> None:
         try:
-            await self._call("POST", f"containers/{container_id}/wait", params={"condition": "not-running"})
+            params = {"condition": "not-running"}
+            await self._call("POST", f"containers/{container_id}/wait", params=params, timeout=NO_LIMIT)
         except NotFound:
             pass
 
@@ -522,6 +548,8 @@ async def _answer(call: Any) -> Any:
                 raise _Conflict(error.message) from error
             case _:
                 raise RuntimeFault(error.message) from error
+    except TimeoutError as error:
+        raise RuntimeUnavailable("Docker does not answer") from error
     except (aiohttp.ClientError, OSError) as error:
         raise RuntimeUnavailable(f"Docker broke off: {error}") from error
 

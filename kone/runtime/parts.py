@@ -136,6 +136,9 @@ class CgroupManager(Protocol):
         none).
         """
 
+    def kill_as_one(self, pid: int) -> None:
+        """A container runs as this process: when it is out of memory, all in it is killed (version 2)."""
+
     async def remove(self, pod_uid: str) -> None:
         """Remove the pod's cgroup once its containers are gone. Idempotent."""
 

@@ -263,6 +263,8 @@ class PodStarter:
             raise
         except RuntimeFault as fault:
             raise fail("RunContainerError", str(fault)) from fault
+        if status.pid:
+            parts.cgroups.kill_as_one(status.pid)
         await parts.pleg.put_ended(status)
         tell("Normal", "Started", "Container started")
         await self._post_start(pod, container, status)

@@ -348,7 +348,7 @@ class Runtime(Protocol):
         """Remove it, running or not. Idempotent."""
 
     async def sandboxes(self, pod_uid: str = "") -> list[Sandbox]:
-        """All of ours, or one pod's."""
+        """All of ours, or one pod's; also those whose creation was asked for and not awaited to its end."""
 
     # containers
     async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
@@ -364,7 +364,7 @@ class Runtime(Protocol):
         """Remove it, running or not. Idempotent."""
 
     async def containers(self, pod_uid: str = "") -> list[ContainerStatus]:
-        """All of ours, or one pod's, in full."""
+        """All of ours, or one pod's, in full; as `sandboxes` those that nobody waits for."""
 
     async def container(self, container_id: str) -> ContainerStatus: ...
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kone.aio.clock import Clock
@@ -18,7 +18,7 @@ from kone.runtime import usage
 from kone.runtime.disk_usage import MAX_AGE_S, DiskUsage, DiskUsages, FileSystem, file_system, writable_layer
 from kone.runtime.parts import PodSource
 from kone.runtime.runtime import ContainerState, ContainerStatus, Runtime
-from kone.runtime.usage import Interface, Usage
+from kone.runtime.usage import Interface, Pressure, Stalls, Usage
 from kone.runtime.volume_stats import ClaimedUse, VolumeStats
 
 EMPTY_DIRS = "kubernetes.io~empty-dir"
@@ -33,6 +33,7 @@ class ContainerUse:
     usage: Usage
     layer: DiskUsage = field(default_factory=DiskUsage)
     log: DiskUsage = field(default_factory=DiskUsage)
+    pressures: Mapping[str, Pressure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class PodUse:
     interfaces: Sequence[Interface] = ()
     volumes: Mapping[str, DiskUsage] = field(default_factory=dict)
     claimed: Sequence[ClaimedUse] = ()
+    pressures: Mapping[str, Pressure] = field(default_factory=dict)
 
     @property
     def ephemeral_storage(self) -> DiskUsage:
@@ -107,24 +109,26 @@ class Stats:
         """One pod; `running` are its running containers, `max_age_s` is how old counts of its disk use may be."""
         containers: list[ContainerUse] = []
         own: Usage | None = None
+        pressures: Mapping[str, Pressure] = {}
         interfaces: Sequence[Interface] = ()
         for status in running:
             try:
                 group = usage.group_of(status.pid)
-                used = group.read()
+                used, waits = group.read(), group.pressures()
                 if own is None and uid_of(pod).replace("-", "_") in group.parent.path.name.replace("-", "_"):
-                    own = group.parent.read()
+                    own, pressures = group.parent.read(), group.parent.pressures()
                 if not interfaces and not dig(pod, "spec", "hostNetwork", default=False):
                     interfaces = usage.interfaces(status.pid)
             except (OSError, KeyError, ValueError):
                 continue  # it ended while we looked
-            containers.append(await self._container(status, used, disk=disk, max_age_s=max_age_s))
+            use = await self._container(status, used, disk=disk, max_age_s=max_age_s)
+            containers.append(replace(use, pressures=waits))
         volumes = {}
         for name, path in self._empty_dirs(pod).items() if disk else ():
             volumes[name] = await self._disk.of(path, max_age_s=max_age_s)
         claimed = await self._claimed_by(pod) if disk else []
         total = own if own is not None else sum((c.usage for c in containers), Usage())
-        return PodUse(pod, containers, total, interfaces, volumes, claimed)
+        return PodUse(pod, containers, total, interfaces, volumes, claimed, pressures)
 
     async def _container(self, status: ContainerStatus, used: Usage, *, disk: bool, max_age_s: float) -> ContainerUse:
         if not disk:
@@ -171,7 +175,7 @@ class Stats:
                 {"name": "pods", "startTime": format_time(usage.boot_time()), **_pods_use(pods, now)},
             ],
             "startTime": format_time(usage.boot_time()),
-            **self._use("", used, now, available=memory.available),
+            **self._use("", used, now, usage.node_pressures(), available=memory.available),
             "swap": {
                 "time": format_time(now),
                 "swapAvailableBytes": memory.swap_free,
@@ -205,7 +209,7 @@ class Stats:
             "podRef": {"name": name_of(pod), "namespace": namespace_of(pod), "uid": uid_of(pod)},
             "startTime": dig(pod, "status", "startTime") or format_time(now),
             "containers": [self._container_stats(container, now, disk) for container in use.containers],
-            **self._use(uid_of(pod), use.usage, now),
+            **self._use(uid_of(pod), use.usage, now, use.pressures),
         }
         if disk is not None:
             if use.interfaces:
@@ -220,14 +224,22 @@ class Stats:
         answer: Object = {
             "name": use.status.name,
             "startTime": format_time(use.status.started_at),
-            **self._use(use.status.id, use.usage, now),
+            **self._use(use.status.id, use.usage, now, use.pressures),
         }
         if disk is not None:
             answer["rootfs"] = _taken(use.layer, disk, now)
             answer["logs"] = _taken(use.log, disk, now)
         return answer
 
-    def _use(self, key: str, used: Usage, now: float, *, available: int | None = None) -> Object:
+    def _use(
+        self,
+        key: str,
+        used: Usage,
+        now: float,
+        pressures: Mapping[str, Pressure],
+        *,
+        available: int | None = None,
+    ) -> Object:
         time = format_time(now)
         cpu: Object = {"time": time, "usageCoreNanoSeconds": used.cpu_ns}
         if (rate := self._rate(key, used.cpu_ns)) is not None:
@@ -242,7 +254,12 @@ class Stats:
             "pageFaults": used.page_faults,
             "majorPageFaults": used.major_page_faults,
         }
-        return {"cpu": cpu, "memory": memory}
+        answer: Object = {"cpu": cpu, "memory": memory}
+        if "io" in pressures:
+            answer["io"] = {"time": time}
+        for resource, pressure in pressures.items():
+            answer[resource]["psi"] = {"full": _stalls(pressure.full), "some": _stalls(pressure.some)}
+        return answer
 
     def _rate(self, key: str, cpu_ns: int) -> int | None:
         """Nanoseconds of CPU a second, since the last question; None for the first."""
@@ -281,6 +298,11 @@ class _Rate:
     at: float
     cpu_ns: int
     rate: int | None
+
+
+def _stalls(stalls: Stalls) -> Object:
+    """PSIData; its type promises nanoseconds, but what upstream's kubelet answers are the kernel's microseconds."""
+    return {"total": stalls.total_us, "avg10": stalls.avg10, "avg60": stalls.avg60, "avg300": stalls.avg300}
 
 
 def _pods_use(pods: Sequence[PodUse], now: float) -> Object:

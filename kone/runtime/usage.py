@@ -45,6 +45,24 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Stalls:
+    """How much tasks waited: microseconds in all, and the per cent of the last 10, 60 and 300 seconds."""
+
+    total_us: int = 0
+    avg10: float = 0.0
+    avg60: float = 0.0
+    avg300: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Pressure stall information of one resource: when some tasks waited for it, and when all did."""
+
+    some: Stalls = Stalls()
+    full: Stalls = Stalls()
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """One control group: its directory by controller. Version 2 has the same directory for all, under ""."""
 
@@ -63,6 +81,18 @@ class Group:
         if "" in self.directories:
             return _read_v2(self.directories[""])
         return _read_v1(self.directories)
+
+    def pressures(self) -> Mapping[str, Pressure]:
+        """Of "cpu", "memory" and "io"; none in version 1, nor where the kernel does not count them."""
+        found: dict[str, Pressure] = {}
+        if (directory := self.directories.get("")) is None:
+            return found
+        for resource in ("cpu", "memory", "io"):
+            try:
+                found[resource] = _pressure((directory / f"{resource}.pressure").read_text())
+            except OSError:
+                continue
+        return found
 
 
 def group_of(pid: int, *, root: Path = ROOT, proc: Path = PROC) -> Group:
@@ -110,6 +140,17 @@ def _read_v2(directory: Path) -> Usage:
         major_page_faults=stat.get("pgmajfault", 0),
         processes=_number(directory, "pids.current"),
     )
+
+
+def _pressure(text: str) -> Pressure:
+    """Of lines like "some avg10=0.00 avg60=0.12 avg300=0.00 total=12345"."""
+    found = {}
+    for line in text.splitlines():
+        kind, *fields = line.split()
+        values = dict(field.split("=", 1) for field in fields)
+        averages = (float(values[name]) for name in ("avg10", "avg60", "avg300"))
+        found[kind] = Stalls(int(values["total"]), *averages)
+    return Pressure(found.get("some", Stalls()), found.get("full", Stalls()))
 
 
 def _number(directory: Path | None, file: str) -> int:
@@ -183,6 +224,11 @@ def node_usage(proc: Path = PROC) -> Usage:
         major_page_faults=faults.get("pgmajfault", 0),
         processes=processes(proc)[0],
     )
+
+
+def node_pressures(root: Path = ROOT) -> Mapping[str, Pressure]:
+    """All of the machine's; see Group.pressures."""
+    return Group({"": root}).pressures()
 
 
 def processes(proc: Path = PROC) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from kone.runtime.cgroups import (
     settings_v1,
     settings_v2,
     shares_of,
+    shares_of_weight,
     weight_of,
 )
 from kone.runtime.usage import group_of
@@ -36,6 +37,12 @@ def test_quota(milli: int, quota: int) -> None:
 @pytest.mark.parametrize(("shares", "weight"), [(2, 1), (102, 17), (1024, 100), (2048, 174), (262_144, 10_000)])
 def test_weight(shares: int, weight: int) -> None:
     assert weight_of(shares) == weight
+
+
+@pytest.mark.parametrize("milli", [2, 100, 250, 1000, 4000, 64_000])
+def test_a_weight_says_what_was_asked_for_to_a_few_parts_in_a_hundred(milli: int) -> None:
+    shares = shares_of(milli)
+    assert shares <= shares_of_weight(weight_of(shares)) <= shares * 1.1 + 2
 
 
 def test_no_limit_no_file() -> None:
@@ -111,6 +118,34 @@ async def test_burstable_pods_weigh_what_they_ask_for_together(tmp_path: Path) -
         file.unlink()  # a real group's files go with it
     await groups.remove("a")
     assert (top / "burstable" / "cpu.shares").read_text() == "512"
+
+
+async def test_burstable_pods_of_version_2_weigh_what_one_pod_of_all_their_requests_would(tmp_path: Path) -> None:
+    groups = Cgroups(version=2, driver="cgroupfs", root=tmp_path)
+    for top in (".", "kubepods", "kubepods/burstable"):
+        (tmp_path / top).mkdir(exist_ok=True)
+        (tmp_path / top / "cgroup.controllers").write_text("")
+    await groups.start()
+    for uid in ("a", "b"):
+        await groups.ensure({**pod(requests={"cpu": "1"}), "metadata": {"uid": uid}})
+    assert (tmp_path / "kubepods/burstable/cpu.weight").read_text() == str(weight_of(2048))
+
+
+async def test_a_pods_group_goes_from_every_hierarchy_in_which_docker_made_it(tmp_path: Path) -> None:
+    for hierarchy in ("cpu", "memory", "systemd", "net_cls"):
+        (tmp_path / hierarchy / "kubepods/besteffort/poda").mkdir(parents=True)
+    await Cgroups(version=1, driver="cgroupfs", root=tmp_path).remove("a")
+    assert list(tmp_path.glob("*/kubepods/besteffort/*")) == []
+
+
+async def test_all_of_a_container_is_killed_when_it_is_out_of_memory(tmp_path: Path) -> None:
+    for name in ("proc/7", "groups/pod/c"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "proc/7/cgroup").write_text("0::/pod/c\n")
+    groups = Cgroups(version=2, driver="cgroupfs", root=tmp_path / "groups", proc=tmp_path / "proc")
+    groups.kill_as_one(7)
+    assert (tmp_path / "groups/pod/c/memory.oom.group").read_text() == "1"
+    groups.kill_as_one(8)  # which has ended already
 
 
 @pytest.mark.ring3

@@ -112,6 +112,18 @@ async def test_a_pod_runs_and_is_found_again(runtime: Runtime) -> None:
     assert [s.id for s in await runtime.sandboxes(meta.uid)] == [sandbox_id]
 
 
+async def test_what_is_made_though_its_maker_gave_up_is_in_the_next_list(runtime: Runtime) -> None:
+    meta = pod()
+    making = asyncio.create_task(runtime.create_sandbox(SandboxConfig(meta, hostname="p")))
+    await asyncio.sleep(0)
+    making.cancel()
+    await asyncio.wait({making})
+    for sandbox in await runtime.sandboxes(meta.uid):
+        await runtime.remove_sandbox(sandbox.id)
+    await asyncio.sleep(0.3)
+    assert await runtime.sandboxes(meta.uid) == []
+
+
 async def test_a_container_that_ends_tells_its_exit_code(runtime: Runtime) -> None:
     meta = pod()
     sandbox_id = await sandbox_of(runtime, meta)

@@ -106,6 +106,19 @@ async def test_the_summary_of_a_pod(tmp_path: Path) -> None:
     assert "ephemeral-storage" not in again
 
 
+async def test_the_summary_tells_pressure_where_the_kernel_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pressure = usage.Pressure(some=usage.Stalls(7, 1.5, 0.5, 0.1))
+    monkeypatch.setattr(usage.Group, "pressures", lambda group: {"cpu": pressure, "io": pressure})
+    summary = await World(tmp_path).stats.summary()
+    nothing = {"total": 0, "avg10": 0.0, "avg60": 0.0, "avg300": 0.0}
+    psi = {"some": {"total": 7, "avg10": 1.5, "avg60": 0.5, "avg300": 0.1}, "full": nothing}
+    for found in (summary["node"], summary["pods"][0]["containers"][0]):
+        assert found["cpu"]["psi"] == found["io"]["psi"] == psi
+        assert "psi" not in found["memory"]
+
+
 async def test_what_metrics_server_reads(tmp_path: Path) -> None:
     world = World(tmp_path)
     uses = await world.stats.pods()

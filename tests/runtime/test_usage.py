@@ -7,7 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from kone.runtime.usage import Group, Interface, Usage, boot_time, group_of, interfaces, memory, node_usage, processes
+from kone.runtime.usage import (
+    Group,
+    Interface,
+    Pressure,
+    Stalls,
+    Usage,
+    boot_time,
+    group_of,
+    interfaces,
+    memory,
+    node_usage,
+    processes,
+)
 
 
 def put(path: Path, text: str) -> None:
@@ -60,6 +72,14 @@ def test_what_a_kernel_does_not_count_is_nothing(tmp_path: Path) -> None:
         (tmp_path / "c" / name).unlink()
     found = Group({"": tmp_path / "c"}).read()
     assert (found.swap_bytes, found.processes) == (0, 0)
+
+
+def test_pressure_is_what_a_group_of_version_2_waited_for(tmp_path: Path) -> None:
+    waits = "some avg10=1.50 avg60=0.25 avg300=0.05 total=1234\nfull avg10=0.50 avg60=0.00 avg300=0.00 total=12\n"
+    put(tmp_path / "c/cpu.pressure", waits)
+    found = Group({"": tmp_path / "c"}).pressures()
+    assert found == {"cpu": Pressure(some=Stalls(1234, 1.5, 0.25, 0.05), full=Stalls(12, 0.5, 0.0, 0.0))}
+    assert Group({"memory": tmp_path / "c"}).pressures() == {}
 
 
 def test_a_process_that_is_gone() -> None:
