@@ -19,6 +19,7 @@ from kone.admission.default_classes import DefaultIngressClass, DefaultStorageCl
 from kone.admission.default_toleration_seconds import DefaultTolerationSeconds
 from kone.admission.limit_ranger import LimitRanger
 from kone.admission.namespace_lifecycle import NamespaceLifecycle
+from kone.admission.node_declared_features import NodeDeclaredFeatureValidator
 from kone.admission.node_restriction import NodeRestriction
 from kone.admission.persistent_volume_claim_resize import PersistentVolumeClaimResize
 from kone.admission.plugin import Attributes, Authorizer, Caches, Plugin
@@ -116,6 +117,7 @@ def default_chain(
             CertificateSubjectRestriction(),
             DefaultIngressClass(caches),
             PodTopologyLabels(caches),
+            NodeDeclaredFeatureValidator(caches),
             PodResizeValidator(caches),
             RoleEscalation(authorizer.escalation),
             *asking,

@@ -24,6 +24,7 @@ from kone.apimachinery.timestamps import format_micro_time, format_time
 from kone.client.client import Client
 from kone.client.events import EventRecorder
 from kone.runtime import usage
+from kone.runtime.pod_admit import DECLARED_FEATURES
 from kone.runtime.runtime import Image, RuntimeStatus
 
 log = logging.getLogger(__name__)
@@ -186,6 +187,7 @@ def node_status(
             }
         ],
         "features": {"supplementalGroupsPolicy": False},
+        "declaredFeatures": list(DECLARED_FEATURES),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kone.apimachinery import selectors
+from kone.apimachinery.declared_features import INIT_CONTAINER_RESIZE, RESTART_ALL, WEB_SOCKETS, needed_to_run
 from kone.apimachinery.objects import Object, dig, labels_of, name_of
 from kone.apimachinery.pod_resources import Amounts, amounts, pod_requests
 from kone.apimachinery.taints import taints_of, tolerates_any, with_effect
@@ -16,6 +17,7 @@ from kone.runtime.pod_spec import all_containers, is_host_network, sidecars
 from kone.runtime.pod_status import Verdict
 
 REJECTED = "Pod was rejected: "
+DECLARED_FEATURES = (WEB_SOCKETS, INIT_CONTAINER_RESIZE, RESTART_ALL)  # what this kubelet does, sorted
 
 # namespaced, and of no consequence outside the pod (docs, Using sysctls in a Kubernetes Cluster)
 SAFE_SYSCTLS = frozenset(
@@ -62,6 +64,7 @@ def refuse(
     return (
         _refuse_sysctls(pod, unsafe_sysctls)
         or _refuse_os(pod)
+        or _refuse_features(pod)
         or refuse_resources(pod, node, others)
         or _refuse_affinity(pod, node)
         or _refuse_ports(pod, others)
@@ -91,6 +94,13 @@ def _refuse_os(pod: Object) -> Verdict | None:
     if labels_of(pod).get("kubernetes.io/os", "linux") != "linux":
         message = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label"
         return Verdict("PodOSSelectorNodeLabelDoesNotMatch", message)
+    return None
+
+
+def _refuse_features(pod: Object) -> Verdict | None:
+    if missing := [feature for feature in needed_to_run(pod["spec"]) if feature not in DECLARED_FEATURES]:
+        message = f"Pod requires node features that are not available: {', '.join(missing)}"
+        return Verdict("PodFeatureUnsupported", message)
     return None
 
 

@@ -142,4 +142,6 @@ def node_changes(old: Object, new: Object) -> Happened:
         what |= Happened.NODE_TAINTS
     if dig(old, "status", "allocatable") != dig(new, "status", "allocatable"):
         what |= Happened.NODE_ALLOCATABLE
+    if dig(old, "status", "declaredFeatures") != dig(new, "status", "declaredFeatures"):
+        what |= Happened.NODE_FEATURES
     return what

@@ -60,6 +60,7 @@ class Happened(Flag):
     NODE_ALLOCATABLE = auto()
     NODE_LABELS = auto()
     NODE_TAINTS = auto()  # and spec.unschedulable
+    NODE_FEATURES = auto()  # that it declares
     POD_ADDED = auto()  # a pod was bound
     POD_LABELS = auto()  # of a bound pod
     POD_SCALED_DOWN = auto()  # a bound pod asks for less
@@ -81,7 +82,7 @@ class Happened(Flag):
     DEVICE_CLASS = auto()
     SELF_CLAIMS = auto()  # the waiting pod's status names claims that were made for it
 
-    NODE = NODE_ADDED | NODE_ALLOCATABLE | NODE_LABELS | NODE_TAINTS
+    NODE = NODE_ADDED | NODE_ALLOCATABLE | NODE_LABELS | NODE_TAINTS | NODE_FEATURES
     POD = POD_ADDED | POD_LABELS | POD_SCALED_DOWN | POD_GONE
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from kone.apimachinery.declared_features import needed_to_run
 from kone.apimachinery.objects import Object, dig, labels_of, name_of, namespace_of, replace_in, uid_of
 from kone.apimachinery.pod_references import claim_names
 from kone.apimachinery.pod_resources import Amounts, pod_requests
@@ -122,6 +123,11 @@ class PodInfo:
     def claims(self) -> frozenset[str]:
         """The names of the persistent volume claims it uses."""
         return frozenset(claim_names(self.pod))
+
+    @cached_property
+    def needed_features(self) -> list[str]:
+        """What its node must declare."""
+        return needed_to_run(self.spec)
 
     @property
     def uses_resource_claims(self) -> bool:

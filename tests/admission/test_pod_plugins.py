@@ -9,6 +9,7 @@ import pytest
 
 from kone.admission.default_toleration_seconds import DefaultTolerationSeconds
 from kone.admission.namespace_lifecycle import NamespaceLifecycle
+from kone.admission.node_declared_features import NodeDeclaredFeatureValidator
 from kone.admission.pod_resize_validator import PodResizeValidator
 from kone.admission.priority import Priority
 from kone.admission.runtime_class import RuntimeClass
@@ -350,6 +351,31 @@ async def test_a_runtime_class_brings_overhead_and_scheduling(runtime_class: Run
 )
 async def test_runtime_classes_that_do_not_fit(runtime_class: RuntimeClass, spec: Object, why: str) -> None:
     assert (await refusal(runtime_class, write("CREATE", pod(**spec), PODS))).message == f'pods "p" is forbidden: {why}'
+
+
+# -- NodeDeclaredFeatureValidator -------------------------------------------------------------------------------------
+
+
+async def test_a_pod_changes_only_as_its_node_understands() -> None:
+    caches = MemoryCaches()
+    validator = NodeDeclaredFeatureValidator(caches)
+
+    def prepared(cpu: str, generation: int) -> Object:
+        made = pod(nodeName="n1", initContainers=[{"name": "i", "resources": {"requests": {"cpu": cpu}}}])
+        made["metadata"]["generation"] = generation
+        return made
+
+    request = write("UPDATE", prepared("2", 2), old=prepared("1", 1), subresource="resize")
+    assert (await refusal(validator, request)).message == 'pods "p" is forbidden: node "n1" not found'
+
+    caches.put(NODES, {"metadata": {"name": "n1"}, "status": {}})
+    feature = "InPlacePodVerticalScalingInitContainers"
+    why = f'pod update requires features {feature} which are not available on node "n1"'
+    assert (await refusal(validator, request)).message == f'pods "p" is forbidden: {why}'
+    await admit(validator, write("UPDATE", prepared("1", 2), old=prepared("1", 1)))
+
+    caches.put(NODES, {"metadata": {"name": "n1"}, "status": {"declaredFeatures": [feature]}})
+    await admit(validator, request)
 
 
 # -- PodResizeValidator -----------------------------------------------------------------------------------------------

@@ -132,6 +132,15 @@ def test_sysctls(sysctl: str, spec: Object, problem: str) -> None:
     assert reason_of(pod) == (("SysctlForbidden", f"forbidden sysctl: {problem}") if problem else None)
 
 
+def test_features_that_this_kubelet_does_not_have() -> None:
+    assert reason_of(make_pod("p", hostNetwork=True, hostUsers=False)) == (
+        "PodFeatureUnsupported",
+        "Pod requires node features that are not available: UserNamespacesHostNetworkSupport",
+    )
+    rules = [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]
+    assert reason_of(make_pod("p", make_container(restartPolicyRules=rules))) is None
+
+
 def test_another_operating_system() -> None:
     assert reason_of(make_pod("p", os={"name": "windows"})) == (
         "PodOSNotSupported",

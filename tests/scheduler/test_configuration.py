@@ -52,6 +52,7 @@ def test_nothing_said_is_the_default() -> None:
         "PodTopologySpread",
         "InterPodAffinity",
         "DynamicResources",
+        "NodeDeclaredFeatures",
     ]
     assert profile.points["score"] == {
         "TaintToleration": 3,

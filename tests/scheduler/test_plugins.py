@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kone.apimachinery.objects import Object
+from kone.scheduler.feed import node_changes
 from kone.scheduler.framework import ClusterEvent, Happened
 from kone.scheduler.plugins.node_affinity import NodeAffinity
 from kone.scheduler.plugins.node_resources_fit import NodeResourcesFit
@@ -289,6 +290,18 @@ def test_spreading(nodes: tuple[Object, ...], on: list[str], constraints: list[O
 def test_the_better_node(nodes: list[Object], bound: list[Object], spec: Object, best: str) -> None:
     for order in (nodes, nodes[::-1]):
         assert World(*order).run(*bound).place(pod("p", **spec)) == best
+
+
+def test_a_node_declares_what_a_pod_needs() -> None:
+    rule = {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}
+    needy = pod(containers=[{"name": "c", "image": "i", "restartPolicyRules": [rule]}])
+    world = World(node("old"))
+    assert world.place(needy) == "0/1 nodes are available: 1 node(s) didn't match Pod's required features."
+    able = node("new")
+    able["status"]["declaredFeatures"] = ["RestartAllContainersOnContainerExits"]
+    assert node_changes(node("new"), able) == Happened.NODE_FEATURES
+    world.cluster.set_node(able)
+    assert world.place(needy) == "new"
 
 
 def test_images_that_are_there_count() -> None:

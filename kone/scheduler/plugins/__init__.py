@@ -9,6 +9,7 @@ from kone.scheduler.plugins.dynamic_resources import DynamicResources
 from kone.scheduler.plugins.image_locality import ImageLocality
 from kone.scheduler.plugins.inter_pod_affinity import InterPodAffinity
 from kone.scheduler.plugins.node_affinity import NodeAffinity
+from kone.scheduler.plugins.node_declared_features import NodeDeclaredFeatures
 from kone.scheduler.plugins.node_name import NodeName
 from kone.scheduler.plugins.node_ports import NodePorts
 from kone.scheduler.plugins.node_resources_fit import NodeResourcesFit
@@ -39,4 +40,5 @@ DEFAULT: tuple[type[Plugin], ...] = (
     DefaultPreemption,
     NodeResourcesBalancedAllocation,
     ImageLocality,
+    NodeDeclaredFeatures,
 )
