@@ -17,6 +17,7 @@ from kone.admission.certificates import (
 )
 from kone.admission.default_classes import DefaultIngressClass, DefaultStorageClass
 from kone.admission.default_toleration_seconds import DefaultTolerationSeconds
+from kone.admission.device_admin_access import DeviceAdminAccess
 from kone.admission.limit_ranger import LimitRanger
 from kone.admission.namespace_lifecycle import NamespaceLifecycle
 from kone.admission.node_declared_features import NodeDeclaredFeatureValidator
@@ -83,7 +84,8 @@ def default_chain(
     registry: Registry | None = None,
     webhooks: WebhookCaller | None = None,
 ) -> Chain:
-    """Every plugin that is on by default, in upstream's order; RoleEscalation stands where upstream's storage asks.
+    """Every plugin that is on by default, in upstream's order; RoleEscalation and DeviceAdminAccess stand where
+    upstream's storage asks.
 
     Webhooks and policies are asked where there is a `registry` and who calls webhooks.
     """
@@ -120,6 +122,7 @@ def default_chain(
             NodeDeclaredFeatureValidator(caches),
             PodResizeValidator(caches),
             RoleEscalation(authorizer.escalation),
+            DeviceAdminAccess(caches),
             *asking,
             ResourceQuota(caches, clock),
         ]

@@ -18,7 +18,9 @@ from kone.apimachinery.cel_values import (
     CelError,
     DefaultMap,
     Duration,
+    MapList,
     Optional,
+    SetList,
     Timestamp,
     TypeValue,
     UInt,
@@ -67,8 +69,7 @@ def add(a: Any, b: Any) -> Any:
         return Timestamp(a.ns + b.ns) if isinstance(b, Timestamp) else Duration(a.ns + b.ns)
     if isinstance(a, Timestamp):
         return Timestamp(a.ns + b.ns)
-    merge = getattr(a, "merge", None)
-    return merge(b) if merge else a + b
+    return a.merge(b) if isinstance(a, SetList | MapList) else a + b
 
 
 def _add_cost(args: list[Any], result: Any) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -164,6 +164,47 @@ def type_name(value: Any) -> str:
     return "list" if isinstance(value, list) else "map"
 
 
+class SetList(list[Any]):
+    """A list whose schema says that it is a set: order does not matter, and adding is the union."""
+
+    def equals(self, other: list[Any]) -> bool:
+        """Of another of the same length, which may be any list."""
+        return {_identity(item) for item in self} == {_identity(item) for item in other}
+
+    def merge(self, other: list[Any]) -> list[Any]:
+        known = {_identity(item) for item in self}
+        return SetList([*self, *(item for item in other if _identity(item) not in known)])
+
+
+class MapList(list[Any]):
+    """A list whose schema says that it is a map by some of its items' fields, `keys`: order does not matter, and what
+    is added takes the place of what has the same keys."""
+
+    def __init__(self, items: Iterable[Any], keys: tuple[str, ...]) -> None:
+        super().__init__(items)
+        self._keys = keys
+
+    def _by_key(self, items: list[Any]) -> dict[Any, Any]:
+        return {tuple(_identity(item.get(key)) for key in self._keys): item for item in items}
+
+    def equals(self, other: list[Any]) -> bool:
+        """Of another of the same length, which may be any list."""
+        mine, theirs = self._by_key(self), self._by_key(other)
+        return mine.keys() == theirs.keys() and all(equal(item, theirs[key]) for key, item in mine.items())
+
+    def merge(self, other: list[Any]) -> list[Any]:
+        return MapList({**self._by_key(self), **self._by_key(other)}.values(), self._keys)
+
+
+def _identity(value: Any) -> Any:
+    """Something hashable, alike for values that are equal."""
+    if isinstance(value, list):
+        return tuple(map(_identity, value))
+    if isinstance(value, dict):
+        return frozenset((key, _identity(item)) for key, item in value.items())
+    return ("bool", value) if isinstance(value, bool) else value
+
+
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -172,10 +213,9 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list):
-        custom = getattr(a, "same", None) or getattr(b, "same", None)
         if not isinstance(b, list) or len(a) != len(b):
             return False
-        return bool(custom(a, b)) if custom else all(map(equal, a, b))
+        return a.equals(b) if isinstance(a, SetList | MapList) else all(map(equal, a, b))
     if isinstance(a, dict):
         if not isinstance(b, dict) or len(a) != len(b):
             return False

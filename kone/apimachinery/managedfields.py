@@ -106,6 +106,8 @@ class InVersion:
 
     obj: Object
     rules: Rules
+    by_name_alone: bool = False
+    """Whether the two versions differ by name alone, so that each must know the other's fields."""
 
 
 T = TypeVar("T")
@@ -160,9 +162,17 @@ def updated(
 
 
 def _changes(
-    live: Object | None, new: Object, own: str, told: tuple[FieldSet, FieldSet], entries: Iterable[Object]
+    live: Object | None,
+    new: Object,
+    own: str,
+    told: tuple[FieldSet, FieldSet],
+    entries: Iterable[Object],
+    config: Object | None = None,
 ) -> Steps[Changes]:
-    """`told` is what changed from `live` (None: from nothing) to `new`, in the version `own`."""
+    """`told` is what changed from `live` (None: from nothing) to `new`, in the version `own`.
+
+    Raises StatusError 500 where the versions of others do not know a field of the `config` that was applied.
+    """
     found: dict[str, tuple[FieldSet, FieldSet] | None] = {own: told}
     for version in sorted({entry["apiVersion"] for entry in entries} - {own}):
         after = yield Wanted(new, version)
@@ -171,6 +181,12 @@ def _changes(
             found[version] = None
             continue
         rules = after.rules
+        if (
+            config is not None
+            and after.by_name_alone
+            and (found_problems := [*typed.problems(rules.structure, config)])
+        ):
+            raise StatusError(500, "", f"failed to convert new object: {_listed(found_problems)}")
         touched, removed = typed.compare(rules.structure, rules.zero if live is None else before.obj, after.obj)
         found[version] = rules.filter(touched), rules.filter(removed)
     return found
@@ -341,9 +357,12 @@ def _unfit(which: str, obj: Object, config: Object, problems: list[str]) -> Stat
     about = metadata(obj)
     where = f"{about.get('namespace') or ''}/{about.get('name') or ''}"
     group, _, version = config["apiVersion"].rpartition("/")
-    text = problems[0] if len(problems) == 1 else "errors:\n" + "".join(f"  {line}\n" for line in problems)
-    message = f"failed to create typed {which} object ({where}; {group}/{version}, Kind={config['kind']}): {text}"
-    return StatusError(500, "", message)
+    about_it = f"{where}; {group}/{version}, Kind={config['kind']}"
+    return StatusError(500, "", f"failed to create typed {which} object ({about_it}): {_listed(problems)}")
+
+
+def _listed(problems: list[str]) -> str:
+    return problems[0] if len(problems) == 1 else "errors:\n" + "".join(f"  {line}\n" for line in problems)
 
 
 def _without_managed_fields(obj: Object) -> Object:
@@ -375,7 +394,7 @@ def _apply(
         new = yield from _pruned(InVersion(new, rules), manager.api_version, last, owners)
     touched, removed = typed.compare(structure, live, new)
     told = rules.filter(touched), rules.filter(removed)
-    changes = yield from _changes(live, new, manager.api_version, told, others)
+    changes = yield from _changes(live, new, manager.api_version, told, others, config)
     if not force:
         _check(others, changes)
     kept = [left for entry in others if (left := _without(entry, changes)) is not None]

@@ -69,6 +69,16 @@ _ACTIONS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+_SECURITY_SCHEMES: Final = {
+    "BearerToken": {
+        "type": "apiKey",
+        "description": "Bearer Token authentication",
+        "name": "authorization",
+        "in": "header",
+    }
+}
+
+
 def schema_name(identifier: str) -> str:
     """OpenAPI's name of a struct: "core.v1.Pod" -> "io.k8s.api.core.v1.Pod"."""
     group, rest = identifier.split(".", 1)
@@ -135,7 +145,7 @@ class OpenApi:
             "openapi": "3.0.0",
             "info": {"title": "Kubernetes", "version": ".".join(KUBERNETES_VERSION.lstrip("v").split(".")[:2])},
             "paths": dict(sorted(paths.items())),
-            "components": {"schemas": dict(sorted(schemas.items()))},
+            "components": {"schemas": dict(sorted(schemas.items())), "securitySchemes": _SECURITY_SCHEMES},
         }
 
 
@@ -430,18 +440,30 @@ _VERSION_REQUIRED: Final = (
     "platform",
 )
 _VERSION_OPTIONAL: Final = ("emulationMajor", "emulationMinor", "minCompatibilityMajor", "minCompatibilityMinor")
+_VERSION_PROSE: Final = {
+    "major": "Major is the major version of the binary version",
+    "minor": "Minor is the minor version of the binary version",
+    "emulationMajor": "EmulationMajor is the major version of the emulation version",
+    "emulationMinor": "EmulationMinor is the minor version of the emulation version",
+    "minCompatibilityMajor": "MinCompatibilityMajor is the major version of the minimum compatibility version",
+    "minCompatibilityMinor": "MinCompatibilityMinor is the minor version of the minimum compatibility version",
+}
 
 
 def _version_operation(schemas: dict[str, Object]) -> Object:
     properties: dict[str, Any] = {name: {"type": "string", "default": ""} for name in _VERSION_REQUIRED}
     properties |= {name: {"type": "string"} for name in _VERSION_OPTIONAL}
+    for name, text in _VERSION_PROSE.items():
+        properties[name] = {"description": text, **properties[name]}
     schemas[_VERSION_INFO] = {
+        "description": "Info contains versioning information. how we'll want to distribute that information.",
         "type": "object",
         "required": list(_VERSION_REQUIRED),
         "properties": dict(sorted(properties.items())),
     }
     return {
         "tags": ["version"],
+        "description": "get the version information for this server",
         "operationId": "getCodeVersion",
         "responses": {
             "200": {"description": "OK", "content": {"application/json": {"schema": _ref(_VERSION_INFO)}}},

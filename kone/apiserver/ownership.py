@@ -126,7 +126,8 @@ class Ownership:
         if target is None or source is None:
             return None
         obj = await versions.converted(wanted.obj, source, target)
-        return InVersion(obj, self.rules(target, subresource))
+        by_name_alone = target.conversion is not None and target.conversion.by_name_alone
+        return InVersion(obj, self.rules(target, subresource), by_name_alone)
 
 
 def keep_times(obj: Object, old: Object) -> None:

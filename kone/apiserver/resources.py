@@ -38,6 +38,7 @@ from kone.apiserver.responses import (
     object_body,
     reply,
 )
+from kone.apiserver.scale import not_decoded
 from kone.apiserver.streams import Streams, connect_options
 from kone.apiserver.tunnels import is_web_socket
 from kone.apiserver.verbs import Verbs
@@ -354,7 +355,11 @@ class _Call:
         body = await self._body()
         self._take_options("UpdateOptions")
         subresource = self.info.subresource
-        obj = await self._decode(body, subresources.body_kind(self.resource, subresource))
+        try:
+            obj = await self._decode(body, subresources.body_kind(self.resource, subresource))
+        except StatusError as error:
+            custom_scale = subresource == "scale" and self.resource.custom is not None
+            raise not_decoded() if custom_scale and error.code == 400 else error from None
         answer = await subresources.replace(
             self.verbs, self.ctx, self.resource, subresource, self.name, obj, namespace=self.namespace
         )

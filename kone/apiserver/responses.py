@@ -25,8 +25,7 @@ from kone.apiserver.codec import internal_type
 from kone.apiserver.context import Answer
 from kone.apiserver.negotiation import JSON, PLAIN, Output, not_acceptable
 from kone.apiserver.reads import ListPage, Watch
-from kone.apiserver.scale import COLUMNS as SCALE_COLUMNS
-from kone.apiserver.scale import SCALE
+from kone.apiserver.scale import SCALE, scale_columns
 from kone.registry.resource import Resource
 from kone.store.store import Entry, Event
 
@@ -92,8 +91,8 @@ def object_body(resource: Resource, answer: Answer, output: Output, include: tab
         return render(obj, output)
     if output.transform == "Table":
         list_metadata = {k: v for k in ("resourceVersion",) if (v := metadata(obj).get(k))}
-        if obj.get("kind") == SCALE.kind and resource.custom is None:
-            resource = replace(resource, columns=SCALE_COLUMNS)
+        if obj.get("kind") == SCALE.kind:
+            resource = replace(resource, columns=scale_columns(resource))
         made = tables.table(resource, [obj], list_metadata, meta_version=output.meta_version, include=include, now=now)
         return render(made, output)
     if output.transform == "PartialObjectMetadata":

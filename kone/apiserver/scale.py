@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
-from kone.apimachinery.errors import FieldError, go_quote, internal_error, invalid, invalid_value
+from kone.apimachinery.errors import (
+    FieldError,
+    StatusError,
+    bad_request,
+    go_quote,
+    internal_error,
+    invalid,
+    invalid_value,
+)
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object, dig, metadata, replace_in
 from kone.apimachinery.selectors import from_label_selector
 from kone.registry.resource import AGE, NAME, Column, Resource, ScaleSpec
 
 SCALE = GVK("autoscaling", "v1", "Scale")
-COLUMNS = (
-    Column("Name", NAME.cell),
+_NUMBERS = (
     Column("Desired", lambda scale, now: dig(scale, "spec", "replicas", default=0), type="integer"),
     Column("Available", lambda scale, now: dig(scale, "status", "replicas", default=0), type="integer"),
-    AGE,
 )
-"""What `kubectl get --subresource=scale` prints of built-in kinds; custom ones keep their own columns."""
+_COLUMNS = (Column("Name", NAME.cell), *_NUMBERS, AGE)
+_CUSTOM_COLUMNS = (NAME, *_NUMBERS, Column("Age", AGE.cell, type="date"))
 _SHOWN = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+
+
+def scale_columns(resource: Resource) -> tuple[Column, ...]:
+    """What `kubectl get --subresource=scale` prints."""
+    return _COLUMNS if resource.custom is None else _CUSTOM_COLUMNS
+
+
+def not_decoded() -> StatusError:
+    """400 for any body that is no Scale of a custom resource: upstream knows no kind that it could name."""
+    return bad_request('no kind is registered for the type v1.Scale in scheme "pkg/runtime/scheme.go:111"')
+
+
+def not_applied(config: Object) -> StatusError:
+    """500 for every apply to the Scale of a custom resource: upstream takes the Scale for one of its versions."""
+    meta = metadata(config)
+    where = f"{meta.get('namespace', '')}/{meta.get('name', '')}; autoscaling/v1, Kind=Scale"
+    why = "request to convert CR to an invalid group/version: autoscaling/v1"
+    return StatusError(500, "", f"failed to convert new object ({where}) to proper version: {why}")
 
 
 def scale_of(spec: ScaleSpec, obj: Object) -> Object:

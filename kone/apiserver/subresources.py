@@ -16,7 +16,7 @@ from kone.apiserver import pod_actions
 from kone.apiserver.context import Answer, RequestContext
 from kone.apiserver.ownership import check_config
 from kone.apiserver.reviews import Reviews
-from kone.apiserver.scale import SCALE, check_replicas, scale_of, scale_spec, scaled
+from kone.apiserver.scale import SCALE, check_replicas, not_applied, scale_of, scale_spec, scaled
 from kone.apiserver.verbs import Actions, Verbs
 from kone.registry.resource import Resource
 
@@ -162,6 +162,8 @@ async def apply(
     if subresource != "scale":
         return await verbs.apply(ctx, resource, name, config, namespace=namespace, subresource=subresource)
     check_config(config, SCALE)
+    if resource.custom is not None:
+        raise not_applied(config)
     spec = scale_spec(resource)
     parent: Object = {"apiVersion": resource.gvr.api_version, "kind": resource.kind, "metadata": {"name": name}}
     if (replicas := dig(config, "spec", "replicas")) is not None:

@@ -49,8 +49,7 @@ def table(
 ) -> Object:
     """A Table of these objects; `now` (Unix seconds) is what ages are counted to."""
     rows = [_row(resource, obj, meta_version, include, now) for obj in objects]
-    # Kinds that upstream prints by its default say null, the others [].
-    empty: list[Object] | None = None if resource.columns == DEFAULT_COLUMNS else []
+    empty: list[Object] | None = None if resource.null_rows or resource.columns == DEFAULT_COLUMNS else []
     return {
         "kind": "Table",
         "apiVersion": meta_version,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kone.registry import pem
 from kone.registry.pod_certificates import Key, Leaf
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ def check_request(der: bytes) -> str:
     """What is wrong with a PKCS#10 request; "" where nothing is."""
     from cryptography import x509
 
+    if text := pem.no_sequence(der, "certificateRequest"):
+        return text
     try:
         request = x509.load_der_x509_csr(der)
         return "" if request.is_signature_valid else "x509: signature verification failed"

@@ -18,7 +18,7 @@ from kone.registry.generic import immutable
 from kone.registry.internal import internal
 from kone.registry.resource import CREATED_AT, NAME, Column, Resource
 from kone.registry.rules import Errors, one_of
-from kone.registry.schema_rules import schema_findings, schema_warnings, selectable_findings
+from kone.registry.schema_rules import prune_embedded_defaults, schema_findings, schema_warnings, selectable_findings
 from kone.registry.strategy import SpecStrategy, StatusStrategy
 
 _SCOPES = ("Cluster", "Namespaced")
@@ -50,6 +50,9 @@ class _CustomResourceDefinition(SpecStrategy):
         conversion = dig(spec, "conversion", "webhook", "clientConfig", "service")
         if conversion is not None and conversion.get("port") is None:
             conversion["port"] = 443
+        for version in spec.get("versions") or ():
+            if schema := dig(version, "schema", "openAPIV3Schema"):
+                prune_embedded_defaults(schema)
         status = obj.get("status")
         if status is not None and not status.get("storedVersions"):
             status["storedVersions"] = _storage_versions(obj)[:1]
@@ -415,6 +418,7 @@ RESOURCES: Sequence[Resource] = (
         short_names=("crd", "crds"),
         categories=("api-extensions",),
         status=StatusStrategy(_definition, rules=_accepted_names),
+        null_rows=True,
         columns=(
             NAME,
             Column("Scope", _text("scope")),

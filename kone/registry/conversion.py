@@ -22,6 +22,10 @@ class Conversion(Protocol):
     The methods that wait raise StatusError where an object cannot be converted.
     """
 
+    @property
+    def by_name_alone(self) -> bool:
+        """Whether the versions differ by name alone."""
+
     def at_once(self, entry: Entry) -> Entry | None:
         """A stored state in this version, under its key and revision; None where somebody else has to be asked."""
 
@@ -44,6 +48,10 @@ class Renaming:
     def __init__(self, to_storage: Callable[[Object], Object], from_storage: Callable[[Object], Object]) -> None:
         self._to_storage = to_storage
         self._from_storage = from_storage
+
+    @property
+    def by_name_alone(self) -> bool:
+        return False
 
     def at_once(self, entry: Entry) -> Entry:
         obj = self._from_storage(entry.obj)

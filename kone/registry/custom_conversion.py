@@ -43,6 +43,10 @@ class CustomConversion:
         self._made: dict[str, list[Entry]] = {}
         self._asked: dict[Entry, asyncio.Event] = {}
 
+    @property
+    def by_name_alone(self) -> bool:
+        return self._ask is None
+
     def at_once(self, entry: Entry) -> Entry | None:
         made = self._remembered(entry)
         if made is not None:

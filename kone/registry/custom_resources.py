@@ -67,6 +67,7 @@ class CustomStrategy(Strategy):
 
     kube_finalizers = False
     unconditional_update = False
+    metadata_twice = True
 
     def __init__(self, codec: Codec, version: Mapping[str, Any]) -> None:
         self._codec = codec

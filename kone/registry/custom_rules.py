@@ -124,7 +124,12 @@ def to_cel(value: Any, node: Structural | None, *, named: bool = False) -> Any:
                 shown["metadata"] = {name: meta[name] for name in ("name", "generateName") if name in meta}
         return shown
     if isinstance(value, list):
-        return [to_cel(item, node.items) for item in value]
+        items = [to_cel(item, node.items) for item in value]
+        if node.list_type == "set":
+            return cel_values.SetList(items)
+        if node.list_type == "map":
+            return cel_values.MapList(items, tuple(map(escaped, node.map_keys)))
+        return items
     if isinstance(value, str):
         read = _READERS.get(str(node.raw.get("format", ""))) if node.type == "string" else None
         return value if read is None else read(value)
@@ -246,9 +251,16 @@ class _Compiler:
             )
             if message_program is not None and message_program.type != cel.STRING:
                 self.findings.append(invalid_value(at, shown, "messageExpression must evaluate to a string"))
+        if program is None or "oldSelf" not in program.variables:
+            if raw.get("optionalOldSelf") is not None:
+                why = "may not be set if oldSelf is not used in rule"
+                self.findings.append(invalid_value(f"{path}.optionalOldSelf", raw["optionalOldSelf"], why))
+        elif uncorrelated:
+            why = f"oldSelf cannot be used on the uncorrelatable portion of the schema within {uncorrelated}"
+            self.findings.append(invalid_value(f"{path}.rule", raw["rule"], why))
         if program is None:
             return None
-        rule = Rule(
+        return Rule(
             text,
             program,
             message,
@@ -257,13 +269,6 @@ class _Compiler:
             _normalized(str(raw.get("fieldPath", ""))),
             optional,
         )
-        if rule.of_transition and uncorrelated:
-            why = f"oldSelf cannot be used on the uncorrelatable portion of the schema within {uncorrelated}"
-            self.findings.append(invalid_value(f"{path}.rule", raw["rule"], why))
-        elif not rule.of_transition and raw.get("optionalOldSelf") is not None:
-            why = "may not be set if oldSelf is not used in rule"
-            self.findings.append(invalid_value(f"{path}.optionalOldSelf", raw["optionalOldSelf"], why))
-        return rule
 
     def _compiled(self, environment: Environment, text: str, at: str, shown: Any, head: str) -> Program | None:
         try:

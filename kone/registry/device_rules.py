@@ -1,15 +1,17 @@
 """Rules that claims, classes, slices and taint rules of resource.k8s.io share.
 
 Many of upstream's rules for this group are declared rather than written, and what those find comes after all else:
-`later` takes it. CEL expressions are not compiled here.
+`later` takes it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from kone.apimachinery.device_expressions import compiled_selector
 from kone.apimachinery.errors import (
     FieldError,
     duplicate,
@@ -156,16 +158,28 @@ def distinct(errors: Errors, path: str, found: Sequence[Any], *fields: str) -> N
         seen.add(key)
 
 
-def selectors(errors: Errors, later: Errors, path: str, found: Sequence[Mapping[str, Any]]) -> None:
-    each(errors, later, path, found, _MAX_SELECTORS, _selector)
+def selectors(
+    errors: Errors, later: Errors, path: str, found: Sequence[Mapping[str, Any]], *, stored: bool = False
+) -> None:
+    """`stored`: they are as they were, and so are taken as they are."""
+    each(errors, later, path, found, _MAX_SELECTORS, partial(_selector, stored))
 
 
-def _selector(errors: Errors, path: str, selector: Mapping[str, Any]) -> None:
+def _selector(stored: bool, errors: Errors, path: str, selector: Mapping[str, Any]) -> None:
     cel = selector.get("cel")
     if cel is None:
         errors.append(required(f"{path}.cel"))
-    elif len(cel.get("expression", "").encode()) > _MAX_EXPRESSION:
-        errors.append(too_long(f"{path}.cel.expression", _MAX_EXPRESSION))
+    elif not stored:
+        _expression(errors, f"{path}.cel.expression", cel.get("expression", ""))
+
+
+def _expression(errors: Errors, path: str, expression: str) -> None:
+    if len(expression.encode()) > _MAX_EXPRESSION:
+        errors.append(too_long(path, _MAX_EXPRESSION))
+        return
+    program = compiled_selector(expression)
+    if isinstance(program, str):
+        errors.append(invalid_value(path, expression, program))
 
 
 def configuration(errors: Errors, later: Errors, path: str, config: Mapping[str, Any]) -> None:

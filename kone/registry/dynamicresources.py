@@ -51,7 +51,10 @@ class _DeviceClass(SpecStrategy):
         errors: Errors = []
         later: Errors = []
         spec = obj.get("spec") or {}
-        device_rules.selectors(errors, later, "spec.selectors", spec.get("selectors") or ())
+        selectors = spec.get("selectors") or ()
+        # Other selectors than before are compiled; the same ones were good when they came.
+        stored = old is not None and same(selectors, dig(old, "spec", "selectors", default=()))
+        device_rules.selectors(errors, later, "spec.selectors", selectors, stored=stored)
         configs = spec.get("config") or ()
         device_rules.each(errors, later, "spec.config", configs, _MAX_CONFIGS, partial(_class_config, later))
         name = spec.get("extendedResourceName")

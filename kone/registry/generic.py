@@ -93,6 +93,10 @@ def validate_update(obj: Object, old: Object, strategy: Strategy, *, namespaced:
     if strategy.kube_finalizers and metadata.get("finalizers"):
         errors.extend(_kube_finalizers(metadata["finalizers"]))
     errors.extend(islice(strategy.validate(obj, old), ERRORS_MAX))
+    if errors and strategy.metadata_twice:
+        again: list[FieldError] = []
+        _metadata_update(metadata, old["metadata"], again)
+        return again + _distinct(errors)
     return _distinct(errors) if errors else errors
 
 

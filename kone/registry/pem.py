@@ -46,6 +46,23 @@ def is_der(data: bytes) -> bool:
     return start + size == len(data)
 
 
+_CLASS_BITS, _CONSTRUCTED, _NUMBER = 6, 0x20, 0x1F
+
+
+def no_sequence(der: bytes, wanted: str) -> str:
+    """What Go's encoding/asn1 says where the bytes begin with something else than a sequence, which is read into the
+    struct `wanted`; "" where they begin with one, or with too little to tell."""
+    if len(der) < 2 or der[0] == _SEQUENCE or der[0] & _NUMBER == _NUMBER or der[1] & 0x80:
+        return ""
+    shape = (
+        f"class:{der[0] >> _CLASS_BITS} tag:{der[0] & _NUMBER} length:{der[1]} "
+        f"isCompound:{str(bool(der[0] & _CONSTRUCTED)).lower()}"
+    )
+    field = "optional:false explicit:false application:false private:false defaultValue:<nil> tag:<nil> stringType:0"
+    rest = f"{field} timeType:0 set:false omitEmpty:false"
+    return f"asn1: structure error: tags don't match (16 vs {{{shape}}}) {{{rest}}} {wanted} @2"
+
+
 def is_ca(der: bytes) -> bool:
     """Whether a certificate's basic constraints say that it may sign others."""
     at = der.find(_BASIC_CONSTRAINTS)

@@ -97,6 +97,8 @@ class Resource:
     categories: tuple[str, ...] = ()
     verbs: tuple[str, ...] = ALL_VERBS
     columns: tuple[Column, ...] = DEFAULT_COLUMNS
+    null_rows: bool = False
+    """Whether its table without rows says null, as that of DEFAULT_COLUMNS does."""
     status: StatusStrategy | None = None
     scale: ScaleSpec | None = None
     subresources: Mapping[str, Subresource] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from kone.apimachinery.errors import (
     too_many,
 )
 from kone.apimachinery.go_regexp import compile_go
-from kone.apimachinery.objects import deep_copy
+from kone.apimachinery.objects import Object, deep_copy
 from kone.apimachinery.string_formats import FORMATS
 from kone.apimachinery.structural_schema import META_FIELDS, parse
 from kone.registry.rules import Errors
@@ -370,6 +370,21 @@ def _default(schema: Schema, value: Any, path: str, *, embedded: bool, inside: b
         compiled = custom_rules.compiled(node, root=False)
         findings = custom_rules.value_findings(compiled, value) if compiled is not None else []
     return [_placed(each, path) for each in findings]
+
+
+def prune_embedded_defaults(schema: Object) -> None:
+    """Drop, in place, what the metadata of objects embedded in defaults does not know, as reading them would."""
+    if schema.get("default") is not None:
+        holder = parse({"type": "object", "properties": {"value": schema}})
+        for embedded, path in structural_schema.embedded_objects({"value": schema["default"]}, holder):
+            try:
+                structural_schema.decode_metadata(embedded, path)
+            except structural_schema.MetadataError:
+                continue  # which is a finding
+    below = [*(schema.get("properties") or {}).values(), schema.get("items"), schema.get("additionalProperties")]
+    for each in below:
+        if isinstance(each, dict):
+            prune_embedded_defaults(each)
 
 
 def _placed(finding: FieldError, path: str) -> FieldError:

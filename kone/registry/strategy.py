@@ -81,6 +81,8 @@ class Strategy:
     """Whether an update without metadata.resourceVersion is taken."""
     kube_finalizers: bool = True
     """Whether finalizers must be known or have a domain: true of all built-in kinds, not of custom resources."""
+    metadata_twice: bool = False
+    """Whether a change of metadata that is not allowed is two causes of the refusal: so it is with custom resources."""
     default_propagation: Literal["Background", "Orphan", "Unsupported"] = "Background"
     """What a delete without propagationPolicy means; "Unsupported": the policy is not looked at (events)."""
     orphan_warning: str = ""

@@ -1,59 +1,18 @@
-"""CEL over devices: whether a device is what a class or a request selects.
-
-device.driver == "gpu.example.com" && device.attributes["gpu.example.com"].model == "a100"
-    && device.capacity["gpu.example.com"].memory.isGreaterThan(quantity("10Gi"))
-"""
+"""CEL over devices: whether a device is what a class or a request selects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kone.apimachinery.cel_values import CelError, DefaultMap
+from kone.apimachinery.device_expressions import COST_LIMIT, compiled_selector
 from kone.apimachinery.objects import Object
 from kone.scheduler.devices import Device
-
-if TYPE_CHECKING:  # the language itself comes with the first selector: start-up time is imports
-    from kone.apimachinery.cel import Environment, Program
-
-COST_LIMIT = 1_000_000  # of one expression on one device (resource/v1, CELSelectorExpressionMaxCost)
-COMPILED_MAX = 1000  # expressions that are remembered
-_DEVICE = "kubernetes.DRADevice"
 
 
 class SelectorError(Exception):
     """A selector that cannot be asked; says which and why."""
-
-
-@cache
-def _environment() -> Environment:
-    from kone.apimachinery.cel import BOOL, DYN, STRING, Environment, FieldTable, map_of, struct_type
-    from kone.apimachinery.cel_types import parse_type
-
-    fields = {
-        "driver": STRING,
-        "allowMultipleAllocations": BOOL,
-        "attributes": map_of(STRING, map_of(STRING, DYN)),
-        "capacity": map_of(STRING, map_of(STRING, parse_type("kubernetes.Quantity"))),
-    }
-    return Environment({"device": struct_type(_DEVICE)}, structs=FieldTable({_DEVICE: fields}))
-
-
-@lru_cache(COMPILED_MAX)
-def _compiled(expression: str) -> Program | str:
-    """The program, or what is wrong with the expression."""
-    from kone.apimachinery.cel import BOOL, DYN, CelSyntaxError
-
-    try:
-        program = _environment().compile(expression)
-    except CelSyntaxError as error:
-        return str(error)
-    return (
-        program
-        if program.type in (BOOL, DYN)
-        else "must evaluate to bool or the unknown type, not " + str(program.type)
-    )
 
 
 def selects(selectors: Iterable[Object], device: Device, whose: str) -> bool:
@@ -62,7 +21,7 @@ def selects(selectors: Iterable[Object], device: Device, whose: str) -> bool:
     Raises SelectorError.
     """
     for number, selector in enumerate(selectors):
-        program = _compiled((selector.get("cel") or {}).get("expression", ""))
+        program = compiled_selector((selector.get("cel") or {}).get("expression", ""))
         if isinstance(program, str):
             raise SelectorError(f"{whose}: selector #{number}: CEL compile error: {program}")
         try:

@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from kone.admission.certificates import CertificateApproval, CertificateSigning, CertificateSubjectRestriction
 from kone.admission.chain import default_chain
 from kone.admission.default_classes import DefaultIngressClass, DefaultStorageClass
+from kone.admission.device_admin_access import DeviceAdminAccess
 from kone.admission.limit_ranger import LimitRanger
 from kone.admission.node_restriction import NodeRestriction
 from kone.admission.persistent_volume_claim_resize import PersistentVolumeClaimResize
@@ -475,3 +476,36 @@ def test_every_plugin_is_documented(caches: MemoryCaches) -> None:
     )
     names = [plugin.name for plugin in chain.plugins]
     assert rows[1:] == names
+
+
+# -- DeviceAdminAccess -------------------------------------------------------------------------------------------
+
+CLAIMS = GVR("resource.k8s.io", "v1", "resourceclaims")
+CLAIM_TEMPLATES = GVR("resource.k8s.io", "v1", "resourceclaimtemplates")
+
+
+def claim(*, admin: bool, granted: bool = False) -> Object:
+    request = {"name": "q", "exactly": {"deviceClassName": "c", "adminAccess": admin}}
+    found: Object = {"kind": "ResourceClaim", "metadata": {"name": "c"}, "spec": {"devices": {"requests": [request]}}}
+    if granted:
+        found["status"] = {"allocation": {"devices": {"results": [{"request": "q", "adminAccess": True}]}}}
+    return found
+
+
+async def test_admin_access_to_devices_is_for_labelled_namespaces(caches: MemoryCaches) -> None:
+    plugin = DeviceAdminAccess(caches)
+    caches.put(NAMESPACES, {"metadata": {"name": "ns"}})
+    error = await refusal(plugin, write("CREATE", claim(admin=True), CLAIMS))
+    assert error.message == (
+        'ResourceClaim.resource.k8s.io "c" is invalid: spec.devices.requests[0].adminAccess: Forbidden: admin access '
+        "to devices requires the `resource.kubernetes.io/admin-access: true` label on the containing namespace"
+    )
+    template = {"kind": "ResourceClaimTemplate", "metadata": {"name": "t"}, "spec": {"spec": claim(admin=True)["spec"]}}
+    assert (await refusal(plugin, write("CREATE", template, CLAIM_TEMPLATES))).code == 422
+    granted, before = claim(admin=True, granted=True), claim(admin=True)
+    status = write("UPDATE", granted, CLAIMS, old=before, subresource="status")
+    assert "status.allocation.devices.results[0].adminAccess" in (await refusal(plugin, status)).message
+    await admit(plugin, write("CREATE", claim(admin=False), CLAIMS))
+    await admit(plugin, write("UPDATE", granted, CLAIMS, old=granted, subresource="status"))
+    caches.put(NAMESPACES, {"metadata": {"name": "ns", "labels": {"resource.kubernetes.io/admin-access": "true"}}})
+    await admit(plugin, write("CREATE", claim(admin=True), CLAIMS))

@@ -381,3 +381,19 @@ async def test_without_a_webhook_versions_differ_by_name_and_by_what_they_know(w
     found = await world.get("v2")
     assert (found["apiVersion"], found["spec"]) == ("example.com/v2", {"hostPort": "a:1"}), "defaults are v1's"
     assert world.hook.asked == []
+
+
+async def test_what_is_applied_must_be_known_to_the_versions_of_others_where_only_names_differ(world: World) -> None:
+    fields = {"a": TEXT, "b": TEXT}
+    await world.define(
+        definition(version("v1", storage=True, a=TEXT), version("v2", **fields), conversion={"strategy": "None"})
+    )
+    await world.apply("v1", "one", a="x")
+    await world.apply("v2", "two", force=True, a="y")
+    await world.apply("v1", "one", force=True, a="x")
+    with pytest.raises(StatusError) as refused:
+        await world.apply("v2", "two", b="z")
+    assert (refused.value.code, refused.value.message) == (
+        500,
+        "failed to convert new object: .spec.b: field not declared in schema",
+    )

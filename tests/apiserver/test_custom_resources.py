@@ -192,6 +192,30 @@ async def test_what_was_stored_as_another_version_can_still_be_changed(client: C
     assert (changed["apiVersion"], changed["spec"]["color"]) == ("example.com/v2", "blue")
 
 
+async def test_a_change_of_what_identifies_an_object_is_two_causes(client: Client) -> None:
+    await define(client, definition())
+    await client.create(WIDGETS, widget(), namespace="default")
+    with pytest.raises(StatusError) as refused:
+        await client.patch(WIDGETS, "w", {"metadata": {"uid": "abc"}}, namespace="default")
+    assert [cause["field"] for cause in refused.value.details["causes"]] == ["metadata.uid"] * 2
+    assert refused.value.message.count("field is immutable") == 1
+
+
+async def test_defaults_of_embedded_objects_say_only_metadata_that_there_is(client: Client) -> None:
+    made = definition()
+    fields = made["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    default = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"foo": "x"}}
+    fields["embedded"] = {
+        "type": "object",
+        "x-kubernetes-embedded-resource": True,
+        "x-kubernetes-preserve-unknown-fields": True,
+        "default": default,
+    }
+    stored = await client.create(CUSTOMRESOURCEDEFINITIONS, made)
+    schema = stored["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert schema["properties"]["spec"]["properties"]["embedded"]["default"] == {**default, "metadata": {}}
+
+
 def published(made: Object) -> Any:
     """The OpenAPI v3 schemas of a definition's group-version, once it is established."""
     registry = builtin()

@@ -10,6 +10,15 @@ from kone.apimachinery.structural_schema import parse
 from kone.registry.custom_rules import compiled, escaped, rule_findings, value_findings
 
 TEXT = {"type": "string", "maxLength": 20}
+LIST = {"type": "array", "items": TEXT, "maxItems": 5}
+SET = {**LIST, "x-kubernetes-list-type": "set"}
+KEYED = {
+    "type": "array",
+    "items": {"type": "object", "properties": {"k": TEXT}, "required": ["k"]},
+    "maxItems": 5,
+    "x-kubernetes-list-type": "map",
+    "x-kubernetes-list-map-keys": ["k"],
+}
 
 
 def ruled(schema: dict[str, Any], *rules: str | dict[str, Any]) -> dict[str, Any]:
@@ -74,6 +83,11 @@ def told(schema: dict[str, Any], value: Any, old: Any = None) -> list[str]:
             [],
         ),
         (ruled({"type": "number"}, "self < 3.0"), 2, []),
+        (ruled(LIST, "self == ['b', 'a']"), ["a", "b"], ["a: Invalid value: failed rule: self == ['b', 'a']"]),
+        (ruled(SET, "self == ['b', 'a']"), ["a", "b"], []),
+        (ruled(SET, "self + ['a', 'c'] == ['c', 'b', 'a']"), ["a", "b"], []),
+        (ruled(SET, "['b', 'a'] == self"), ["a", "b"], ["a: Invalid value: failed rule: ['b', 'a'] == self"]),
+        (ruled(KEYED, "(self + self).size() == 2"), [{"k": "a"}, {"k": "b"}], []),
         (ruled({"x-kubernetes-int-or-string": True}, "type(self) == int || self == '5%'"), "5%", []),
     ],
 )
@@ -137,6 +151,13 @@ def test_a_transition_needs_values_that_belong_together() -> None:
     [finding] = rule_findings(parse(schema), "@")
     within = "oldSelf cannot be used on the uncorrelatable portion of the schema within @.properties[a]"
     assert finding.detail == within
+
+
+def test_an_optional_old_value_that_no_sound_rule_reads_is_a_second_finding() -> None:
+    schema = of_field(ruled(TEXT, {"rule": "oldSelf == self", "optionalOldSelf": True}))
+    first, second = rule_findings(parse(schema), "@")
+    assert "found no matching overload for '_==_' applied to '(optional_type(string), string)'" in first.detail
+    assert second.detail == "may not be set if oldSelf is not used in rule"
 
 
 @pytest.mark.parametrize(
