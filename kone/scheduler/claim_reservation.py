@@ -5,13 +5,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from kone.aio.clock import Clock
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import RESOURCECLAIMS
-from kone.apimachinery.objects import Object, dig, has_finalizer, is_deleting, name_of, namespace_of, replace_in
+from kone.apimachinery.kinds import PODS, RESOURCECLAIMS
+from kone.apimachinery.objects import (
+    Object,
+    dig,
+    has_finalizer,
+    is_deleting,
+    name_of,
+    namespace_of,
+    replace_in,
+    uid_of,
+    without_finalizer,
+)
 from kone.apimachinery.timestamps import format_time
 from kone.client.client import Client
+from kone.scheduler.awaiting import Awaiting
+from kone.scheduler.device_binding import BindingFailed, has_conditions, is_ready
 from kone.scheduler.framework import Status, unschedulable
 from kone.scheduler.plugins.dynamic_resources import Reservation
 from kone.scheduler.pod_info import PodInfo
@@ -26,27 +39,66 @@ class ReservationFailed(Exception):
     """The claim is not any more what was planned for."""
 
 
-class ClaimReservation:
-    """The deeds of the plugin DynamicResources."""
+Tell = Callable[[PodInfo, str, str], None]
+"""A Normal event about the pod: its reason and its message."""
 
-    def __init__(self, client: Client, clock: Clock) -> None:
+
+class ClaimReservation:
+    """The deeds of the plugin DynamicResources; `changed` is to be called when a claim changes."""
+
+    def __init__(self, client: Client, clock: Clock, tell: Tell) -> None:
         self._client = client
         self._clock = clock
+        self._tell = tell
+        self._awaiting = Awaiting(clock)
 
-    async def reserve(self, pod: PodInfo, reservations: Sequence[Reservation]) -> Status | None:
-        """Give each claim what it is to have, and the pod to each claim. What was done before a failure is undone."""
-        done: list[Object] = []
+    def changed(self) -> None:
+        self._awaiting.changed()
+
+    async def reserve(
+        self, pod: PodInfo, reservations: Sequence[Reservation], node: str, timeout_s: float
+    ) -> Status | None:
+        """Give each claim what it is to have, and the pod to each claim, and wait for devices that their drivers make
+        ready. What was done before a failure is undone."""
+        claims: list[Object] = []
+        undo: list[Callable[[], Awaitable[None]]] = []
         try:
             for reservation in reservations:
-                done.append(await self._insist(pod, reservation))
-        except (StatusError, OSError, ReservationFailed) as error:
-            for claim in done:
-                await self.release(pod, claim)
+                claim, allocation = reservation.claim, reservation.allocation
+                if allocation is not None and reservation.mappings:
+                    claim = await self._client.create(RESOURCECLAIMS, _to_create(claim), namespace=pod.namespace)
+                    undo.append(partial(self.delete, pod, claim))
+                if allocation is not None or not _is_user(pod, claim):
+                    claim = await self._retried(claim, partial(self._write, pod, allocation))
+                    if not reservation.mappings:
+                        undo.append(partial(self.release, pod, claim))
+                if reservation.mappings:
+                    await self._show(pod, claim, reservation.mappings)
+                claims.append(claim)
+            await self._until_ready(pod, claims, node, timeout_s)
+        except (StatusError, OSError, ReservationFailed, BindingFailed) as error:
+            for deed in undo:
+                await deed()
             return unschedulable(str(error))
         return None
 
-    async def _insist(self, pod: PodInfo, reservation: Reservation) -> Object:
-        return await self._retried(reservation.claim, lambda claim: self._write(pod, claim, reservation.allocation))
+    async def _show(self, pod: PodInfo, claim: Object, mappings: Sequence[Object]) -> None:
+        shown = {"resourceClaimName": name_of(claim), "requestMappings": list(mappings)}
+        patch: Object = {"metadata": {"uid": pod.uid}, "status": {"extendedResourceClaimStatus": shown}}
+        await self._client.patch(PODS, pod.name, patch, namespace=pod.namespace, subresource="status")
+
+    async def _until_ready(self, pod: PodInfo, claims: Sequence[Object], node: str, timeout_s: float) -> None:
+        if not any(map(has_conditions, claims)):
+            return
+        informer = self._client.informer(RESOURCECLAIMS)
+
+        def is_done() -> bool:
+            live = [informer.get(namespace_of(claim), name_of(claim)) for claim in claims]
+            return all(claim is not None and is_ready(claim) for claim in live)
+
+        self._tell(pod, "BindingConditionsPending", f"waiting for binding conditions for device on node {node}")
+        if not await self._awaiting.until(is_done, timeout_s):
+            raise BindingFailed("device binding timeout: context deadline exceeded")
 
     async def _retried(self, claim: Object, change: Callable[[Object], Awaitable[Object]]) -> Object:
         """Others may change the claim meanwhile: then it is read again, and changed as it is now."""
@@ -59,7 +111,7 @@ class ClaimReservation:
                 claim = await self._client.get(RESOURCECLAIMS, name_of(claim), namespace_of(claim))
         return await change(claim)
 
-    async def _write(self, pod: PodInfo, claim: Object, allocation: Object | None) -> Object:
+    async def _write(self, pod: PodInfo, allocation: Object | None, claim: Object) -> Object:
         shown = f"{namespace_of(claim)}/{name_of(claim)}"
         if is_deleting(claim):
             raise ReservationFailed(f"claim {shown} got deleted in the meantime")
@@ -101,9 +153,31 @@ class ClaimReservation:
 
         await self._log(claim, clear(claim))
 
+    async def delete(self, pod: PodInfo, claim: Object) -> None:
+        """Take back the claim that was made for the pod's extended resources."""
+
+        async def remove(claim: Object) -> Object:
+            if has_finalizer(claim, FINALIZER):
+                claim = await self._client.update(RESOURCECLAIMS, without_finalizer(claim, FINALIZER))
+            await self._client.delete(RESOURCECLAIMS, name_of(claim), namespace=namespace_of(claim), uid=uid_of(claim))
+            return claim
+
+        live = self._client.informer(RESOURCECLAIMS).get(namespace_of(claim), name_of(claim))
+        await self._log(claim, self._retried(live or claim, remove))
+
     @staticmethod
     async def _log(claim: Object, change: Awaitable[Object]) -> None:
         try:
             await change
         except (StatusError, OSError) as error:
             log.info("claim not given free: claim=%s/%s error=%s", namespace_of(claim), name_of(claim), error)
+
+
+def _is_user(pod: PodInfo, claim: Object) -> bool:
+    return any(user.get("uid") == pod.uid for user in dig(claim, "status", "reservedFor", default=()))
+
+
+def _to_create(claim: Object) -> Object:
+    """The claim without what only the scheduler's memory knows it by."""
+    meta = {key: value for key, value in claim["metadata"].items() if key not in ("name", "uid")}
+    return {**claim, "metadata": meta}

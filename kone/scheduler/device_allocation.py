@@ -35,6 +35,9 @@ class Taken:
     devices: set[DeviceId] = field(default_factory=set)
     shared: dict[DeviceId, Consumed] = field(default_factory=dict)
 
+    def holds(self, device: DeviceId) -> bool:
+        return device in self.devices or device in self.shared
+
     def add(self, allocation: Object) -> None:
         for result in dig(allocation, "devices", "results", default=()):
             if result.get("adminAccess"):
@@ -83,12 +86,14 @@ class Given:
 
 def allocate(
     claims: Sequence[Object],
+    node: str,
     pools: Sequence[Pool],
     classes: Mapping[str, Object],
     taken: Taken,
     new_id: Callable[[], str],
 ) -> list[Object] | None:
-    """For each claim its AllocationResult; None where they cannot all be served. `new_id` gives the ids of shares.
+    """For each claim its AllocationResult on the node, which reaches the pools; None where they cannot all be served.
+    `new_id` gives the ids of shares.
 
     Raises NotOnThisNode, SelectorError.
     """
@@ -97,7 +102,7 @@ def allocate(
         if any(pool.is_invalid for pool in pools):
             raise NotOnThisNode("invalid resource pools were encountered")
         return None
-    return [allocation_result(claim, given, new_id) for claim, given in zip(claims, search.given, strict=True)]
+    return [allocation_result(claim, given, node, new_id) for claim, given in zip(claims, search.given, strict=True)]
 
 
 class _Search:
@@ -180,9 +185,16 @@ class _Search:
             return True
         base = self._consumed.get(pool.id)
         if base is None:
-            used = [each for each in (*pool.devices, *pool.others) if each.id in self.taken.devices]
+            used = [each for each in (*pool.devices, *pool.others) if self.taken.holds(each.id)]
             base = self._consumed[pool.id] = _counted(used)
-        chosen = {each.device.id: each.device for given in self.given for each in given if each.pool is pool}
+        chosen = {
+            each.device.id: each.device
+            for given in self.given
+            for each in given
+            if each.pool is pool and not (each.device.is_shared and self.taken.holds(each.device.id))
+        }
+        if device.is_shared and (device.id in chosen or self.taken.holds(device.id)):
+            return True  # a further share of it costs no more
         total = _counted([*chosen.values(), device])
         return all(
             base.get(key, Quantity.of(0)) + amount <= pool.counters[key[0]][key[1]] for key, amount in total.items()
@@ -232,8 +244,6 @@ class _Search:
 
 
 def _selected(claim: Object, wish: Wish, device: Device) -> bool:
-    if device.must_be_bound:
-        return False
     of_class = dig(wish.device_class, "spec", "selectors", default=())
     return selects(of_class, device, f"class {name_of(wish.device_class)}") and selects(
         wish.asked.get("selectors") or (), device, f"claim {namespace_of(claim)}/{name_of(claim)}"
@@ -287,10 +297,11 @@ def consumption(device: Device, requests: Mapping[str, Any]) -> Consumed | None:
 
 
 def _by_policy(asked: Quantity | None, whole: Quantity, policy: Object | None) -> Quantity | None:
-    if policy is None:
-        return whole
     if asked is None:
-        return parse_quantity(policy["default"]) if policy.get("default") is not None else whole
+        default = (policy or {}).get("default")
+        return parse_quantity(default) if default is not None else whole
+    if policy is None:
+        return asked
     if valid := policy.get("validValues"):
         return min((value for value in map(parse_quantity, valid) if value >= asked), default=None)
     if (within := policy.get("validRange")) is None:
@@ -306,7 +317,7 @@ def _by_policy(asked: Quantity | None, whole: Quantity, policy: Object | None) -
 # -- what is said of it -----------------------------------------------------------------------------------------------
 
 
-def allocation_result(claim: Object, given: Sequence[Given], new_id: Callable[[], str]) -> Object:
+def allocation_result(claim: Object, given: Sequence[Given], node: str, new_id: Callable[[], str]) -> Object:
     """The claim's status.allocation."""
     results = []
     for each in given:
@@ -315,6 +326,7 @@ def allocation_result(claim: Object, given: Sequence[Given], new_id: Callable[[]
             result["adminAccess"] = True
         if tolerations := each.wish.asked.get("tolerations"):
             result["tolerations"] = tolerations
+        result |= each.device.binding
         if each.device.is_shared:
             result["shareID"] = new_id()
             result["consumedCapacity"] = {name: amount.canonical() for name, amount in each.consumed.items()}
@@ -322,7 +334,7 @@ def allocation_result(claim: Object, given: Sequence[Given], new_id: Callable[[]
     devices: Object = {"results": results}
     if config := _configuration(claim, given):
         devices["config"] = config
-    selector = _node_selector(given)
+    selector = _node_selector(given, node)
     return {"devices": devices, **({"nodeSelector": selector} if selector else {})}
 
 
@@ -348,13 +360,13 @@ def _configuration(claim: Object, given: Sequence[Given]) -> list[Object]:
     return found
 
 
-def _node_selector(given: Sequence[Given]) -> Object | None:
-    """The nodes from which all the devices can be reached; None for all nodes."""
+def _node_selector(given: Sequence[Given], node: str) -> Object | None:
+    """The nodes from which all the devices can be reached, given that they are for `node`; None for all nodes."""
     fields: list[Object] = []
     expressions: list[Object] = []
     for each in given:
         where = each.device.where
-        if node := where.get("nodeName"):
+        if where.get("nodeName") or each.device.binds_to_node:
             only = {"key": "metadata.name", "operator": "In", "values": [node]}
             return {"nodeSelectorTerms": [{"matchFields": [only]}]}
         for term in (where.get("nodeSelector") or {}).get("nodeSelectorTerms") or ():

@@ -46,7 +46,10 @@ class Device:
         self.taints: Sequence[Object] = device.get("taints") or ()
         self.counters: Sequence[Object] = device.get("consumesCounters") or ()
         self.is_shared = bool(device.get("allowMultipleAllocations"))
-        self.must_be_bound = bool(device.get("bindingConditions"))  # by conditions that its driver sets later
+        self.binding: Mapping[str, Sequence[str]] = {  # conditions that its driver sets once it is given
+            key: device[key] for key in ("bindingConditions", "bindingFailureConditions") if device.get(key)
+        }
+        self.binds_to_node = bool(device.get("bindsToNode"))  # once given, it is of that node alone
         self.policies: Mapping[str, Object] = {
             name: policy
             for name, found in (device.get("capacity") or {}).items()

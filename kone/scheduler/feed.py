@@ -33,14 +33,20 @@ from kone.scheduler.snapshot import Cluster
 
 
 class Feed:
-    """`happened` is told each change that may make a pod schedulable; `volumes_changed` that of a claim or a volume."""
+    """`happened` is told each change that may make a pod schedulable; `volumes_changed` that of a claim or a volume,
+    `claims_changed` that of a ResourceClaim."""
 
     def __init__(
-        self, cluster: Cluster, happened: Callable[[ClusterEvent], None], volumes_changed: Callable[[], None]
+        self,
+        cluster: Cluster,
+        happened: Callable[[ClusterEvent], None],
+        volumes_changed: Callable[[], None],
+        claims_changed: Callable[[], None],
     ) -> None:
         self._cluster = cluster
         self._happened = happened
         self._volumes_changed = volumes_changed
+        self._claims_changed = claims_changed
 
     def handlers(self) -> Mapping[GVR, Handler]:
         cluster = self._cluster
@@ -55,10 +61,12 @@ class Feed:
             CSIDRIVERS: self._keep(cluster.csi_drivers, name_of, Happened.CSI_DRIVER),
             CSISTORAGECAPACITIES: self._keep(cluster.storage_capacities, key_of, Happened.STORAGE_CAPACITY),
             VOLUMEATTACHMENTS: self._on_attachment,
-            DEVICECLASSES: self._keep(cluster.device_classes, name_of, Happened.DEVICE_CLASS),
+            DEVICECLASSES: self._on_device_class,
             DEVICETAINTRULES: self._keep(cluster.device_taint_rules, name_of, Happened.RESOURCE_SLICE, gone=True),
             RESOURCESLICES: self._keep(cluster.resource_slices, name_of, Happened.RESOURCE_SLICE, gone=True),
-            RESOURCECLAIMS: self._keep(cluster.resource_claims, key_of, Happened.RESOURCE_CLAIM, gone=True),
+            RESOURCECLAIMS: self._keep(
+                cluster.resource_claims, key_of, Happened.RESOURCE_CLAIM, gone=True, then=self._claims_changed
+            ),
             SERVICES: self._on_service,
             REPLICATIONCONTROLLERS: self._on_selector,
             REPLICASETS: self._on_selector,
@@ -104,6 +112,13 @@ class Feed:
             self._happened(ClusterEvent(Happened.DETACHED, attachment, None))
         else:
             self._cluster.set_attachment(attachment)
+
+    def _on_device_class(self, kind: EventType, device_class: Object, old: Object | None) -> None:
+        if kind == "DELETED":
+            self._cluster.set_device_class(name_of(device_class), None)
+        else:
+            self._cluster.set_device_class(name_of(device_class), device_class)
+            self._happened(ClusterEvent(Happened.DEVICE_CLASS, old, device_class))
 
     def _on_selector(self, kind: EventType, workload: Object, _old: Object | None) -> None:
         if kind == "DELETED":

@@ -96,12 +96,12 @@ class Scheduler:
         self._cluster = Cluster()
         self._nominator = Nominator()
         self._volumes = VolumeBinder(client, clock)
-        self._devices = ClaimReservation(client, clock)
+        self._devices = ClaimReservation(client, clock, self._tell_of)
         found = configuration or default_configuration()
         self._frameworks = {profile.name: self._framework_of(profile) for profile in found.profiles}
         backoff = found.backoff_first_s, found.backoff_max_s
         self._queue = SchedulingQueue(self._frameworks, clock, *backoff)
-        self._feed = Feed(self._cluster, self._queue.move, self._volumes.changed)
+        self._feed = Feed(self._cluster, self._queue.move, self._volumes.changed, self._devices.changed)
         self._tasks = TaskGroup("scheduler")
         self._telling = 0  # bindings that the API has not answered
         self._told = asyncio.Event()
@@ -126,6 +126,8 @@ class Scheduler:
                 new_id=lambda: str(uuid.uuid4()),
                 reserve_claims=self._devices.reserve,
                 deallocate=self._devices.deallocate,
+                delete=self._devices.delete,
+                now=self._clock.now,
             )
         return plugin(self._cluster, args)
 
@@ -272,6 +274,9 @@ class Scheduler:
         self._queue.requeue(queued, (), is_error=True)
         why = str(error) if isinstance(error, PreBindError) else f'running Bind plugin "DefaultBinder": {error}'
         self._report_failure(queued.info, SCHEDULER_ERROR, why)
+
+    def _tell_of(self, pod: PodInfo, reason: str, message: str) -> None:
+        self._recorders[pod.scheduler_name].event(pod.pod, "Normal", reason, message, action="Scheduling")
 
     def _report_failure(self, pod: PodInfo, reason: str, message: str, nominated: str | None = None) -> None:
         """Tell users why the pod waits; `nominated` is the node promised to it, "" none any more, None unchanged."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from kone.apimachinery.objects import Key, Object, dig, labels_of, name_of
 from kone.apimachinery.pod_resources import Amounts, amounts
+from kone.scheduler.extended_devices import classes_by_resource
 from kone.scheduler.pod_info import ANY_ADDRESS, HostPort, PodInfo
 
 REMEMBERED = 64  # tallies and judgements per node; then all are made anew
@@ -182,6 +183,7 @@ class Cluster:
         self.resource_claims: dict[Key, Object] = {}
         self.resource_slices: dict[str, Object] = {}
         self.device_classes: dict[str, Object] = {}
+        self.extended_classes: dict[str, Object] = {}  # those of device_classes that serve extended resources, by these
         self.device_taint_rules: dict[str, Object] = {}
         self.claim_users: dict[Key, int] = {}  # how many pods use the claim, on all nodes
         self.image_nodes: dict[str, int] = {}  # how many nodes have the image
@@ -205,6 +207,16 @@ class Cluster:
         if changed:
             for info in self._nodes.values():
                 info.forget_tallies()
+
+    def set_device_class(self, name: str, device_class: Object | None) -> None:
+        """None: it is gone."""
+        if device_class is None:
+            self.device_classes.pop(name, None)
+        else:
+            self.device_classes[name] = device_class
+        self.extended_classes = classes_by_resource(self.device_classes.values())
+        for info in self._nodes.values():
+            info.judged.clear()
 
     def set_attachment(self, attachment: Object) -> None:
         self._attachments.setdefault(_node_of(attachment), {})[name_of(attachment)] = attachment

@@ -3,8 +3,6 @@ made, and waits until the volume controller has bound them all."""
 
 from __future__ import annotations
 
-import asyncio
-
 from kone.aio.clock import Clock
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import PERSISTENTVOLUMECLAIMS, PERSISTENTVOLUMES, PODS
@@ -17,6 +15,7 @@ from kone.apimachinery.volume_claims import (
     is_reachable,
 )
 from kone.client.client import Client
+from kone.scheduler.awaiting import Awaiting
 from kone.scheduler.framework import Status, unschedulable
 from kone.scheduler.plugins.volume_binding import VolumePlan, with_node
 from kone.scheduler.pod_info import PodInfo
@@ -32,12 +31,10 @@ class VolumeBinder:
 
     def __init__(self, client: Client, clock: Clock) -> None:
         self._client = client
-        self._clock = clock
-        self._waiters: set[asyncio.Event] = set()
+        self._awaiting = Awaiting(clock)
 
     def changed(self) -> None:
-        for waiter in self._waiters:
-            waiter.set()
+        self._awaiting.changed()
 
     async def bind(self, pod: PodInfo, node: NodeInfo, plan: VolumePlan, timeout_s: float) -> Status | None:
         """Carry the plan out. None: every claim is bound."""
@@ -59,22 +56,8 @@ class VolumeBinder:
                 await self._client.update(PERSISTENTVOLUMECLAIMS, with_node(claim, node.name))
 
     async def _wait(self, pod: PodInfo, node: NodeInfo, plan: VolumePlan, timeout_s: float) -> None:
-        waiter = asyncio.Event()
-        self._waiters.add(waiter)
-        timeout = asyncio.ensure_future(self._clock.sleep(timeout_s))
-        try:
-            while not self._is_done(pod, node, plan):
-                waiter.clear()
-                change = asyncio.ensure_future(waiter.wait())
-                try:
-                    await asyncio.wait((change, timeout), return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    change.cancel()
-                if timeout.done():
-                    raise VolumesNotBound("context deadline exceeded")
-        finally:
-            timeout.cancel()
-            self._waiters.discard(waiter)
+        if not await self._awaiting.until(lambda: self._is_done(pod, node, plan), timeout_s):
+            raise VolumesNotBound("context deadline exceeded")
 
     def _is_done(self, pod: PodInfo, node: NodeInfo, plan: VolumePlan) -> bool:
         """Whether every claim of the plan is bound; raises VolumesNotBound where one cannot be any more."""

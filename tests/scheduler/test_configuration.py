@@ -60,6 +60,7 @@ def test_nothing_said_is_the_default() -> None:
         "NodeResourcesFit": 1,
         "PodTopologySpread": 2,
         "InterPodAffinity": 2,
+        "DynamicResources": 2,
         "NodeResourcesBalancedAllocation": 1,
         "ImageLocality": 1,
     }
@@ -103,6 +104,7 @@ def test_nothing_said_is_the_default() -> None:
                 "NodeResourcesFit": 1,
                 "PodTopologySpread": 2,
                 "InterPodAffinity": 4,
+                "DynamicResources": 2,
                 "NodeResourcesBalancedAllocation": 1,
             },
             id="weights and absences",

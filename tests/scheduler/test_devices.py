@@ -17,7 +17,7 @@ from kone.apimachinery.kinds import (
     RESOURCECLAIMS,
     RESOURCESLICES,
 )
-from kone.apimachinery.objects import Object, dig, find_condition
+from kone.apimachinery.objects import Object, dig, find_condition, name_of
 from kone.apimachinery.quantity import parse_quantity
 from kone.scheduler.device_allocation import NotOnThisNode, Taken, allocate, consumption
 from kone.scheduler.device_selectors import SelectorError, selects
@@ -30,7 +30,10 @@ N1, N2 = node("n1"), node("n2", labels={"rack": "r1"})
 
 def device(name: str, *, memory: str = "8Gi", **more: Any) -> Object:
     """Attributes as keywords: words, numbers and truths."""
-    fields = ("taints", "consumesCounters", "allowMultipleAllocations", "nodeName", "bindingConditions")
+    fields = (
+        *("taints", "consumesCounters", "allowMultipleAllocations", "nodeName"),
+        *("bindingConditions", "bindingFailureConditions", "bindsToNode"),
+    )
     given = {key: more.pop(key) for key in fields if key in more}
     kinds = {str: "string", int: "int", bool: "bool"}
     attributes = {key: {kinds[type(value)]: value} for key, value in more.items()}
@@ -99,7 +102,7 @@ def given(claims: list[Object] | Object, *slices: Object, on: Object = N1, taken
     """For each claim the devices as "request=device"; for one claim alone just these; None where it cannot be."""
     several = claims if isinstance(claims, list) else [claims]
     ids = itertools.count(1)
-    found = allocate(several, gather(slices, on), CLASSES, taken or Taken(), lambda: f"share-{next(ids)}")
+    found = allocate(several, name_of(on), gather(slices, on), CLASSES, taken or Taken(), lambda: f"share-{next(ids)}")
     if found is None:
         return None
     texts = [[f"{r['request']}={r['device']}" for r in each["devices"]["results"]] for each in found]
@@ -203,9 +206,8 @@ def test_what_others_hold_is_left_to_them_but_for_administrators() -> None:
         ),
         ([offered(device("old")), offered(device("new"), device("newer"), generation=2)], N1, ["r0=new"]),
         ([offered(device("a"), slices=2)], N1, None),
-        ([offered(device("a", bindingConditions=["example.com/ready"]))], N1, None),
     ],
-    ids=["another node's", "all nodes", "nodes by label", "device by device", "newest only", "half there", "unbound"],
+    ids=["another node's", "all nodes", "nodes by label", "device by device", "newest only", "half there"],
 )
 def test_what_a_node_reaches(slices: list[Object], on: Object, expected: list[str] | None) -> None:
     assert given(claim(wish()), *slices, on=on) == expected
@@ -292,7 +294,7 @@ STEPS = {"default": "1Gi", "validRange": {"min": "2Gi", "step": "2Gi", "max": "6
     ("policy", "asked", "used"),
     [
         (None, None, "8Gi"),
-        (None, "1Gi", "8Gi"),
+        (None, "1Gi", "1Gi"),
         (None, "9Gi", None),
         (STEPS, None, "1Gi"),
         (STEPS, "1Gi", "2Gi"),
@@ -314,7 +316,7 @@ def test_a_shared_device_lasts_as_long_as_its_capacity() -> None:
     several = [claim(wish(**asks("3Gi")), name=name) for name in ("c", "d", "e")]
     assert given(several[:2], slices) == [["r0=s"], ["r0=s"]]
     assert given(several, slices) is None
-    [allocation] = allocate(several[:1], gather([slices], N1), CLASSES, Taken(), lambda: "share") or []
+    [allocation] = allocate(several[:1], "n1", gather([slices], N1), CLASSES, Taken(), lambda: "share") or []
     [result] = allocation["devices"]["results"]
     assert (result["shareID"], result["consumedCapacity"]) == ("share", {"memory": "3Gi"})
     taken = Taken()
@@ -349,12 +351,30 @@ def test_versions_are_compared_as_such() -> None:
     assert selects([{"cel": {"expression": newer}}], Device(spec, spec["devices"][0]), "class gpu")
 
 
+def test_a_shared_device_costs_its_counters_once() -> None:
+    """A whole device and a partition of it share a counter; the partition may be used by several."""
+    use = [{"counterSet": "s", "counters": {"memory": {"value": "6Gi"}}}]
+    counters = {"name": "s", "counters": {"memory": {"value": "10Gi"}}}
+    shares = {"allowMultipleAllocations": True, "consumesCounters": use}
+    of_counters = offered(slices=2)
+    of_counters["spec"] |= {"sharedCounters": [counters]}
+    slices = [of_counters, offered(device("part", **shares), device("whole", consumesCounters=use), slices=2)]
+    small = {"capacity": {"requests": {"memory": "2Gi"}}}
+    several = [claim(wish(**small), name=name) for name in "cd"]
+    assert given(several, *slices) == [["r0=part"], ["r0=part"]]
+    [allocation] = allocate(several[:1], "n1", gather(slices, N1), CLASSES, Taken(), lambda: "share") or []
+    taken = Taken()
+    taken.add(allocation)
+    assert given(several[1], *slices, taken=taken) == ["r0=part"]
+    assert given(claim(wish(1, "!device.allowMultipleAllocations")), *slices, taken=taken) is None
+
+
 def test_what_drivers_are_told_and_from_where_the_devices_can_be_reached() -> None:
     opaque = {"opaque": {"driver": DRIVER, "parameters": {"a": 1}}}
     classes = {"gpu": device_class(config=[opaque]), "other": device_class("other")}
     for_one = {"requests": ["r1"], **opaque}
     wanted = claim(wish(), wish(class_name="other"), config=[for_one, opaque, {"requests": ["absent"], **opaque}])
-    [found] = allocate([wanted], gather([FOUR], N1), classes, Taken(), lambda: "") or []
+    [found] = allocate([wanted], "n1", gather([FOUR], N1), classes, Taken(), lambda: "") or []
     assert found["devices"]["config"] == [
         {"source": "FromClass", "requests": ["r0"], **opaque},
         {"source": "FromClaim", **for_one},

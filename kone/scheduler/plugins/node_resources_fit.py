@@ -8,6 +8,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from kone.apimachinery.errors import FieldError, invalid_value, not_supported, required
+from kone.apimachinery.objects import Object, name_of
+from kone.scheduler.extended_devices import PREFIX
 from kone.scheduler.framework import (
     MAX_SCORE,
     NO_ARGUMENTS,
@@ -38,6 +40,7 @@ class NodeResourcesFit(Plugin):
         | Happened.POD_GONE
         | Happened.POD_SCALED_DOWN
         | Happened.SELF_SCALED_DOWN
+        | Happened.DEVICE_CLASS
     )
     arguments: ClassVar = {
         "ignoredResources": [str],
@@ -87,6 +90,8 @@ class NodeResourcesFit(Plugin):
             empty = NodeInfo("")
             empty.set_node(event.new)
             return not self._insufficient(pod, empty)[0]
+        if event.what & Happened.DEVICE_CLASS and event.new is not None:
+            return _serves_more(event.old, event.new, pod.requests)
         return True
 
     def sign(self, pod: PodInfo) -> Hashable:
@@ -110,6 +115,8 @@ class NodeResourcesFit(Plugin):
             if asked <= 0 or name in self._ignored or ("/" in name and name.split("/")[0] in self._ignored_groups):
                 continue
             capacity = node.allocatable.get(name, 0)
+            if not capacity and name in self.cluster.extended_classes:
+                continue  # devices may serve it: DynamicResources sees to it
             if asked > capacity - node.requested.get(name, 0):
                 reasons.append(f"Insufficient {name}")
                 never = never or asked > capacity
@@ -133,6 +140,14 @@ class NodeResourcesFit(Plugin):
         if self._type == "RequestedToCapacityRatio":
             return (2 * total + weights) // (2 * weights)  # rounded
         return total // weights
+
+
+def _serves_more(old: Object | None, new: Object, requests: Mapping[str, int]) -> bool:
+    """Whether a device class has begun to serve an extended resource that is asked for."""
+    name = new["spec"].get("extendedResourceName")
+    if old is None and requests.get(PREFIX + name_of(new)):
+        return True
+    return bool(name and requests.get(name)) and (old is None or old["spec"].get("extendedResourceName") != name)
 
 
 def _score_of(strategy: Mapping[str, Any]) -> Score:
