@@ -198,6 +198,10 @@ class Plugin:
         """The last word before binding."""
         return None
 
+    def will_pre_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> bool:
+        """Whether `pre_bind` has something to do: then others are told the node before it is done."""
+        return True
+
     async def pre_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
         """What must be done before the binding, e.g. volumes."""
         return None

@@ -167,12 +167,12 @@ class Scheduler:
             except PluginError as error:
                 log.warning("pod=%s/%s: %s", queued.info.namespace, queued.info.name, error)
                 self._queue.requeue(queued, (), is_error=True)
-                self._report_failure(queued.info, SCHEDULER_ERROR, str(error))
+                self._failed(queued.info, str(error))
             except Exception as error:
                 # One pod that cannot be worked out (an affinity term nobody understands) must not stop the others.
                 log.exception("scheduling failed: pod=%s/%s", queued.info.namespace, queued.info.name)
                 self._queue.requeue(queued, (), is_error=True)
-                self._report_failure(queued.info, SCHEDULER_ERROR, str(error))
+                self._failed(queued.info, str(error))
 
     def _schedule(self, queued: QueuedPod) -> None:
         pod = queued.info
@@ -181,7 +181,8 @@ class Scheduler:
             return
         if not self._cluster.nodes():
             self._queue.requeue(queued, ())
-            self._report_failure(pod, UNSCHEDULABLE, NO_NODES)
+            self._nominator.remove(pod.uid)
+            self._report_failure(pod, UNSCHEDULABLE, NO_NODES, "")
             return
         began = time.perf_counter()
         found = self._framework(pod).place(pod)
@@ -231,7 +232,10 @@ class Scheduler:
     async def _bind(self, queued: QueuedPod, pod: PodInfo, placement: Placement) -> None:
         node = placement.node
         try:
-            for plugin in self._framework(pod).at("pre_bind"):
+            busy = [p for p in self._framework(pod).at("pre_bind") if p.will_pre_bind(placement.state, pod, node)]
+            if busy:
+                await self._try_patch(pod, {"nominatedNodeName": node.name})
+            for plugin in busy:
                 if (status := await plugin.pre_bind(placement.state, pod, node)) is not None:
                     raise PreBindError(f'running PreBind plugin "{plugin.name}": {status.message}')
             binding: Object = {
@@ -273,7 +277,12 @@ class Scheduler:
         log.warning("binding failed: pod=%s/%s node=%s error=%s", pod.namespace, pod.name, placement.node.name, error)
         self._queue.requeue(queued, (), is_error=True)
         why = str(error) if isinstance(error, PreBindError) else f'running Bind plugin "DefaultBinder": {error}'
-        self._report_failure(queued.info, SCHEDULER_ERROR, why)
+        self._failed(queued.info, why)
+
+    def _failed(self, pod: PodInfo, why: str) -> None:
+        """Something went wrong that is none of the pod's: what was promised to it is taken back."""
+        self._nominator.remove(pod.uid)
+        self._report_failure(pod, SCHEDULER_ERROR, why, "")
 
     def _tell_of(self, pod: PodInfo, reason: str, message: str) -> None:
         self._recorders[pod.scheduler_name].event(pod.pod, "Normal", reason, message, action="Scheduling")
@@ -373,7 +382,8 @@ class Scheduler:
 
     def _on_waiting_pod(self, pod: Object, old: Object | None) -> None:
         info = PodInfo(pod)
-        if info.nominated_node and not self._nominator.node_of(info.uid):
+        is_promised = self._nominator.node_of(info.uid) or self._cluster.is_assumed(info.uid)
+        if info.nominated_node and not is_promised:
             self._nominator.set(info, info.nominated_node)
         events = [ClusterEvent(what, old, pod) for what in waiting_pod_changes(old, pod)] if old is not None else []
         self._queue.update(info, events)

@@ -58,6 +58,7 @@ def test_nothing_said_is_the_default() -> None:
         "TaintToleration": 3,
         "NodeAffinity": 2,
         "NodeResourcesFit": 1,
+        "VolumeBinding": 1,
         "PodTopologySpread": 2,
         "InterPodAffinity": 2,
         "DynamicResources": 2,
@@ -102,6 +103,7 @@ def test_nothing_said_is_the_default() -> None:
             {
                 "NodeAffinity": 9,
                 "NodeResourcesFit": 1,
+                "VolumeBinding": 1,
                 "PodTopologySpread": 2,
                 "InterPodAffinity": 4,
                 "DynamicResources": 2,

@@ -11,9 +11,10 @@ from kone.scheduler.framework import CycleState, Plugin
 from kone.scheduler.plugins.balanced_allocation import balance
 from kone.scheduler.plugins.inter_pod_affinity import InterPodAffinity
 from kone.scheduler.plugins.node_affinity import NodeAffinity
-from kone.scheduler.plugins.node_resources_fit import NodeResourcesFit, on_line
+from kone.scheduler.plugins.node_resources_fit import NodeResourcesFit
 from kone.scheduler.plugins.pod_topology_spread import PodTopologySpread
 from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.score_shape import on_line
 from tests.scheduler.support import World, node, pod
 
 

@@ -11,6 +11,7 @@ from kone.apimachinery.kinds import (
     CSIDRIVERS,
     CSINODES,
     CSISTORAGECAPACITIES,
+    EVENTS,
     NODES,
     PERSISTENTVOLUMECLAIMS,
     PERSISTENTVOLUMES,
@@ -18,9 +19,11 @@ from kone.apimachinery.kinds import (
     STORAGECLASSES,
     VOLUMEATTACHMENTS,
 )
-from kone.apimachinery.objects import Object, annotations_of, dig, find_condition, is_deleting, replace_in
+from kone.apimachinery.objects import Key, Object, annotations_of, dig, find_condition, is_deleting, replace_in
 from kone.apimachinery.volume_claims import BIND_COMPLETED, BOUND_BY_CONTROLLER, SELECTED_NODE
-from kone.scheduler.plugins.volume_binding import TIMEOUT_S
+from kone.scheduler.framework import Framework, Placement
+from kone.scheduler.plugins.volume_binding import TIMEOUT_S, VolumeBinding
+from kone.scheduler.pod_info import PodInfo
 from tests.scheduler.support import Scheduling, node, pod
 from tests.scheduler.support import World as PlainWorld
 
@@ -268,6 +271,44 @@ async def test_a_pod_goes_where_its_driver_has_room(world: World, tells: bool) -
     world.put(capacity("more", "n1", "1Gi"))
     await world.settle()
     assert annotations_of(world.claim())[SELECTED_NODE] == "n1"
+
+
+async def test_of_nodes_with_room_that_with_the_most_is_taken_and_told_of_at_once(world: World) -> None:
+    world.client.put(STORAGECLASSES, storage_class("made", "d"))
+    driver = {"metadata": {"name": "d"}, "spec": {"storageCapacity": True}}
+    world.put({"apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", **driver}, claim(class_name="made"))
+    world.put(node("n1"), node("n2"), node("n3"))
+    world.put(capacity("a", "n1", "2Gi"), capacity("b", "n2", "90Gi"), capacity("c", "n3", "1Gi"))
+    await world.scheduler.start()
+    made = world.pod()
+    await world.settle()
+    assert annotations_of(world.claim())[SELECTED_NODE] == "n2"
+    assert world.where(made) == ""
+    assert dig(world.client.look(PODS, made), "status", "nominatedNodeName") == "n2"
+    await world.clock.advance(TIMEOUT_S + 1)
+    await world.settle()
+    assert "context deadline exceeded" in str(world.client.of(EVENTS))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "better"),
+    [
+        pytest.param(("1Gi", "4Gi"), "n1", id="the volume that is just large enough"),
+        pytest.param(("8Gi", "4Gi"), "n2", id="the smaller of two"),
+    ],
+)
+def test_of_volumes_the_fuller_one_is_better_where_the_shape_says_so(sizes: tuple[str, str], better: str) -> None:
+    world = PlainWorld(node("n1"), node("n2"))
+    full = {"shape": [{"utilization": 0, "score": 0}, {"utilization": 100, "score": 10}]}
+    plugins = [VolumeBinding(world.cluster, full)]
+    framework = Framework(world.cluster, plugins, world.nominator)
+    world.cluster.storage_classes["late"] = storage_class()
+    world.cluster.claims[Key("ns", "data")] = claim()
+    for name, on, size in zip("ab", ("n1", "n2"), sizes, strict=True):
+        world.cluster.volumes[name] = volume(name, node_name=on, size=size)
+    found = framework.place(PodInfo(pod(volumes=[{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}])))
+    assert isinstance(found, Placement)
+    assert found.node.name == better
 
 
 async def test_a_provisioner_that_fails_takes_the_node_back(world: World) -> None:

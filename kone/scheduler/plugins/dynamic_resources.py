@@ -337,11 +337,12 @@ class DynamicResources(Plugin):
             if self._pending.get(uid_of(reservation.claim)) is reservation.allocation:
                 self._pending.pop(uid_of(reservation.claim), None)
 
+    def will_pre_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> bool:
+        return self._reserve_claims is not None and bool(self._reservations(state, node))
+
     async def pre_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
-        wanted = self._reservations(state, node)
-        if not wanted or self._reserve_claims is None:
-            return None
-        return await self._reserve_claims(pod, wanted, node.name, self._timeout_s)
+        wanted, reserve = self._reservations(state, node), self._reserve_claims
+        return await reserve(pod, wanted, node.name, self._timeout_s) if reserve is not None else None
 
     async def post_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> None:
         self.unreserve(state, pod, node)  # the claims themselves say it by now

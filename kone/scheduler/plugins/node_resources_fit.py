@@ -21,12 +21,12 @@ from kone.scheduler.framework import (
     Status,
 )
 from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.score_shape import line, on_line, shape_problems
 from kone.scheduler.snapshot import Cluster, NodeInfo
 
 COMPUTE = ("cpu", "memory")  # what every pod is taken to use some of
 SCORED: Sequence[Mapping[str, Any]] = tuple({"name": name, "weight": 1} for name in COMPUTE)
 STRATEGIES = ("LeastAllocated", "MostAllocated", "RequestedToCapacityRatio")
-MAX_POINT_SCORE = 10  # of a point of the line; it stands for MAX_SCORE
 _FIRST = ("cpu", "memory", "ephemeral-storage")
 
 Score = Callable[[int, int], int]  # of what is asked for and what there is
@@ -83,7 +83,7 @@ class NodeResourcesFit(Plugin):
                 why = "must be specified when type is RequestedToCapacityRatio"
                 yield required(f"{at}.requestedToCapacityRatio", why)
             else:
-                yield from _shape_problems(f"{at}.shape", ratio.get("shape") or ())
+                yield from shape_problems(f"{at}.shape", ratio.get("shape") or ())
 
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
         if event.what & (Happened.NODE_ADDED | Happened.NODE_ALLOCATABLE) and event.new is not None:
@@ -155,37 +155,6 @@ def _score_of(strategy: Mapping[str, Any]) -> Score:
     if kind == "MostAllocated":
         return lambda used, capacity: min(used, capacity) * MAX_SCORE // capacity
     if kind == "RequestedToCapacityRatio":
-        points = (strategy.get("requestedToCapacityRatio") or {}).get("shape") or ()
-        per_point = MAX_SCORE // MAX_POINT_SCORE
-        shape = [(point.get("utilization") or 0, (point.get("score") or 0) * per_point) for point in points]
+        shape = line((strategy.get("requestedToCapacityRatio") or {}).get("shape") or ())
         return lambda used, capacity: on_line(shape, used * 100 // capacity if used <= capacity else 100)
     return lambda used, capacity: (capacity - used) * MAX_SCORE // capacity if used <= capacity else 0
-
-
-def on_line(shape: Sequence[tuple[int, int]], at: int) -> int:
-    """The value at a place of the line through (place, value) points; level before the first and behind the last.
-
-    Worked case: through (0, 0) and (100, 50) the value at 30 is 0 + 50 * 30 / 100 = 15.
-    """
-    for i, (place, value) in enumerate(shape):
-        if at <= place:
-            if i == 0:
-                return value
-            before, base = shape[i - 1]
-            return base + int((value - base) * (at - before) / (place - before))
-    return shape[-1][1]
-
-
-def _shape_problems(path: str, points: Sequence[Mapping[str, Any]]) -> Iterable[FieldError]:
-    if not points:
-        yield required(path, "at least one point must be specified")
-    previous = -1
-    for i, point in enumerate(points):
-        utilization, score = point.get("utilization") or 0, point.get("score") or 0
-        if not 0 <= utilization <= 100:
-            yield invalid_value(f"{path}[{i}].utilization", utilization, "not in valid range [0, 100]")
-        elif utilization <= previous:
-            yield invalid_value(f"{path}[{i}].utilization", utilization, "values must be sorted in increasing order")
-        previous = utilization
-        if not 0 <= score <= MAX_POINT_SCORE:
-            yield invalid_value(f"{path}[{i}].score", score, "not in valid range [0, 10]")

@@ -48,12 +48,14 @@ from kone.scheduler.framework import (
     unresolvable,
 )
 from kone.scheduler.pod_info import PodInfo
+from kone.scheduler.score_shape import line, on_line, shape_problems
 from kone.scheduler.snapshot import Cluster, NodeInfo
 
 OUT_OF_REACH = "node(s) didn't match PersistentVolume's node affinity"
 NO_VOLUME = "node(s) didn't find available persistent volumes to bind"
 NO_SPACE = "node(s) did not have enough free storage"
 VOLUME_GONE = "node(s) unavailable due to one or more pvc(s) bound to non-existent pv(s)"
+EMPTIER = ({"utilization": 0, "score": 10}, {"utilization": 100, "score": 0})  # the default shape
 TIMEOUT_S = 600.0  # until volumes must be bound
 NOT_BOUND_YET = "pod has unbound immediate PersistentVolumeClaims"
 
@@ -91,13 +93,14 @@ class VolumeBinding(Plugin):
         | Happened.NODE_LABELS
     )
 
-    arguments: ClassVar = {"bindTimeoutSeconds": int}
+    arguments: ClassVar = {"bindTimeoutSeconds": int, "shape": [{"utilization": int, "score": int}]}
 
     def __init__(self, cluster: Cluster, args: Mapping[str, Any] = NO_ARGUMENTS, bind: Bind | None = None) -> None:
         """`bind` carries a plan out; without it plans are only made."""
         super().__init__(cluster, args)
         self._bind = bind
         self._timeout_s = float(args.get("bindTimeoutSeconds", TIMEOUT_S))
+        self._shape = line(args.get("shape") or EMPTIER)
         self._promised: dict[str, Object] = {}  # volumes by name as they will be: with the claim they were chosen for
         self._going: dict[Key, Object] = {}  # claims as they will be: with the node they were told
 
@@ -106,6 +109,8 @@ class VolumeBinding(Plugin):
         if (timeout := args.get("bindTimeoutSeconds", 0)) < 0:
             why = "invalid BindTimeoutSeconds, should not be a negative value"
             yield invalid_value(f"{path}.bindTimeoutSeconds", timeout, why)
+        if args.get("shape"):
+            yield from shape_problems(f"{path}.shape", args["shape"])
 
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
         if event.what & Happened.CLAIM:
@@ -173,7 +178,7 @@ class VolumeBinding(Plugin):
                 matches.append((volume, claim))
             elif not _can_provision(self._class(claim), node):
                 return NO_VOLUME
-            elif not self._has_space(claim, node):
+            elif self._tells_space(claim) and self._space(claim, node) is None:
                 return NO_SPACE
             else:
                 to_provision.append(claim)
@@ -184,22 +189,52 @@ class VolumeBinding(Plugin):
         of_class = [volume for volume in volumes if class_of(volume) == class_of(claim)]
         return find_volume(claim, of_class, node.node, taken={name_of(volume) for volume, _ in matches})
 
-    def _has_space(self, claim: Object, node: NodeInfo) -> bool:
-        """Whether the claim's driver has room for it where the node can reach it; one that does not tell always has."""
+    def _tells_space(self, claim: Object) -> bool:
+        """Whether the claim's driver says how much room it has; one that does not is taken to have enough."""
         storage_class = self._class(claim) or {}
-        if not _tells_capacity(self.cluster.csi_drivers.get(storage_class.get("provisioner", ""))):
-            return True
+        return _tells_capacity(self.cluster.csi_drivers.get(storage_class.get("provisioner", "")))
+
+    def _space(self, claim: Object, node: NodeInfo) -> Object | None:
+        """A CSIStorageCapacity with room for the claim that the node can reach."""
         asked = parse_quantity(dig(claim, *_ASKED, default="0"))
-        return any(
-            capacity.get("storageClassName") == name_of(storage_class)
-            and _limit(capacity) >= asked
-            and capacity.get("nodeTopology") is not None
-            and from_label_selector(capacity["nodeTopology"]).matches(node.labels)
-            for capacity in self.cluster.storage_capacities.values()
-        )
+        for capacity in self.cluster.storage_capacities.values():
+            if (
+                capacity.get("storageClassName") == class_of(claim)
+                and _limit(capacity) >= asked
+                and capacity.get("nodeTopology") is not None
+                and from_label_selector(capacity["nodeTopology"]).matches(node.labels)
+            ):
+                return capacity
+        return None
 
     def _class(self, claim: Object) -> Object | None:
         return self.cluster.storage_classes.get(class_of(claim))
+
+    # -- which node is better ------------------------------------------------------------------------------------
+
+    def pre_score(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
+        claims: PodClaims | None = state.data.get(self.name)
+        return SKIP if claims is None or not claims.waiting else None
+
+    def score(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> int:
+        """By how full the claims would make, class by class, the volumes that are matched; where there are none, the
+        room that drivers say they have."""
+        plan = plan_of(state, node.name)
+        of_class: dict[str, tuple[int, int]] = {}  # what is asked for, and what there is
+        for volume, claim in plan.matches:
+            asked, there = of_class.get(class_of(claim), (0, 0))
+            size = parse_quantity(dig(volume, "spec", "capacity", "storage", default="0")).value()
+            of_class[class_of(claim)] = asked + _asked(claim), there + size
+        for claim in () if plan.matches else plan.to_provision:
+            space = self._space(claim, node) if self._tells_space(claim) else None
+            if space is not None:
+                asked, _ = of_class.get(class_of(claim), (0, 0))
+                there = parse_quantity(space.get("capacity") or "0").value()
+                of_class[class_of(claim)] = asked + _asked(claim), there
+        if not of_class:
+            return 0
+        total = sum(on_line(self._shape, _per_cent(asked, there)) for asked, there in of_class.values())
+        return (2 * total + len(of_class)) // (2 * len(of_class))  # rounded
 
     # -- setting aside -------------------------------------------------------------------------------------------
 
@@ -220,11 +255,12 @@ class VolumeBinding(Plugin):
         for claim in plan.to_provision:
             self._going.pop(key_of(claim), None)
 
-    async def pre_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
+    def will_pre_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> bool:
         plan = plan_of(state, node.name)
-        if self._bind is None or not (plan.matches or plan.to_provision):
-            return None
-        return await self._bind(pod, node, plan, self._timeout_s)
+        return self._bind is not None and bool(plan.matches or plan.to_provision)
+
+    async def pre_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> Status | None:
+        return await self._bind(pod, node, plan_of(state, node.name), self._timeout_s) if self._bind else None
 
     async def post_bind(self, state: CycleState, pod: PodInfo, node: NodeInfo) -> None:
         self.unreserve(state, pod, node)  # the claims themselves say it by now
@@ -256,6 +292,14 @@ def not_created_yet(claim: str) -> str:
 
 
 _ASKED = ("spec", "resources", "requests", "storage")
+
+
+def _asked(claim: Object) -> int:
+    return parse_quantity(dig(claim, *_ASKED, default="0")).value()
+
+
+def _per_cent(asked: int, there: int) -> int:
+    return asked * 100 // there if there and asked <= there else 100
 
 
 def _why_useless(claim: Object) -> str:
