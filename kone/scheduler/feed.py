@@ -136,6 +136,7 @@ class Feed:
     def _on_node(self, kind: EventType, node: Object, old: Object | None) -> None:
         if kind == "DELETED":
             self._cluster.remove_node(name_of(node))
+            self._happened(ClusterEvent(Happened.NODE_GONE, node, None))
             return
         is_new = self._cluster.node(name_of(node)) is None
         what = Happened.NODE_ADDED if is_new or old is None else node_changes(old, node)

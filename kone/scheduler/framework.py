@@ -61,6 +61,7 @@ class Happened(Flag):
     NODE_LABELS = auto()
     NODE_TAINTS = auto()  # and spec.unschedulable
     NODE_FEATURES = auto()  # that it declares
+    NODE_GONE = auto()
     POD_ADDED = auto()  # a pod was bound
     POD_LABELS = auto()  # of a bound pod
     POD_SCALED_DOWN = auto()  # a bound pod asks for less

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import orjson
 
 from kone.apimachinery.errors import FieldError, invalid_value, not_supported, required
-from kone.apimachinery.objects import Object, controller_of
+from kone.apimachinery.objects import Object, controller_of, labels_of
 from kone.apimachinery.selectors import LabelSelector, from_label_selector
 from kone.apimachinery.taints import keeps_away
 from kone.scheduler.framework import (
@@ -111,6 +111,7 @@ class Preference:
 
 
 NAME = "PodTopologySpread"
+_OF_NODES = Happened.NODE_ADDED | Happened.NODE_LABELS | Happened.NODE_TAINTS | Happened.NODE_GONE
 _SKEWED = Status(Code.UNSCHEDULABLE, (SKEWED,), NAME)
 _NO_LABEL = Status(Code.UNRESOLVABLE, (NO_LABEL,), NAME)
 
@@ -125,6 +126,7 @@ class PodTopologySpread(Plugin):
         | Happened.NODE_ADDED
         | Happened.NODE_LABELS
         | Happened.NODE_TAINTS
+        | Happened.NODE_GONE
         | Happened.SELF_LABELS
         | Happened.SELF_TOLERATIONS
     )
@@ -189,11 +191,23 @@ class PodTopologySpread(Plugin):
         return LabelSelector(requirements), orjson.dumps([labels, owned])
 
     def wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
+        if event.what & _OF_NODES:
+            return self._node_wakes(pod, event)
         if not event.what & (Happened.POD_ADDED | Happened.POD_GONE):
             return True
         other = PodInfo(event.new or event.old or {})
         constraints = self._constraints(pod, "DoNotSchedule")
         return other.namespace == pod.namespace and any(c.selector.matches(other.labels) for c in constraints)
+
+    def _node_wakes(self, pod: PodInfo, event: ClusterEvent) -> bool:
+        """A node came into the count of domains or went out of it, or it belongs to other domains now."""
+        keys = [constraint.topology_key for constraint in self._constraints(pod, "DoNotSchedule")]
+        before, after = (labels_of(node) if node is not None else {} for node in (event.old, event.new))
+        counted, counts = (all(key in labels for key in keys) for labels in (before, after))
+        if event.old is None or event.new is None:
+            return counted or counts
+        moved = any(before.get(key) != after.get(key) for key in keys)
+        return counted != counts or (counts and (moved or bool(event.what & Happened.NODE_TAINTS)))
 
     def pre_filter(self, state: CycleState, pod: PodInfo, nodes: Sequence[NodeInfo]) -> Status | None:
         constraints = self._constraints(pod, "DoNotSchedule")
