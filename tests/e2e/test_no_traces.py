@@ -30,8 +30,8 @@ def _ip(*words: str) -> list[Any]:
     return sorted(({k: v for k, v in item.items() if k not in volatile} for item in found), key=str)
 
 
-def traces() -> dict[str, Any]:
-    """Everything on this host in which a node could leave a trace."""
+def network_traces() -> dict[str, Any]:
+    """Everything of this host's network in which a node could leave a trace."""
     return {
         "iptables": _without_counters(run("iptables-save")),
         "ip6tables": _without_counters(run("ip6tables-save")),
@@ -40,6 +40,14 @@ def traces() -> dict[str, Any]:
         "addresses": _ip("addr"),
         "routes": _ip("route"),
         "rules": _ip("rule"),
+        "sets": sorted(run("ipset", "list", "-n", check=False).splitlines()),
+        "virtual servers": Path("/proc/net/ip_vs").read_text() if Path("/proc/net/ip_vs").exists() else "",
+    }
+
+
+def traces() -> dict[str, Any]:
+    """Everything on this host in which a node could leave a trace."""
+    return network_traces() | {
         "mounts": sorted(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()),
         "containers": sorted(run("docker", "ps", "-a", "--format", "{{.Names}}").split()),
         "networks": sorted(run("docker", "network", "ls", "--format", "{{.Name}}").split()),
