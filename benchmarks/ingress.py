@@ -128,7 +128,9 @@ async def _caddy(folder: Path, name: str, port: int, handler: dict[str, Any]) ->
     }
     path = folder / f"{name}.json"
     path.write_text(json.dumps(config))
-    process = await asyncio.create_subprocess_exec(str(find_caddy()), "run", "--config", str(path), stderr=-3)
+    command = (str(find_caddy()), "run", "--config", str(path))
+    # In a session of its own, as kone starts its Caddy: the kernel shares out the processors by session.
+    process = await asyncio.create_subprocess_exec(*command, stderr=-3, start_new_session=True)
     try:
         await _until_open(port)
         yield
