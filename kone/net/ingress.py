@@ -1,17 +1,17 @@
 """The ingress controller: Ingresses become rules (ingress_rules.py), rules become Caddy's configuration
-(ingress_config.py), and one Caddy process (ingress_caddy.py) serves it.
+(ingress_config.py), and one Caddy process (ingress_caddy.py) serves it, beside what Gateways ask for (gateway.py).
 
-Caddy runs while there is an Ingress to serve. A change is served at once when nothing was for SYNC_INTERVAL_S, else
-with all that came in that time. What an Ingress asks for and cannot have becomes an event about it; all else of it,
-and all other Ingresses, are served.
+Caddy runs while there is an Ingress or a Gateway to serve. A change is served at once when nothing was for
+SYNC_INTERVAL_S, else with all that came in that time. What an Ingress asks for and cannot have becomes an event about
+it; all else of it, and all other Ingresses, are served.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kone.aio.clock import Clock
@@ -21,9 +21,13 @@ from kone.apimachinery.kinds import ENDPOINTSLICES, GVR, INGRESSCLASSES, INGRESS
 from kone.apimachinery.objects import Key, Object, dig, key_of, labels_of, name_of, namespace_of, resource_version_of
 from kone.client.client import Client, EventType
 from kone.client.events import EventRecorder
-from kone.net.ingress_caddy import Caddy, CaddyError, CaddyRefused, Fds, Ports, end_caddy, find_caddy
+from kone.net.gateway import Gateways
+from kone.net.gateway_config import parts_of
+from kone.net.gateway_listeners import Listeners
+from kone.net.gateway_routes import Routes
+from kone.net.ingress_caddy import Caddy, CaddyError, CaddyRefused, Ports, end_caddy, find_caddy
 from kone.net.ingress_certificates import certificate_in
-from kone.net.ingress_config import HTTP_FDS, HTTPS_FDS, Listening, caddy_config
+from kone.net.ingress_config import HTTP_FDS, HTTPS_FDS, Fds, Listening, Part, caddy_config
 from kone.net.ingress_doors import Door, Side, open_door
 from kone.net.ingress_rules import CONTROLLER, Certificate, Finding, Problem, Rules, is_served, rules_of
 from kone.net.service_map import SERVICE_NAME
@@ -54,6 +58,28 @@ class IngressConfig:
     https_port: int = 443
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Everything that is to be served, by one look at the world."""
+
+    rules: Rules = field(default_factory=Rules)
+    listeners: Listeners = field(default_factory=Listeners)
+    routes: Routes = field(default_factory=Routes)
+    parts: Sequence[Part] = ()
+
+    @property
+    def services(self) -> Collection[Key]:
+        return self.rules.services | self.routes.services
+
+    @property
+    def secrets(self) -> Collection[Key]:
+        return self.rules.secrets | self.listeners.secrets
+
+    @property
+    def certificates(self) -> Mapping[Key, Certificate]:
+        return {**self.rules.certificates, **self.listeners.certificates}
+
+
 class IngressController:
     """Serves Ingresses from `start` on. `stop` leaves Caddy serving; the next `start` finds it."""
 
@@ -75,7 +101,9 @@ class IngressController:
         self._find = find
         self._caddy = Caddy(config.data_dir, clock, self._caddy_ended)
         self._world = _Informed(client)
-        self._rules = Rules()
+        self._gateways = Gateways(client, clock, self._world, self._changed)
+        self._wanted = _Wanted()
+        self._unusable: dict[int, str] = {}  # ports that Gateways ask for, and why they cannot be had
         self._accepted: dict[Key, Certificate] = {}
         self._served: set[Key] = set()  # whose status is ours
         self._seen: dict[Finding, float] = {}
@@ -96,6 +124,7 @@ class IngressController:
         for unsubscribe in self._unsubscribe:
             unsubscribe()
         self._unsubscribe.clear()
+        self._gateways.leave()
         await self._tasks.cancel()
         self._caddy.leave()
 
@@ -110,8 +139,10 @@ class IngressController:
 
     async def _run(self) -> None:
         await self._world.wait_synced()
+        await self._gateways.wait_synced()
         if not self._unsubscribe:
             self._unsubscribe = self._world.subscribe(self._changed)
+            self._gateways.subscribe()
         while True:
             self._wake.clear()
             began = self._clock.monotonic()
@@ -136,12 +167,12 @@ class IngressController:
     def _changed(self, resource: GVR, obj: Object) -> None:
         match resource:
             case _ if resource == SERVICES:
-                mine = key_of(obj) in self._rules.services
+                mine = key_of(obj) in self._wanted.services
             case _ if resource == ENDPOINTSLICES:
                 name = labels_of(obj).get(SERVICE_NAME, "")
-                mine = Key(namespace_of(obj), name) in self._rules.services
+                mine = Key(namespace_of(obj), name) in self._wanted.services
             case _ if resource == SECRETS:
-                mine = key_of(obj) in self._rules.secrets
+                mine = key_of(obj) in self._wanted.secrets
             case _:
                 mine = True
         if mine:
@@ -151,15 +182,30 @@ class IngressController:
 
     async def _sync(self) -> float | None:
         """Make Caddy serve what the API says; in how many seconds to look again though nothing changes, or None."""
+        await self._gateways.follow()
         ingresses = self._world.served()
-        self._rules = rules_of(ingresses, self._world)
-        served, problem = await (self._serve(ingresses) if ingresses else self._rest())
-        findings = list(self._rules.findings)
+        self._wanted = self._look(ingresses)
+        needed = bool(ingresses or self._wanted.parts)
+        served, problem = await (self._serve(ingresses) if needed else self._rest())
+        findings = list(self._wanted.rules.findings)
         if problem:
             findings += [Finding(key_of(ingress), *problem) for ingress in ingresses]
+            findings += [Finding(gateway, *problem, is_gateway=True) for gateway in self._wanted.listeners.gateways]
         await self._report(ingresses if served else [])
-        waits = [self._tell(findings), self._idle_left(), RETRY_S if problem else None]
+        why = problem.message if problem and not served else ""
+        await self._gateways.report(self._wanted.listeners, self._wanted.routes, self._config.node_ips, why)
+        waits = [self._tell(findings), self._idle_left(), RETRY_S if problem or self._unusable else None]
         return min((seconds for seconds in waits if seconds is not None), default=None)
+
+    def _look(self, ingresses: Iterable[Object]) -> _Wanted:
+        listeners = self._gateways.listeners(self._config.node_ips, self._own_ports(), self._unusable)
+        routes = self._gateways.routes(listeners)
+        return _Wanted(rules_of(ingresses, self._world), listeners, routes, parts_of(routes.sites))
+
+    def _own_ports(self) -> dict[int, str]:
+        """The ports that Ingresses are served on, with their protocols."""
+        ports = (self._config.http_port, "HTTP"), (self._config.https_port, "HTTPS")
+        return {port: protocol for port, protocol in ports if port}
 
     async def _rest(self) -> tuple[bool, Problem | None]:
         """Nothing to serve: what Caddy knows is forgotten, and after a while it ends."""
@@ -167,7 +213,9 @@ class IngressController:
             return False, None
         if self._idle_since is None:
             self._idle_since = self._clock.monotonic()
-            return False, await self._load_safely(())
+            failed = await self._load_safely(())
+            self._caddy.close_others(())
+            return False, failed
         if self._idle_left() == 0:
             log.info("no Ingress is left: Caddy ends")
             await self._caddy.stop()
@@ -185,8 +233,26 @@ class IngressController:
         problem = await self._ensure_caddy()
         if not self._caddy.running:
             return False, problem
+        if self._open_ports():
+            self._wanted = self._look(ingresses)
         failed = await self._load_safely(ingresses)
+        self._caddy.close_others([part.port for part in self._wanted.parts])
         return failed is None, failed or problem
+
+    def _open_ports(self) -> bool:
+        """Open what Gateways want; whether other ports than before cannot be had."""
+        before, self._unusable = self._unusable, {}
+        for port in self._gateways.listeners(self._config.node_ips, self._own_ports()).ports():
+            if port in self._caddy.ports or port in self._caddy.others:
+                continue
+            if port in (self._config.http_port, self._config.https_port):
+                self._unusable[port] = f"port {port} is in use by somebody else"
+                continue
+            try:
+                self._caddy.open(port)
+            except OSError as error:
+                self._unusable[port] = f"port {port} cannot be had: {error.strerror}"
+        return before != self._unusable
 
     async def _load_safely(self, ingresses: Sequence[Object]) -> Problem | None:
         try:
@@ -230,35 +296,39 @@ class IngressController:
     async def _load_what_is_good(self, ingresses: Iterable[Object]) -> None:
         """Load; where Caddy refuses, find the certificate that it does not like and load without it."""
         try:
-            await self._load(self._rules)
+            await self._load(self._wanted)
             return
         except CaddyRefused as error:
-            new = [s for s, c in self._rules.certificates.items() if self._accepted.get(s) != c]
+            new = [s for s, c in self._wanted.certificates.items() if self._accepted.get(s) != c]
             if not new:
                 raise
             refusal = str(error)
-        certificates = dict(self._rules.certificates)
+        certificates = self._wanted.certificates
         for secret in new:
             self._world.refused[secret] = (certificates[secret], refusal)
-        self._rules = rules_of(ingresses, self._world)
-        await self._load(self._rules)
+        self._wanted = self._look(ingresses)
+        await self._load(self._wanted)
         for secret in new:
             refused = self._world.refused.pop(secret)
             try:
-                await self._load(rules_of(ingresses, self._world))
+                await self._load(self._look(ingresses))
             except CaddyRefused as error:
                 self._world.refused[secret] = (refused[0], str(error))
-        self._rules = rules_of(ingresses, self._world)
+        self._wanted = self._look(ingresses)
 
-    async def _load(self, rules: Rules) -> None:
-        ports, default = self._caddy.ports, self._default_certificate()
+    async def _load(self, wanted: _Wanted) -> None:
+        ports, others, default = self._caddy.ports, self._caddy.others, self._default_certificate()
+        parts = [part for part in wanted.parts if part.port in ports or part.port in others]
 
         def make(side: Side) -> Object:
-            return caddy_config(rules, Listening(bool(ports.http), ports.https, side), self._caddy.folder, default)
+            listening = Listening(ports.http, ports.https, side, others)
+            certificates = wanted.listeners.certificates
+            return caddy_config(wanted.rules, listening, self._caddy.folder, default, parts, certificates)
 
         if await self._caddy.load(make):
-            log.info("ingress: hosts=%d certificates=%d", len(rules.hosts), len(rules.certificates))
-        self._accepted = dict(rules.certificates)
+            hosts = len(wanted.rules.hosts) + sum(len(part.hosts) for part in parts)
+            log.info("ingress: hosts=%d certificates=%d", hosts, len(wanted.certificates))
+        self._accepted = dict(wanted.certificates)
 
     # Telling
 
@@ -299,8 +369,9 @@ class IngressController:
                 waits = left
                 continue
             self._told.add(finding)
-            if (ingress := self._world.ingress(finding.ingress)) is not None:
-                self._recorder.event(ingress, "Warning", finding.reason, finding.message)
+            look = self._gateways.gateway if finding.is_gateway else self._world.ingress
+            if (obj := look(finding.about)) is not None:
+                self._recorder.event(obj, "Warning", finding.reason, finding.message)
         return waits
 
 

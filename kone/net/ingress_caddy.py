@@ -8,6 +8,7 @@ them: while kone runs, connections wait for a Caddy that is started again instea
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -15,7 +16,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +24,8 @@ import orjson
 
 from kone.aio.clock import Clock
 from kone.apimachinery.objects import Object, dig, replace_in
-from kone.net.ingress_config import ADMIN_SOCKET, HTTP_FDS, HTTPS_FDS
-from kone.net.ingress_doors import Door, Side, take_door
+from kone.net.ingress_config import ADMIN_SOCKET, HTTP_FDS, HTTPS_FDS, SPARE_FDS, Fds
+from kone.net.ingress_doors import Door, Side, SpareDoor, make_spare_door, take_door, take_spare_door
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ START_S = 10.0
 STOP_S = 3.0  # what runs longer is cut
 ADMIN_S = 30.0
 POLL_S = 0.02
+ALL_FDS = (HTTP_FDS, HTTPS_FDS, *SPARE_FDS)
 GOGC = "200"  # collects garbage half as often as Go does by itself: a fifth less CPU a request, 10 MB more
 
 
@@ -44,9 +46,6 @@ class CaddyError(Exception):
 
 class CaddyRefused(Exception):
     """Caddy does not take this configuration and keeps the one it has; the text is its own."""
-
-
-Fds = tuple[int, int]
 
 
 class Ports(NamedTuple):
@@ -82,6 +81,8 @@ class Caddy:
         self._process: _Process | None = None
         self._pidfd = -1
         self._doors: dict[Fds, Door] = {}
+        self._spares: dict[Fds, SpareDoor] = {}
+        self._others: dict[int, tuple[Fds, Door]] = {}  # by port: spare doors that are open
         self._side: Side = 0
         self._config: Object | None = None
 
@@ -112,10 +113,11 @@ class Caddy:
             status, body = await self._ask("GET", "/config/")
             self._config = orjson.loads(body) if status == 200 else None
             listening = {address for server in _servers(self._config) for address in server["listen"]}
-            self._side = 1 if any(f"fd/{fds[1]}" in listening for fds in (HTTP_FDS, HTTPS_FDS)) else 0
+            self._side = 1 if any(f"fd/{fds[1]}" in listening for fds in ALL_FDS) else 0
             for fds in (HTTP_FDS, HTTPS_FDS):
                 if f"fd/{fds[self._side]}" in listening:
                     self._doors[fds] = take_door(process.pid, fds)
+            self._take_spares(process.pid, listening)
         except (CaddyError, OSError) as error:
             log.warning("the Caddy of an earlier run is ended: pid=%d error=%s", process.pid, error)
             await self.stop()
@@ -125,9 +127,20 @@ class Caddy:
         log.info("Caddy of an earlier run goes on: pid=%d", self.pid)
         return True
 
+    def _take_spares(self, pid: int, listening: Collection[str]) -> None:
+        for fds in SPARE_FDS:
+            try:
+                spare = self._spares[fds] = take_spare_door(pid, fds)
+            except OSError:
+                return  # of a time when there were none
+            if f"fd/{fds[self._side]}" in listening:
+                self._others[spare.port] = fds, Door(spare.sockets)
+
     async def start(self, program: Path, doors: Mapping[Fds, Door]) -> None:
         """Start it with these doors, which are ours to close. Raises CaddyError."""
         self._doors = dict(doors)
+        self._close_spares()
+        self._spares = {fds: make_spare_door() for fds in SPARE_FDS}
         self._steer(self._side)
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         first = self.folder / "start.json"
@@ -152,6 +165,30 @@ class Caddy:
             else:
                 log.info("Caddy started: pid=%d ports=%d,%d", pid, *self._ports)
                 return
+
+    # Ports beside those that it was started with
+
+    @property
+    def others(self) -> dict[int, Fds]:
+        """The other ports that are open, and what Caddy knows them by."""
+        return {port: fds for port, (fds, _) in self._others.items()}
+
+    def open(self, port: int) -> None:
+        """Open one of them. Raises OSError where it, or one more, cannot be had."""
+        used = {fds for fds, _ in self._others.values()}
+        free = {fds: spare for fds, spare in self._spares.items() if fds not in used}
+        # One that had this port before has it still; what had another is of no use.
+        for fds, spare in sorted(free.items(), key=lambda item: item[1].port != port):
+            if spare.port in (0, port):
+                self._others[port] = fds, spare.open(port, self._side)
+                return
+        raise OSError(errno.EMFILE, "no more ports until Caddy is started again")
+
+    def close_others(self, kept: Collection[int]) -> None:
+        """Nobody can connect to other ports than these any more; to be called when no configuration has them."""
+        for port in set(self._others) - set(kept):
+            _, door = self._others.pop(port)
+            door.stop_listening()
 
     async def load(self, make: Callable[[Side], Object]) -> bool:
         """Serve by the configuration that `make` gives for a side; whether it is another than before.
@@ -180,7 +217,7 @@ class Caddy:
         self._config, self._side = config, side
 
     def _steer(self, side: Side) -> None:
-        for door in self._doors.values():
+        for door in (*self._doors.values(), *(door for _, door in self._others.values())):
             door.steer(side)
 
     async def stop(self) -> None:
@@ -207,14 +244,21 @@ class Caddy:
         for door in self._doors.values():
             door.close()
         self._doors = {}
+        self._close_spares()
+
+    def _close_spares(self) -> None:
+        for spare in self._spares.values():
+            spare.close()
+        self._spares, self._others = {}, {}
 
     def _spawn(self, program: Path, config: Path) -> int:
         output = os.open(self.folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         # Copies at numbers beyond those that Caddy knows: one of our sockets may itself have such a number.
-        beyond = max(*HTTP_FDS, *HTTPS_FDS) + 1
+        beyond = max(fd for fds in ALL_FDS for fd in fds) + 1
+        doors: dict[Fds, Door | SpareDoor] = {**self._doors, **self._spares}
         copies = {
             fd: fcntl.fcntl(each.fileno(), fcntl.F_DUPFD_CLOEXEC, beyond)
-            for fds, door in self._doors.items()
+            for fds, door in doors.items()
             for fd, each in zip(fds, door.sockets, strict=True)
         }
         try:
@@ -255,6 +299,7 @@ class Caddy:
             _reap(self._process.pid)
             self._process = None
             self._config = None
+            self._close_spares()
             self._ended()
 
     # The admin API
@@ -361,7 +406,7 @@ def _servers(config: Object | None) -> list[Object]:
 def _turned(config: Object, side: Side) -> Object:
     """The same configuration on the other side's sockets."""
     servers = dig(config, "apps", "http", "servers", default={})
-    both = {f"fd/{fds[1 - side]}": f"fd/{fds[side]}" for fds in (HTTP_FDS, HTTPS_FDS)}
+    both = {f"fd/{fds[1 - side]}": f"fd/{fds[side]}" for fds in ALL_FDS}
     turned = {
         name: {**server, "listen": [both.get(address, address) for address in server["listen"]]}
         for name, server in servers.items()

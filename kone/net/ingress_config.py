@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from kone.apimachinery.objects import Key, Object
 from kone.net.ingress_doors import Side
-from kone.net.ingress_rules import Backend, Certificate, Host, Path, Rules
+from kone.net.ingress_rules import Backend, Certificate, Path, Rules
 
+Fds = tuple[int, int]
 HTTP_FDS, HTTPS_FDS = (3, 5), (4, 6)  # what Caddy knows the sockets by, for each side
+SPARE_FDS: tuple[Fds, ...] = tuple((first, first + 1) for first in range(7, 39, 2))  # for Gateways' other ports
 ADMIN_SOCKET = "caddy.sock"
 DEFAULT_TAG = "default"
+HOST = "{http.request.host}"
 NOT_FOUND = "no Ingress serves this\n"
 NO_ENDPOINTS = "no endpoint is ready\n"
 
 # How long a request waits for an endpoint that takes it: a pod that just went away is refused at once, and the next
 # one is tried; one that does not even refuse costs DIAL_TIMEOUT.
-TRY_DURATION, TRY_INTERVAL, DIAL_TIMEOUT = "5s", "25ms", "1s"
+TRY_DURATION_S, TRY_INTERVAL, DIAL_TIMEOUT = 5.0, "25ms", "1s"
 # How long a part of an answer with a known length may wait for the next; all others are passed on at once. Passing on
 # each part at once costs a third of the throughput.
 FLUSH_INTERVAL = "50ms"
@@ -43,26 +47,76 @@ _LEADING_OVER = {
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Which servers there are, the port of the second as clients know it (0 is none), and on which sockets."""
+    """Which servers there are and on which sockets: those of Ingress by their port (0 is none), others by theirs."""
 
-    http: bool = True
+    http_port: int = 80
     https_port: int = 443
     side: Side = 0
+    others: Mapping[int, Fds] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a port serves beside Ingresses: routes by host, which is exact, a wildcard for all hosts below, or "".
+
+    Both are in order, the most specific host first.
+    """
+
+    port: int
+    tls: bool
+    hosts: tuple[tuple[str, tuple[Object, ...]], ...] = ()
+    certificates: tuple[tuple[str, tuple[Key, ...]], ...] = ()
+
+
+class _Entry(NamedTuple):
+    """A host's routes; `deep` is a wildcard that means more than one label."""
+
+    host: str
+    deep: bool
+    routes: list[Object]
+
+    @property
+    def order(self) -> tuple[int, int, bool]:
+        """Exact hosts, then wildcards, the longer and the narrower first, then every host."""
+        rank = 0 if self.is_exact else 1 if self.host else 2
+        return rank, -len(self.host) if rank else 0, self.deep
+
+    @property
+    def is_exact(self) -> bool:
+        return bool(self.host) and not self.host.startswith("*.")
 
 
 def caddy_config(
-    rules: Rules, listening: Listening, folder: PurePath, default_certificate: Certificate | None = None
+    rules: Rules,
+    listening: Listening,
+    folder: PurePath,
+    default_certificate: Certificate | None = None,
+    parts: Iterable[Part] = (),
+    certificates: Mapping[Key, Certificate] | None = None,
 ) -> Object:
-    """The whole configuration. `folder` holds the admin socket and Caddy's own files."""
+    """The whole configuration. `folder` holds the admin socket and Caddy's own files.
+
+    `parts` are served on ports that `listening` has, with `certificates` beside those of the rules.
+    """
+    by_port = {part.port: part for part in parts}
+    http, https = by_port.pop(listening.http_port, None), by_port.pop(listening.https_port, None)
+    side = listening.side
     servers: Object = {}
-    if listening.http:
-        servers["http"] = _server(HTTP_FDS[listening.side], ["h1", "h2c"], _routes(rules, listening.https_port))
+    if listening.http_port:
+        routes = _routes(rules, listening.https_port, http)
+        servers["http"] = _server(HTTP_FDS[side], ["h1", "h2c"], routes)
     if listening.https_port:
-        servers["https"] = _server(HTTPS_FDS[listening.side], ["h1", "h2"], _routes(rules, 0))
-        servers["https"]["tls_connection_policies"] = list(_connection_policies(rules))
+        servers["https"] = _server(HTTPS_FDS[side], ["h1", "h2"], _routes(rules, 0, https))
+        servers["https"]["tls_connection_policies"] = list(_connection_policies(rules.tls, https))
+    for port, part in by_port.items():
+        protocols = ["h1", "h2"] if part.tls else ["h1", "h2c"]
+        server = _server(listening.others[port][side], protocols, _routes(Rules(), 0, part))
+        if part.tls:
+            server["tls_connection_policies"] = list(_connection_policies({}, part))
+        servers[f"port-{port}"] = server
     apps: Object = {"http": {"servers": servers, "shutdown_delay": OVERLAP}}
-    if listening.https_port:
-        apps["tls"] = _tls(rules, default_certificate)
+    if any("tls_connection_policies" in server for server in servers.values()):
+        apps["tls"] = _tls(rules, default_certificate, certificates or {})
     return {
         "admin": {"listen": f"unix/{folder / ADMIN_SOCKET}|0600", "config": {"persist": False}},
         "logging": {"logs": {"default": {"level": "WARN"}}},
@@ -82,45 +136,65 @@ def _server(fd: int, protocols: list[str], routes: list[Object]) -> Object:
     }
 
 
-def _routes(rules: Rules, redirect_port: int) -> list[Object]:
+def _routes(rules: Rules, redirect_port: int, part: Part | None) -> list[Object]:
     """What is tried one after the other; `redirect_port` is where those that ask for HTTPS are sent, 0 is nowhere."""
     routes = [_LEADING_OVER]
-    paths = [(host, [_path_route(path, redirect_port) for path in host.paths]) for host in rules.hosts if host.paths]
+    paths = [_Entry(host, host.startswith("*."), list(made)) for host, made in (part.hosts if part else ())]
+    paths += [
+        _Entry(host.name, False, [_path_route(path, redirect_port) for path in host.paths])
+        for host in rules.hosts
+        if host.paths
+    ]
     routes += _by_host(paths)
-    defaults = [(h, [_path_route(h.default, redirect_port)]) for h in rules.hosts if h.default is not None]
+    defaults = [
+        _Entry(h.name, False, [_path_route(h.default, redirect_port)]) for h in rules.hosts if h.default is not None
+    ]
     routes += _by_host(defaults)
     if rules.default is not None:
         routes.append(_path_route(rules.default, redirect_port))
-    routes.append({"handle": [_say(404, NOT_FOUND)]})
+    routes.append({"handle": [say(404, NOT_FOUND)]})
     return routes
 
 
-def _by_host(routes: list[tuple[Host, list[Object]]]) -> list[Object]:
+def _by_host(entries: list[_Entry]) -> list[Object]:
     """A route for each host, in order; the exact hosts, which come first, as a tree."""
-    exact = [pair for pair in routes if pair[0].name and not pair[0].name.startswith("*.")]
-    return _tree(exact) + [_host_route(*pair) for pair in routes[len(exact) :]]
+    exact: dict[str, list[Object]] = {}
+    for entry in entries:
+        if entry.is_exact:
+            exact.setdefault(entry.host, []).extend(entry.routes)
+    others = sorted((entry for entry in entries if not entry.is_exact), key=lambda entry: entry.order)
+    return _tree(list(exact.items())) + [_host_route(entry) for entry in others]
 
 
-def _tree(routes: list[tuple[Host, list[Object]]]) -> list[Object]:
+def _tree(exact: list[tuple[str, list[Object]]]) -> list[Object]:
     """Routes of exact hosts, at most BRANCHES side by side.
 
     Caddy makes closures for all routes of a list for each request that comes there, and tries them one by one: 0.5 us
     each. To look through the names of one route costs 0.02 us each.
     """
-    if len(routes) <= BRANCHES:
-        return [_host_route(*pair) for pair in routes]
-    size = -(-len(routes) // BRANCHES)
+    if len(exact) <= BRANCHES:
+        return [_host_route(_Entry(host, False, routes)) for host, routes in exact]
+    size = -(-len(exact) // BRANCHES)
     grouped: list[Object] = []
-    for first in range(0, len(routes), size):
-        group = routes[first : first + size]
+    for first in range(0, len(exact), size):
+        group = exact[first : first + size]
         handler = {"handler": "subroute", "routes": _tree(group)}
-        grouped.append({"match": [{"host": [host.name for host, _ in group]}], "handle": [handler]})
+        grouped.append({"match": [{"host": [host for host, _ in group]}], "handle": [handler]})
     return grouped
 
 
-def _host_route(host: Host, routes: list[Object]) -> Object:
-    route: Object = {"handle": [{"handler": "subroute", "routes": routes}]}
-    return {"match": [{"host": [host.name]}], **route} if host.name else route
+def _host_route(entry: _Entry) -> Object:
+    route: Object = {"handle": [{"handler": "subroute", "routes": entry.routes}]}
+    if not entry.host:
+        return route
+    if entry.deep:
+        return {"match": [{"vars_regexp": {HOST: {"pattern": _below(entry.host)}}}], **route}
+    return {"match": [{"host": [entry.host]}], **route}
+
+
+def _below(wildcard: str) -> str:
+    """An expression for all names below "*.example.com"."""
+    return f"(?i)^.+{re.escape(wildcard[1:])}$"
 
 
 def _path_route(path: Path, redirect_port: int) -> Object:
@@ -129,7 +203,7 @@ def _path_route(path: Path, redirect_port: int) -> Object:
         location = f"https://{{http.request.host}}{port}{{http.request.uri}}"
         handler: Object = {"handler": "static_response", "status_code": 308, "headers": {"Location": [location]}}
     else:
-        handler = _proxy(path.backend)
+        handler = proxy(path.backend)
     # By regular expression: Caddy's own matcher of paths does not tell capital letters from small ones.
     quoted = re.escape(unquote(path.path))
     pattern = f"^{quoted}$" if path.kind == "Exact" else f"^{quoted}(/|$)" if path.path else ""
@@ -137,10 +211,15 @@ def _path_route(path: Path, redirect_port: int) -> Object:
     return {**match, "handle": [handler]}
 
 
-def _proxy(backend: Backend) -> Object:
+def proxy(backend: Backend, timeout_s: float = 0.0) -> Object:
+    """Pass on to any of the endpoints; after `timeout_s` without an answer say 504 (0 waits)."""
     if not backend.dials:
-        return _say(503, NO_ENDPOINTS)
+        return say(503, NO_ENDPOINTS)
     transport: Object = {"protocol": "http", "dial_timeout": DIAL_TIMEOUT}
+    try_s = TRY_DURATION_S
+    if timeout_s:
+        transport["response_header_timeout"] = f"{timeout_s:g}s"
+        try_s = min(timeout_s, TRY_DURATION_S)
     headers: Mapping[str, Object] = {}
     if backend.protocol == "h2c":
         transport["versions"] = ["h2c"]
@@ -156,33 +235,47 @@ def _proxy(backend: Backend) -> Object:
         "stream_close_delay": KEEP_STREAMS,
         "load_balancing": {
             "selection_policy": {"policy": "client_ip_hash" if backend.sticky else "random"},
-            "try_duration": TRY_DURATION,
+            "try_duration": f"{try_s:g}s",
             "try_interval": TRY_INTERVAL,
         },
         **headers,
     }
 
 
-def _say(status: int, text: str) -> Object:
+def say(status: int, text: str) -> Object:
     return {"handler": "static_response", "status_code": status, "body": text}
 
 
 # TLS
 
 
-def _connection_policies(rules: Rules) -> Iterator[Object]:
+def _connection_policies(tls: Mapping[str, Key], part: Part | None) -> Iterator[Object]:
     """Which certificate a client gets, by the name it asks for, whatever names the certificate itself has."""
     by_secret: dict[tuple[bool, Key], list[str]] = {}
-    for host, secret in rules.tls.items():
+    for host, secret in tls.items():
         by_secret.setdefault((host.startswith("*."), secret), []).append(host)
+    more = part.certificates if part else ()
+    every = [DEFAULT_TAG]
+    for host, secrets in more:
+        if host and not host.startswith("*."):
+            yield _policy({"sni": [host]}, map(_tag, secrets))
     for (_, secret), hosts in sorted(by_secret.items(), key=lambda item: item[0]):
-        yield {"match": {"sni": hosts}, "certificate_selection": {"any_tag": [_tag(secret)]}}
-    yield {"certificate_selection": {"any_tag": [DEFAULT_TAG]}}
+        yield _policy({"sni": hosts}, [_tag(secret)])
+    for host, secrets in more:
+        if host.startswith("*."):
+            yield _policy({"sni_regexp": {"pattern": _below(host)}}, map(_tag, secrets))
+        elif not host:
+            every = [_tag(secret) for secret in secrets]
+    yield {"certificate_selection": {"any_tag": every}}
 
 
-def _tls(rules: Rules, default_certificate: Certificate | None) -> Object:
+def _policy(match: Object, tags: Iterable[str]) -> Object:
+    return {"match": match, "certificate_selection": {"any_tag": list(tags)}}
+
+
+def _tls(rules: Rules, default_certificate: Certificate | None, more: Mapping[Key, Certificate]) -> Object:
     pems: list[Object] = []
-    for secret, certificate in rules.certificates.items():
+    for secret, certificate in {**rules.certificates, **more}.items():
         tags = [_tag(secret), DEFAULT_TAG] if secret == rules.default_secret else [_tag(secret)]
         pems.append(_pem(certificate, tags))
     if rules.default_secret is None and default_certificate is not None:

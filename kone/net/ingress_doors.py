@@ -42,9 +42,58 @@ class Door:
         program = struct.pack("@HP", 1, ctypes.addressof(instruction))
         self.sockets[0].setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
 
+    def stop_listening(self) -> None:
+        """Whoever else has the sockets, nobody can connect any more. They stay bound to their port."""
+        for each in self.sockets:
+            with contextlib.suppress(OSError):  # not connected, where it did not listen
+                each.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         for each in self.sockets:
             each.close()
+
+
+class SpareDoor:
+    """Two sockets that a program inherits before anybody knows their port.
+
+    A socket is shared with who inherits it: one that is bound here later listens there as well. So a running Caddy gets
+    other ports, which no program could be given from outside. Once bound a socket is bound to that port for good.
+    """
+
+    def __init__(self, sockets: tuple[socket.socket, socket.socket]) -> None:
+        self.sockets = sockets
+
+    @property
+    def port(self) -> int:
+        """0 while it can become any."""
+        return int(self.sockets[0].getsockname()[1])
+
+    def open(self, port: int, side: Side) -> Door:
+        """Listen; the sockets are the door's from now on. Raises OSError, e.g. where somebody else does."""
+        if self.port != port:
+            _family(port)
+            address = "::" if self.sockets[0].family == socket.AF_INET6 else "0.0.0.0"
+            for each in self.sockets:
+                each.bind((address, port))
+        for each in self.sockets:
+            each.listen(BACKLOG)
+        door = Door(self.sockets)
+        door.steer(side)
+        return door
+
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+
+
+def make_spare_door() -> SpareDoor:
+    family, _ = _family(0)
+    return SpareDoor((_made(family, shared=True), _made(family, shared=True)))
+
+
+def take_spare_door(pid: int, numbers: tuple[int, int]) -> SpareDoor:
+    """The spare door that another process has, by the numbers of its sockets there. Raises OSError."""
+    return SpareDoor(take_door(pid, numbers).sockets)
 
 
 def open_door(port: int) -> Door:
@@ -95,15 +144,24 @@ def _family(port: int) -> tuple[socket.AddressFamily, str]:
 
 
 def _bound(family: socket.AddressFamily, address: str, port: int, *, shared: bool) -> socket.socket:
+    made = _made(family, shared=shared)
+    try:
+        made.bind((address, port))
+        if not shared:
+            made.listen(1)  # with SO_REUSEADDR only listening tells that somebody else does
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _made(family: socket.AddressFamily, *, shared: bool) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
         if family == socket.AF_INET6:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        made.bind((address, port))
-        if not shared:
-            made.listen(1)  # with SO_REUSEADDR only listening tells that somebody else does
     except OSError:
         made.close()
         raise

@@ -34,11 +34,12 @@ PROTOCOLS: Mapping[str, BackendProtocol] = {
 
 
 class Finding(NamedTuple):
-    """Something that an Ingress asks for and does not get; becomes a Warning event about it."""
+    """Something that an Ingress, or a Gateway, asks for and does not get; becomes a Warning event about it."""
 
-    ingress: Key
+    about: Key
     reason: str
     message: str
+    is_gateway: bool = False
 
 
 class Certificate(NamedTuple):
@@ -265,27 +266,32 @@ class _Gathering:
 
     def _resolve(self, namespace: str, name: str, port: str | int) -> Backend | Problem:
         self._services.add(Key(namespace, name))
-        service = self._world.service(namespace, name)
-        if service is None:
-            return Problem("ServiceNotFound", f"Service {namespace}/{name} does not exist")
-        spec = service.get("spec") or {}
-        entry = next((p for p in spec.get("ports") or () if port in (p.get("name") or "", p.get("port"))), None)
-        if spec.get("type") == "ExternalName":
-            number = entry["port"] if entry else port
-            if not isinstance(number, int):
-                return Problem("ServicePortNotFound", f"Service {namespace}/{name} has no port {port}")
-            dial = f"{str(spec.get('externalName', '')).rstrip('.')}:{number}"
-            return Backend((dial,), PROTOCOLS.get((entry or {}).get("appProtocol") or "", "http"))
-        if entry is None:
-            return Problem("ServicePortNotFound", f"Service {namespace}/{name} has no port {port}")
-        if (entry.get("protocol") or "TCP") != "TCP":
-            return Problem("ServicePortNotFound", f"port {port} of Service {namespace}/{name} is not a TCP port")
-        named = ServicePortName(namespace, name, entry.get("name") or "", "TCP")
-        return Backend(
-            tuple(map(str, ready_endpoints(self._world.slices(namespace, name), named))),
-            PROTOCOLS.get(entry.get("appProtocol") or "", "http"),
-            spec.get("sessionAffinity") == "ClientIP",
-        )
+        return backend_of(self._world, Key(namespace, name), port)
+
+
+def backend_of(world: World, key: Key, port: str | int) -> Backend | Problem:
+    """How a Service's port, by its name or number, is reached."""
+    service = world.service(key.namespace, key.name)
+    if service is None:
+        return Problem("ServiceNotFound", f"Service {key} does not exist")
+    spec = service.get("spec") or {}
+    entry = next((p for p in spec.get("ports") or () if port in (p.get("name") or "", p.get("port"))), None)
+    if spec.get("type") == "ExternalName":
+        number = entry["port"] if entry else port
+        if not isinstance(number, int):
+            return Problem("ServicePortNotFound", f"Service {key} has no port {port}")
+        dial = f"{str(spec.get('externalName', '')).rstrip('.')}:{number}"
+        return Backend((dial,), PROTOCOLS.get((entry or {}).get("appProtocol") or "", "http"))
+    if entry is None:
+        return Problem("ServicePortNotFound", f"Service {key} has no port {port}")
+    if (entry.get("protocol") or "TCP") != "TCP":
+        return Problem("ServicePortNotFound", f"port {port} of Service {key} is not a TCP port")
+    named = ServicePortName(key.namespace, key.name, entry.get("name") or "", "TCP")
+    return Backend(
+        tuple(map(str, ready_endpoints(world.slices(key.namespace, key.name), named))),
+        PROTOCOLS.get(entry.get("appProtocol") or "", "http"),
+        spec.get("sessionAffinity") == "ClientIP",
+    )
 
 
 def path_of(entry: Object) -> tuple[PathKind, str]:

@@ -120,3 +120,114 @@ def pod(name: str, *ips: str, namespace: str = "default", node: str = "n1", **sp
         "spec": {"nodeName": node, "containers": containers} | spec,
         "status": {"phase": phase, "podIP": ips[0], "podIPs": [{"ip": ip} for ip in ips]} if ips else {"phase": phase},
     }
+
+
+GATEWAY_API = "gateway.networking.k8s.io"
+
+
+def gateway_definitions() -> list[Object]:
+    """The Gateway API's definitions as they are once they are established."""
+    made = []
+    for plural, kind in (
+        ("gatewayclasses", "GatewayClass"),
+        ("gateways", "Gateway"),
+        ("httproutes", "HTTPRoute"),
+        ("referencegrants", "ReferenceGrant"),
+    ):
+        made.append(
+            {
+                "apiVersion": "apiextensions.k8s.io/v1",
+                "kind": "CustomResourceDefinition",
+                "metadata": {"name": f"{plural}.{GATEWAY_API}"},
+                "spec": {
+                    "group": GATEWAY_API,
+                    "names": {"plural": plural, "kind": kind},
+                    "versions": [{"name": "v1", "served": True, "storage": True}],
+                },
+                "status": {"conditions": [{"type": "Established", "status": "True"}]},
+            }
+        )
+    return made
+
+
+def gateway_class(name: str = "kone", controller: str = "kone.dev/gateway-controller", **spec: Any) -> Object:
+    return {
+        "apiVersion": f"{GATEWAY_API}/v1",
+        "kind": "GatewayClass",
+        "metadata": {"name": name, "generation": 1},
+        "spec": {"controllerName": controller} | spec,
+    }
+
+
+def listener(name: str = "http", port: int = 80, *, secret: str = "", **more: Any) -> Object:
+    """HTTP, or HTTPS with the certificate of a Secret; `routes` is allowedRoutes.namespaces.from."""
+    made: Object = {"name": name, "port": port, "protocol": "HTTPS" if secret else "HTTP"}
+    if secret:
+        made["tls"] = {"mode": "Terminate", "certificateRefs": [{"group": "", "kind": "Secret", "name": secret}]}
+    if "routes" in more:
+        made["allowedRoutes"] = {"namespaces": {"from": more.pop("routes")}}
+    return made | more
+
+
+def gateway(
+    name: str = "gw",
+    *listeners: Object,
+    namespace: str = "default",
+    created: str = "2026-01-01T00:00:00Z",
+    gateway_class: str = "kone",
+    **spec: Any,
+) -> Object:
+    return {
+        "apiVersion": f"{GATEWAY_API}/v1",
+        "kind": "Gateway",
+        "metadata": {"name": name, "namespace": namespace, "generation": 1, "creationTimestamp": created},
+        "spec": {"gatewayClassName": gateway_class, "listeners": list(listeners) or [listener()]} | spec,
+    }
+
+
+def http_route(
+    name: str,
+    *rules: Any,
+    parents: Any = ("gw",),
+    hosts: Any = (),
+    namespace: str = "default",
+    created: str = "2026-01-01T00:00:00Z",
+) -> Object:
+    """An HTTPRoute; a rule is one of its own or (path, Service's name), a parent a Gateway's name or a parentRef."""
+
+    def rule(of: Any) -> Object:
+        if isinstance(of, dict):
+            return of
+        return {"matches": [path_match(of[0])], "backendRefs": [backend_ref(of[1])]}
+
+    return {
+        "apiVersion": f"{GATEWAY_API}/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": name, "namespace": namespace, "generation": 1, "creationTimestamp": created},
+        "spec": {
+            "parentRefs": [{"name": parent} if isinstance(parent, str) else parent for parent in parents],
+            **({"hostnames": list(hosts)} if hosts else {}),
+            "rules": [rule(of) for of in rules],
+        },
+    }
+
+
+def path_match(path: str, kind: str = "PathPrefix", **more: Any) -> Object:
+    return {"path": {"type": kind, "value": path}} | more
+
+
+def backend_ref(name: str, **more: Any) -> Object:
+    return {"name": name, "port": 80} | more
+
+
+def reference_grant(name: str, namespace: str, source: tuple[str, str], target: str, to: str = "") -> Object:
+    """Lets (kind, namespace) refer to objects of the kind `target` in `namespace`: all of them, or `to`."""
+    return {
+        "apiVersion": f"{GATEWAY_API}/v1",
+        "kind": "ReferenceGrant",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "from": [{"group": GATEWAY_API, "kind": source[0], "namespace": source[1]}],
+            "to": [{"group": "", "kind": target} | ({"name": to} if to else {})],
+        },
+    }

@@ -68,7 +68,7 @@ def backends(rules: Rules, host: str = "") -> dict[str, Backend]:
 
 
 def reasons(rules: Rules) -> list[tuple[str, str]]:
-    return [(str(finding.ingress), finding.reason) for finding in rules.findings]
+    return [(str(finding.about), finding.reason) for finding in rules.findings]
 
 
 def test_paths_go_exact_first_then_the_longest_prefix() -> None:
