@@ -136,6 +136,10 @@ class Settings:
     audit_log_maxage: int = _setting(0, "days that a full audit log is kept; 0 keeps it", metavar="DAYS")
     audit_log_maxbackup: int = _setting(0, "how many full audit logs are kept; 0 keeps all", metavar="N")
     audit_log_maxsize: int = _setting(100, "megabytes at which an audit log is full", metavar="MB")
+    max_requests_inflight: int = _setting(
+        400, "seats for requests served at a time, which priority levels share; with the next", metavar="N"
+    )
+    max_mutating_requests_inflight: int = _setting(200, "more of these seats", metavar="N")
     log_level: str = _setting("info", "how much is logged", choices=LOG_LEVELS)
     config: str = _setting("", "YAML file of these settings", metavar="FILE")
 
@@ -182,6 +186,11 @@ class Settings:
             else:
                 found.append(str(ipaddress.ip_network(part)))
         return tuple(found)
+
+    @property
+    def server_seats(self) -> int:
+        """What flow control shares out among its priority levels."""
+        return self.max_requests_inflight + self.max_mutating_requests_inflight
 
     @property
     def data(self) -> Path:
@@ -257,6 +266,11 @@ def resolve(settings: Settings) -> Settings:
         raise ConfigError(f"--ingress-https-port {filled.ingress_https_port} is --ingress-http-port too: give another")
     if filled.audit_log_path and not filled.audit_policy_file:
         raise ConfigError("--audit-log-path needs --audit-policy-file: say what is recorded")
+    if filled.server_seats <= 0:
+        raise ConfigError(
+            f"--max-requests-inflight {filled.max_requests_inflight} and --max-mutating-requests-inflight "
+            f"{filled.max_mutating_requests_inflight} add up to nothing: give more"
+        )
     if unknown := filled.disabled - set(PARTS):
         raise ConfigError(f"--disable {','.join(sorted(unknown))}: choose from {','.join(PARTS)}")
     node_ports(filled)

@@ -21,6 +21,7 @@ from kone.admission.chain import default_chain
 from kone.aio.clock import Clock
 from kone.aio.stages import Stage
 from kone.aio.tasks import TaskGroup
+from kone.apimachinery.errors import StatusError
 from kone.apimachinery.ip_addresses import family_of
 from kone.apimachinery.kinds import GVK, GVR, parse_api_version
 from kone.apimachinery.objects import Object
@@ -35,7 +36,7 @@ from kone.apiserver.reviews import Reviews
 from kone.apiserver.subresources import actions
 from kone.apiserver.verbs import Verbs
 from kone.apiserver.webhook_client import WebhookClient
-from kone.auth import bootstrap, pki, x509_checks
+from kone.auth import bootstrap, flow_objects, pki, x509_checks
 from kone.auth.authentication import Authenticator, TokenVerifier
 from kone.auth.authorizer import Authorizer
 from kone.auth.encryption import parse_encryption
@@ -233,8 +234,10 @@ class ControlPlane:
             tokens=tokens,
             audit=self._audit,
             clock=self.clock,
+            server_seats=settings.server_seats,
         )
         await self._bootstrap(caches)
+        self.api.flow.start(LocalClient(self._verbs, API_SERVER))
         await self._start_upkeep()
         self.api.aggregator.start(self.client_for(API_SERVER))
         self._custom = CustomResources(self._verbs, self.clock, API_SERVER, self._webhooks)
@@ -284,13 +287,28 @@ class ControlPlane:
             entry = caches.of(*kind.storage_key).get(namespace, name) if kind is not None else None
             return entry.obj if entry is not None else None
 
+        def listed(resource: GVR) -> list[Object]:
+            return [entry.obj for entry in caches.of(resource.group, resource.resource).list()]
+
         objects = bootstrap.bootstrap_objects(self.settings.service_cidrs, self.settings.secure_port, self.clock.now())
+        flow_control = [one for one in objects if one.resource in bootstrap.FLOW_CONTROL]
         front_proxy_ca = self.pki.certificate(pki.FRONT_PROXY_CA).read_text()
         objects.append(bootstrap.extension_authentication(self.ca_pem, front_proxy_ca))
         if self._measures:
             objects.append(bootstrap.metrics_reader())
         written = await bootstrap.reconcile(self.client_for(API_SERVER), get, objects)
         log.debug("bootstrap: objects=%d written=%d", len(objects), written)
+        self._tasks.guard(lambda: self._keep_flow_control(get, listed, flow_control), name="flow-control-upkeep")
+
+    async def _keep_flow_control(
+        self, get: bootstrap.Getter, listed: Callable[[GVR], list[Object]], objects: Sequence[bootstrap.Bootstrap]
+    ) -> None:
+        while True:
+            try:
+                await bootstrap.keep_flow_control(self.client_for(API_SERVER), get, listed, objects)
+            except StatusError as error:
+                log.warning("upkeep of flow control's objects: %s", error)
+            await self.clock.sleep(flow_objects.UPKEEP_EVERY_S)
 
     def _write_kubeconfig(self) -> None:
         text = pki.kubeconfig(self.url, self.ca_pem, user="kubernetes-admin", token=self.pki.admin_token)

@@ -29,9 +29,11 @@ from kone.apimachinery.objects import Object
 from kone.apimachinery.users import User
 from kone.apiserver import negotiation, openapi_proto
 from kone.apiserver.aggregation import Aggregator
-from kone.apiserver.audit import Audit
-from kone.apiserver.connections import Connection, Request, Server
+from kone.apiserver.audit import Audit, is_long_running
+from kone.apiserver.connections import Connection, Request, Server, ends_with_client
 from kone.apiserver.discovery import Discovery
+from kone.apiserver.flowcontrol.control import SERVER_SEATS, FlowControl
+from kone.apiserver.flowcontrol.levels import Flow
 from kone.apiserver.health import Health
 from kone.apiserver.kubelet_client import ClientTls, KubeletClient
 from kone.apiserver.metrics import Metrics
@@ -94,7 +96,7 @@ class ApiServer:
     `health` may be given checks of other parts at any time (`server.health.ready["scheduler"] = ...`). `port` is the
     one that was bound, which matters where 0 was asked for. `kubelet_tls` is what kubelets know the server by (logs,
     exec, attach, port-forward), `front_proxy_tls` what aggregated APIs know it by; `tokens` is whose keys outsiders
-    may ask for (OpenID discovery); `audit` records requests.
+    may ask for (OpenID discovery); `audit` records requests; `server_seats` is what flow control shares out.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class ApiServer:
         tokens: ServiceAccountTokens | None = None,
         audit: Audit | None = None,
         clock: Clock | None = None,
+        server_seats: int = SERVER_SEATS,
     ) -> None:
         self.verbs = verbs
         self.health = health or Health()
@@ -119,6 +122,7 @@ class ApiServer:
         self._tokens = tokens
         self._audit = audit
         self._clock = clock or SystemClock()
+        self.flow = FlowControl(verbs.caches, self._clock, server_seats=server_seats)
         self._kubelets = KubeletClient(verbs, kubelet_tls)
         self._proxies = Proxies(verbs, self._kubelets)
         self._resource_metrics = ResourceMetrics(verbs.caches, self._kubelets, self._clock)
@@ -128,7 +132,9 @@ class ApiServer:
         self.aggregator = Aggregator(verbs.caches, self._discovery, front_proxy_tls, self._clock)
         self._openapi = OpenApi(verbs.registry)
         self._openapi_v2 = OpenApiV2(self._openapi)
-        self.metrics = Metrics(watching=lambda: len(self._resources.watching), objects=self._count_objects)
+        self.metrics = Metrics(
+            watching=lambda: len(self._resources.watching), objects=self._count_objects, more=self.flow.metrics
+        )
         self._tls: ssl.SSLContext | None = None
         self._tls_files: TlsFiles | None = None
         self._server: Server | None = None
@@ -184,6 +190,7 @@ class ApiServer:
             self._server.pre_shutdown()
             await self._server.shutdown(drain_s)
             self._server = None
+        await self.flow.stop()
         await self._resource_metrics.stop()
         await self._kubelets.close()
         await self._proxies.close()
@@ -204,7 +211,7 @@ class ApiServer:
         metrics = self.metrics
         metrics.inflight += 1
         try:
-            response = await self._serve(request, info, query)
+            response = await self._serve(request, info, query, began)
         except NoSuchPage:
             response = _page_not_found()
         except StatusError as error:
@@ -221,13 +228,17 @@ class ApiServer:
             response = status_reply(why, _error_output(request))
         finally:
             metrics.inflight -= 1
+            if request.ticket is not None:
+                self._leave(request)
+            if request.ended is not None:
+                request.ended()
         if request.record is not None:
             request.record.ends(response)
         key = (info.verb, info.group, info.version, info.resource, info.subresource)
         metrics.observe(key, response.status, time.perf_counter() - began)
         return response
 
-    async def _serve(self, request: Request, info: RequestInfo, query: Parameters) -> web.StreamResponse:
+    async def _serve(self, request: Request, info: RequestInfo, query: Parameters, began: float) -> web.StreamResponse:
         access = info.access(selected_fields(query) if "fieldSelector" in query else ())
         headers = cast(Headers, request.headers)  # a multi-dict's get() has overloads that no protocol can say
         user = await self._authenticated(request, headers, info, access)
@@ -237,6 +248,15 @@ class ApiServer:
             user = impersonate(user, headers, access, self._authorizer)
             if request.record is not None:
                 request.record.impersonates(user)
+        if (verb := info.verb) == "watch" or not is_long_running(info):
+            flow = request.flow = self.flow.classify(user, info)
+            ticket = request.ticket = self.flow.enter(flow, info, query, began)
+            if (ticket is None or ticket.waits) and not await self._turn(request, flow):
+                return _too_many_requests(flow)
+            if verb == "watch":
+                by_node = any(field == "spec.nodeName" and value for field, _, value in access.fields)
+                request.ended = self.flow.watches(info, by_node=by_node)
+                request.begun = lambda: self._leave(request, watch=True)
         allowed, reason = self._authorizer.allowed(user, access)
         if request.record is not None:
             request.record.authorized(allowed, reason)
@@ -247,6 +267,23 @@ class ApiServer:
         if info.resource:
             return await self._resources.serve(request, info, query, user)
         return await self._other(request, info, query, user)
+
+    async def _turn(self, request: Request, flow: Flow) -> bool:
+        """Wait for a seat where there may be one; False: there is none."""
+        ticket = request.ticket
+        if ticket is None:
+            return False
+        request.ticket = None
+        with ends_with_client(request):
+            good = await self.flow.turn(flow, ticket)
+        request.ticket = ticket if good else None
+        return good
+
+    def _leave(self, request: Request, *, watch: bool = False) -> None:
+        """Give the request's seat back, if it holds one still."""
+        flow, ticket, request.ticket = request.flow, request.ticket, None
+        if flow is not None and ticket is not None:
+            self.flow.leave(flow, ticket, time.perf_counter(), watch=watch)
 
     async def _authenticated(
         self, request: Request, headers: Headers, info: RequestInfo, access: AccessRequest
@@ -384,6 +421,14 @@ def _target(request: web.BaseRequest) -> str:
 
 def _page_not_found() -> web.Response:
     return reply(b"404 page not found\n", code=404, content_type=_PLAIN_TEXT)
+
+
+def _too_many_requests(flow: Flow) -> web.Response:
+    """The answer to who found no seat, in the words of upstream's filter."""
+    response = reply(b"Too many requests, please try again later.\n", code=429, content_type=_PLAIN_TEXT)
+    response.headers["Retry-After"] = str(flow.level.retry_after.seconds)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
 
 
 def _error_output(request: web.BaseRequest) -> Output:

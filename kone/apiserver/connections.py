@@ -13,10 +13,13 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod
 from aiohttp.web_protocol import RequestHandler
+from multidict import istr
 
 from kone.apimachinery.errors import StatusError, internal_error
 from kone.apiserver import codec
 from kone.apiserver.audit import Record
+from kone.apiserver.flowcontrol.levels import Flow
+from kone.apiserver.flowcontrol.queues import Ticket
 from kone.apiserver.responses import no_such_method, status_reply
 from kone.auth.authentication import UnixPeer
 
@@ -25,6 +28,8 @@ log = logging.getLogger(__name__)
 HEADER_MAX_BYTES: Final = 32 * 1024
 IDLE_MAX_S: Final = 90.0  # a connection without a whole request for so long is closed
 STREAM_BYTES: Final = 128 * 1024
+_SCHEMA_UID: Final = istr("X-Kubernetes-PF-FlowSchema-UID")
+_LEVEL_UID: Final = istr("X-Kubernetes-PF-PriorityLevel-UID")
 
 
 class Connection(RequestHandler):
@@ -115,9 +120,21 @@ class Request(web.BaseRequest):
     """A request, and what is recorded of it where that is wanted."""
 
     record: Record | None = None
+    flow: Flow | None = None
+    """What flow control has found it to be."""
+    ticket: Ticket | None = None
+    """Its seat while it holds one."""
+    begun: Callable[[], None] | None = None
+    """Called by a watch that has sent what there was when it came."""
+    ended: Callable[[], None] | None = None
+    """Called at the end of a watch."""
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """Called before the head of any answer is sent."""
+        if (flow := self.flow) is not None:
+            headers = response.headers
+            headers[_SCHEMA_UID] = flow.schema_uid
+            headers[_LEVEL_UID] = flow.level_uid
         if self.record is not None:
             self.record.answer_begins(response)
 

@@ -100,6 +100,17 @@ class LocalClient:
         )
         return answer.obj
 
+    async def apply(
+        self, resource: GVR, name: str, fields: Object, *, namespace: str = "", subresource: str = "", manager: str
+    ) -> Object:
+        """Server-side apply of `fields`, taking them from whoever has them."""
+        kind = self._find(resource)
+        ctx = RequestContext(self._user, field_manager=manager, force=True)
+        meta = {"name": name, "namespace": namespace} if namespace else {"name": name}
+        config: Object = {"apiVersion": resource.api_version, "kind": kind.kind, "metadata": meta, **fields}
+        answer = await subresources.apply(self._verbs, ctx, kind, subresource, name, config, namespace=namespace)
+        return answer.obj
+
     async def delete(
         self,
         resource: GVR,

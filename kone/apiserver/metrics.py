@@ -22,9 +22,16 @@ RequestKey = tuple[str, str, str, str, str]
 class Metrics:
     """Requests by what they were for, their durations, and the process."""
 
-    def __init__(self, *, watching: Callable[[], int], objects: Callable[[], Iterable[tuple[str, int]]]) -> None:
+    def __init__(
+        self,
+        *,
+        watching: Callable[[], int],
+        objects: Callable[[], Iterable[tuple[str, int]]],
+        more: Callable[[], Iterable[str]] = tuple,
+    ) -> None:
         self._watching = watching
         self._objects = objects
+        self._more = more
         self._requests: Counter[tuple[RequestKey, int]] = Counter()
         self._durations: dict[RequestKey, list[int]] = {}
         self._sums: dict[RequestKey, float] = {}
@@ -64,6 +71,7 @@ class Metrics:
         add("# TYPE apiserver_resource_objects gauge")
         for name, count in sorted(self._objects()):
             add(f'apiserver_resource_objects{{resource="{name}"}} {count}')
+        lines.extend(self._more())
         lines.extend(self._process())
         return "\n".join(lines) + "\n"
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from aiohttp import web
 from multidict import CIMultiDict
 
 from kone.apimachinery.errors import StatusError
-from kone.apiserver.connections import ends_with_client
+from kone.apiserver.connections import Request, ends_with_client
 from kone.apiserver.reads import Watch
 from kone.apiserver.responses import WatchWriter
 from kone.apiserver.tunnels import is_web_socket
@@ -34,7 +35,7 @@ class Watching:
             task.cancel()
 
     async def serve(
-        self, request: web.BaseRequest, watch: Watch, writer: WatchWriter, *, timeout_s: int, bookmarks: bool
+        self, request: Request, watch: Watch, writer: WatchWriter, *, timeout_s: int, bookmarks: bool
     ) -> web.StreamResponse:
         """Stream until the time is over (0: half an hour or more), the client goes, or the server stops."""
         task = asyncio.current_task()
@@ -43,7 +44,8 @@ class Watching:
         self._tasks.add(task)
         try:
             with ends_with_client(request):
-                await _stream(out, watch, writer, timeout_s or WATCH_MIN_S * (1 + random.random()), bookmarks)
+                lasts_s = timeout_s or WATCH_MIN_S * (1 + random.random())
+                await _stream(out, watch, writer, lasts_s, bookmarks, request.begun)
         except ConnectionError:
             pass  # the client is gone
         except asyncio.CancelledError:
@@ -57,22 +59,31 @@ class Watching:
         return out.response
 
 
-async def _stream(out: _Output, watch: Watch, writer: WatchWriter, timeout_s: float, bookmarks: bool) -> None:
+async def _stream(
+    out: _Output, watch: Watch, writer: WatchWriter, timeout_s: float, bookmarks: bool, begun: Callable[[], None] | None
+) -> None:
     if watch.error is not None:
         await out.write(writer.error(watch.error))
         return
     try:
+        await _begin(out, watch, writer)
+        if begun is not None:
+            begun()
         await _follow(out, watch, writer, timeout_s, bookmarks)
     except StatusError as error:  # a state that cannot be converted
         await out.write(writer.error(error))
 
 
-async def _follow(out: _Output, watch: Watch, writer: WatchWriter, timeout_s: float, bookmarks: bool) -> None:
-    clock = asyncio.get_running_loop().time
+async def _begin(out: _Output, watch: Watch, writer: WatchWriter) -> None:
+    """Send what there is already."""
     if initial := await watch.initial():
         await out.write(writer.events(initial))
     if watch.marks_end:
         await out.write(writer.bookmark(watch.revision, ends_initial=True))
+
+
+async def _follow(out: _Output, watch: Watch, writer: WatchWriter, timeout_s: float, bookmarks: bool) -> None:
+    clock = asyncio.get_running_loop().time
     deadline, next_bookmark = clock() + timeout_s, clock() + BOOKMARK_EVERY_S
     while (now := clock()) < deadline and not watch.ended:
         wait_s = min(deadline, next_bookmark) - now if bookmarks else deadline - now

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Protocol
@@ -19,9 +19,11 @@ from kone.apimachinery.kinds import (
     CLUSTERROLEBINDINGS,
     CLUSTERROLES,
     CONFIGMAPS,
+    FLOWSCHEMAS,
     GVR,
     NAMESPACES,
     PRIORITYCLASSES,
+    PRIORITYLEVELCONFIGURATIONS,
     ROLEBINDINGS,
     ROLES,
     SERVICECIDRS,
@@ -29,10 +31,8 @@ from kone.apimachinery.kinds import (
 )
 from kone.apimachinery.objects import Object, annotations_of, dig, labels_of, name_of, namespace_of, replace_in
 from kone.apimachinery.timestamps import format_time
+from kone.auth import flow_objects
 from kone.auth.rbac import compile_rule, covers
-
-FLOWSCHEMAS = GVR("flowcontrol.apiserver.k8s.io", "v1", "flowschemas")
-PRIORITYLEVELCONFIGURATIONS = GVR("flowcontrol.apiserver.k8s.io", "v1", "prioritylevelconfigurations")
 
 KINDS: Mapping[GVR, str] = {
     NAMESPACES: "Namespace",
@@ -48,7 +48,7 @@ KINDS: Mapping[GVR, str] = {
     CONFIGMAPS: "ConfigMap",
 }
 RBAC_AUTO_UPDATE = "rbac.authorization.kubernetes.io/autoupdate"
-FLOW_AUTO_UPDATE = "apf.kubernetes.io/autoupdate-spec"
+FLOW_CONTROL = (PRIORITYLEVELCONFIGURATIONS, FLOWSCHEMAS)
 TRACKING = "kube-apiserver-legacy-service-account-token-tracking"
 
 
@@ -152,6 +152,18 @@ async def reconcile(writer: Writer, get: Getter, objects: Sequence[Bootstrap]) -
     return written
 
 
+async def keep_flow_control(
+    writer: Writer, get: Getter, listed: Callable[[GVR], Iterable[Object]], objects: Sequence[Bootstrap]
+) -> None:
+    """Make flow control's objects what they have to be, and remove those that are no longer suggested. Of `objects`
+    only flow control's are looked at."""
+    wanted = [one for one in objects if one.resource in FLOW_CONTROL]
+    await reconcile(writer, get, wanted)
+    for resource in reversed(FLOW_CONTROL):
+        for name in flow_objects.unwanted(listed(resource), [one.obj for one in wanted if one.resource == resource]):
+            await writer.delete(resource, name)
+
+
 async def _reconcile_one(writer: Writer, get: Getter, one: Bootstrap) -> bool:
     resource, obj = one.resource, one.obj
     stored = get(resource, namespace_of(obj), name_of(obj))
@@ -180,8 +192,8 @@ async def _reconcile_one(writer: Writer, get: Getter, one: Bootstrap) -> bool:
 def completed(resource: GVR, stored: Object, expected: Object) -> Object | None:
     """`stored` with what `expected` adds to it, or None where nothing does or the object wants to be left alone.
 
-    Roles and bindings keep what an administrator added, unless annotated autoupdate=false; flow control objects
-    annotated autoupdate-spec=true have their spec reset; the ServiceCIDR of the flags gets a second family that the
+    Roles and bindings keep what an administrator added, unless annotated autoupdate=false; flow control objects are
+    kept up by `flow_objects`; the ServiceCIDR of the flags gets a second family that the
     flags have got; everything else is only ever created.
     """
     if resource in (ROLES, CLUSTERROLES, ROLEBINDINGS, CLUSTERROLEBINDINGS):
@@ -193,10 +205,8 @@ def completed(resource: GVR, stored: Object, expected: Object) -> Object | None:
         else:
             wanted = _with_subjects(wanted, expected)
         return None if wanted == stored else wanted
-    if resource in (FLOWSCHEMAS, PRIORITYLEVELCONFIGURATIONS):
-        if annotations_of(stored).get(FLOW_AUTO_UPDATE) != "true" or stored.get("spec") == expected.get("spec"):
-            return None
-        return {**stored, "spec": expected["spec"]}
+    if resource in FLOW_CONTROL:
+        return flow_objects.revised(stored, expected)
     if resource == SERVICECIDRS:
         have, want = stored["spec"]["cidrs"], expected["spec"]["cidrs"]
         return {**stored, "spec": expected["spec"]} if len(have) == 1 and len(want) == 2 and want[:1] == have else None

@@ -91,6 +91,7 @@ class WatchCache:
         self._entries: dict[str, Entry] = {}
         self._keys: list[str] = []  # sorted
         self._events: Ring[Event] = Ring()
+        self._bytes = 0
         self._handlers: list[Handler] = []
         self._indexes: dict[str, Index] = {}
 
@@ -101,6 +102,11 @@ class WatchCache:
     def revision(self) -> int:
         """The store's revision as of now."""
         return self._store.revision
+
+    @property
+    def average_bytes(self) -> float:
+        """Of an object as it is stored; 0.0 where there is none."""
+        return self._bytes / len(self._entries) if self._entries else 0.0
 
     @property
     def oldest(self) -> int:
@@ -170,6 +176,7 @@ class WatchCache:
         self._oldest = oldest
         self._entries = {entry.key: entry for entry in entries}
         self._keys = [entry.key for entry in entries]
+        self._bytes = sum(len(entry.encoded) for entry in entries)
         for index in self._indexes.values():
             index.load(entries)
         self._events.publish(events)
@@ -179,11 +186,16 @@ class WatchCache:
         for event in events:
             key = event.key
             if event.type == "DELETED":
-                if self._entries.pop(key, None) is not None:
+                if (gone := self._entries.pop(key, None)) is not None:
+                    self._bytes -= len(gone.encoded)
                     del self._keys[bisect_left(self._keys, key)]
             else:
-                if key not in self._entries:
+                replaced = self._entries.get(key)
+                if replaced is None:
                     insort(self._keys, key)
+                else:
+                    self._bytes -= len(replaced.encoded)
+                self._bytes += len(event.encoded)
                 self._entries[key] = event.entry
         for name, index in self._indexes.items():
             try:

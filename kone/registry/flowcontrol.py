@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from kone.apimachinery.errors import FieldError, duplicate, forbidden_field, invalid_value, not_supported, required
-from kone.apimachinery.kinds import GVR
+from kone.apimachinery.kinds import FLOWSCHEMAS, PRIORITYLEVELCONFIGURATIONS
 from kone.apimachinery.names import is_dns1123_label, is_dns1123_subdomain
 from kone.apimachinery.objects import Object, annotations_of, dig, find_condition
 from kone.registry.equality import same
@@ -15,10 +15,6 @@ from kone.registry.internal import internal
 from kone.registry.resource import AGE, NAME, Column, Resource
 from kone.registry.rules import Errors, check
 from kone.registry.strategy import ALL_METADATA, SpecStrategy, StatusStrategy
-
-GROUP = "flowcontrol.apiserver.k8s.io"
-FLOWSCHEMAS = GVR(GROUP, "v1", "flowschemas")
-PRIORITYLEVELS = GVR(GROUP, "v1", "prioritylevelconfigurations")
 
 _MAX_PRECEDENCE, _DEFAULT_PRECEDENCE = 10_000, 1000
 _VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch")
@@ -36,7 +32,7 @@ def _everything(*groups: str) -> list[Object]:
     return [{"subjects": _groups(*groups), "resourceRules": [resources], "nonResourceRules": [urls]}]
 
 
-_FIXED_SCHEMAS: Final[Mapping[str, Object]] = {
+MANDATORY_SCHEMAS: Final[Mapping[str, Object]] = {
     "exempt": {
         "priorityLevelConfiguration": {"name": "exempt"},
         "matchingPrecedence": 1,
@@ -81,7 +77,7 @@ class _FlowSchema(SpecStrategy):
             errors.append(required("spec.priorityLevelConfiguration.name", "must reference a priority level"))
         for i, rule in enumerate(spec.get("rules") or ()):
             _rule(errors, f"spec.rules[{i}]", rule)
-        fixed = _FIXED_SCHEMAS.get(name)
+        fixed = MANDATORY_SCHEMAS.get(name)
         if fixed is not None and not same(spec, fixed):
             shown = internal("#flowcontrol.FlowSchemaSpec", spec)
             errors.append(invalid_value("spec", shown, f"spec of '{name}' must equal the fixed value"))
@@ -224,9 +220,12 @@ _RESPONSES = ("Queue", "Reject")
 _MAX_QUEUES, _MAX_ENTROPY_BITS = 10_000_000, 60
 _QUEUE_DEFAULTS: Mapping[str, int] = {"queues": 64, "handSize": 8, "queueLengthLimit": 50}
 _ZERO_SHARES_ANNOTATION = "flowcontrol.k8s.io/v1beta3-preserve-zero-concurrency-shares"
-_FIXED_CATCH_ALL: Final[Object] = {
-    "type": "Limited",
-    "limited": {"nominalConcurrencyShares": 5, "limitResponse": {"type": "Reject"}, "lendablePercent": 0},
+MANDATORY_LEVELS: Final[Mapping[str, Object]] = {
+    "exempt": {"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}},
+    "catch-all": {
+        "type": "Limited",
+        "limited": {"nominalConcurrencyShares": 5, "limitResponse": {"type": "Reject"}, "lendablePercent": 0},
+    },
 }
 
 
@@ -264,7 +263,7 @@ def _fixed_text(name: str, spec: Mapping[str, Any]) -> str:
     """Why a mandatory level may not be so; "" where it may."""
     if name == "exempt" and (spec.get("type") != "Exempt" or spec.get("limited") is not None):
         return "spec of 'exempt' except the 'spec.exempt' field must equal the fixed value"
-    if name == "catch-all" and not same(spec, _FIXED_CATCH_ALL):
+    if name == "catch-all" and not same(spec, MANDATORY_LEVELS["catch-all"]):
         return "spec of 'catch-all' must equal the fixed value"
     return ""
 
@@ -376,7 +375,7 @@ RESOURCES: Sequence[Resource] = (
         ),
     ),
     Resource(
-        PRIORITYLEVELS,
+        PRIORITYLEVELCONFIGURATIONS,
         "PriorityLevelConfiguration",
         _priority_level,
         namespaced=False,

@@ -6,9 +6,17 @@ from typing import Any
 
 import pytest
 
-from kone.apimachinery.kinds import CLUSTERROLEBINDINGS, CLUSTERROLES, GVR, NAMESPACES, SERVICES
+from kone.apimachinery.kinds import (
+    CLUSTERROLEBINDINGS,
+    CLUSTERROLES,
+    FLOWSCHEMAS,
+    GVR,
+    NAMESPACES,
+    PRIORITYLEVELCONFIGURATIONS,
+    SERVICES,
+)
 from kone.apimachinery.objects import Object, name_of, namespace_of, replace_in
-from kone.auth.bootstrap import KINDS, Bootstrap, bootstrap_objects, node_rules, reconcile
+from kone.auth.bootstrap import KINDS, Bootstrap, bootstrap_objects, keep_flow_control, node_rules, reconcile
 
 
 class Stored:
@@ -118,3 +126,57 @@ async def test_a_binding_to_another_role_is_made_anew(stored: Stored) -> None:
 
 def find(objects: list[Bootstrap], resource: GVR, name: str) -> Object:
     return next(one.obj for one in objects if one.resource == resource and name_of(one.obj) == name)
+
+
+# -- flow control's objects --------------------------------------------------------------------------------------------
+
+WORKLOAD_LOW = (PRIORITYLEVELCONFIGURATIONS, "", "workload-low")
+CATCH_ALL = (FLOWSCHEMAS, "", "catch-all")
+OTHER_SPEC: Any = {"type": "Limited", "limited": {"nominalConcurrencyShares": 1}}
+
+
+@pytest.mark.parametrize(
+    ("key", "annotation", "generation", "kept", "says"),
+    [
+        (WORKLOAD_LOW, "true", 3, True, "true"),
+        (WORKLOAD_LOW, "false", 1, False, "false"),
+        (WORKLOAD_LOW, None, 1, True, "true"),  # nobody has changed it
+        (WORKLOAD_LOW, None, 2, False, "false"),
+        (WORKLOAD_LOW, "maybe", 2, False, "false"),
+        (CATCH_ALL, "false", 5, True, "true"),
+        (CATCH_ALL, None, 5, True, "true"),
+    ],
+)
+async def test_the_annotation_or_that_nobody_changed_it_says_whether_a_spec_is_kept(
+    stored: Stored, key: Any, annotation: str | None, generation: int, kept: bool, says: str
+) -> None:
+    before = stored.objects[key]
+    annotations = {} if annotation is None else {"apf.kubernetes.io/autoupdate-spec": annotation}
+    meta = {**before["metadata"], "annotations": annotations, "generation": generation}
+    stored.objects[key] = {**before, "spec": OTHER_SPEC, "metadata": meta}
+    await again(stored)
+    found = stored.objects[key]
+    assert (found["spec"] == before["spec"]) is kept
+    assert found["metadata"]["annotations"]["apf.kubernetes.io/autoupdate-spec"] == says
+
+
+async def test_how_many_seats_exempt_requests_count_for_is_the_administrators(stored: Stored) -> None:
+    key = (PRIORITYLEVELCONFIGURATIONS, "", "exempt")
+    stored.objects[key] = replace_in(stored.objects[key], ("spec", "exempt", "nominalConcurrencyShares"), 10)
+    assert await again(stored) == 0
+
+
+async def test_what_is_no_longer_suggested_goes_where_it_is_kept(stored: Stored) -> None:
+    for name, annotation in (("old", "true"), ("mine", "false"), ("other", None)):
+        annotations = {} if annotation is None else {"apf.kubernetes.io/autoupdate-spec": annotation}
+        obj = {"metadata": {"name": name, "annotations": annotations}, "spec": OTHER_SPEC}
+        stored.objects[PRIORITYLEVELCONFIGURATIONS, "", name] = obj
+    del stored.objects[WORKLOAD_LOW]
+
+    def listed(resource: GVR) -> list[Object]:
+        return [obj for key, obj in stored.objects.items() if key[0] == resource]
+
+    await keep_flow_control(stored, stored.get, listed, bootstrap_objects())
+    names = {name_of(obj) for obj in listed(PRIORITYLEVELCONFIGURATIONS)}
+    assert {"mine", "other", "workload-low"} <= names
+    assert "old" not in names
