@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from kone.apimachinery.timestamps import parse_go_duration
+
 PARTS = (
     "controllers",
     "scheduler",
@@ -140,6 +142,12 @@ class Settings:
         400, "seats for requests served at a time, which priority levels share; with the next", metavar="N"
     )
     max_mutating_requests_inflight: int = _setting(200, "more of these seats", metavar="N")
+    request_timeout: str = _setting(
+        "1m0s", "how long a request may take that is no watch or stream; it may ask for less", metavar="TIME"
+    )
+    shutdown_delay_duration: str = _setting(
+        "0s", "how long to serve on after /readyz says that the server stops", metavar="TIME"
+    )
     log_level: str = _setting("info", "how much is logged", choices=LOG_LEVELS)
     config: str = _setting("", "YAML file of these settings", metavar="FILE")
 
@@ -191,6 +199,14 @@ class Settings:
     def server_seats(self) -> int:
         """What flow control shares out among its priority levels."""
         return self.max_requests_inflight + self.max_mutating_requests_inflight
+
+    @property
+    def request_timeout_s(self) -> float:
+        return parse_go_duration(self.request_timeout)
+
+    @property
+    def shutdown_delay_s(self) -> float:
+        return parse_go_duration(self.shutdown_delay_duration)
 
     @property
     def data(self) -> Path:
@@ -266,6 +282,8 @@ def resolve(settings: Settings) -> Settings:
         raise ConfigError(f"--ingress-https-port {filled.ingress_https_port} is --ingress-http-port too: give another")
     if filled.audit_log_path and not filled.audit_policy_file:
         raise ConfigError("--audit-log-path needs --audit-policy-file: say what is recorded")
+    _duration("--request-timeout", filled.request_timeout, least_s=1e-9)
+    _duration("--shutdown-delay-duration", filled.shutdown_delay_duration)
     if filled.server_seats <= 0:
         raise ConfigError(
             f"--max-requests-inflight {filled.max_requests_inflight} and --max-mutating-requests-inflight "
@@ -339,6 +357,15 @@ def _address(flag: str, text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
         return ipaddress.ip_address(text)
     except ValueError:
         raise ConfigError(f"{flag} {text}: this is not an IP address") from None
+
+
+def _duration(flag: str, text: str, *, least_s: float = 0.0) -> None:
+    try:
+        seconds = parse_go_duration(text)
+    except ValueError:
+        raise ConfigError(f"{flag} {text}: give a time such as 90s or 1m30s") from None
+    if seconds < least_s:
+        raise ConfigError(f"{flag} {text}: give a longer time")
 
 
 class OneLineParser(argparse.ArgumentParser):

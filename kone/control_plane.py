@@ -27,7 +27,7 @@ from kone.apimachinery.kinds import GVK, GVR, parse_api_version
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import AUTHENTICATED, SYSTEM_MASTERS, User, service_account_user
 from kone.apiserver import kubernetes_endpoints
-from kone.apiserver.app import ApiServer, TlsFiles
+from kone.apiserver.app import ApiServer, Limits, TlsFiles
 from kone.apiserver.audit import Audit
 from kone.apiserver.custom_resources import CustomResources
 from kone.apiserver.kubelet_client import ClientTls
@@ -234,7 +234,7 @@ class ControlPlane:
             tokens=tokens,
             audit=self._audit,
             clock=self.clock,
-            server_seats=settings.server_seats,
+            limits=Limits(settings.server_seats, settings.request_timeout_s),
         )
         await self._bootstrap(caches)
         self.api.flow.start(LocalClient(self._verbs, API_SERVER))
@@ -319,6 +319,12 @@ class ControlPlane:
         fresh.touch(mode=0o600)
         fresh.write_text(text)
         fresh.rename(path)
+
+    async def announce_stop(self) -> None:
+        """Say in /readyz that the server stops, and serve on for --shutdown-delay-duration."""
+        if self.api is not None:
+            self.api.health.stopping = True
+            await self.clock.sleep(self.settings.shutdown_delay_s)
 
     async def _stop_serving(self) -> None:
         await self._tasks.cancel()

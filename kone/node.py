@@ -130,6 +130,7 @@ class Node:
         log.info("started: %s", took)
 
     async def stop(self) -> None:
+        await self._control_plane.announce_stop()
         await self._stages.stop()
 
     async def reload_certificates(self) -> None:

@@ -132,3 +132,27 @@ def go_duration(seconds: float) -> str:
     if hours:
         return f"{hours}h{minutes}m{rest:g}s"
     return f"{minutes}m{rest:g}s" if minutes else f"{rest:g}s"
+
+
+_GO_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_GO_PART = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
+
+
+def parse_go_duration(text: str) -> float:
+    """Seconds of a duration as Go writes it: "1m30s" is 90.0. Raises ValueError, in Go's words."""
+    quoted = f'"{text}"'
+    sign, rest = (-1.0, text[1:]) if text.startswith("-") else (1.0, text.removeprefix("+"))
+    if rest == "0":
+        return 0.0
+    total, at = 0.0, 0
+    while part := _GO_PART.match(rest, at):
+        number, unit = part.groups()
+        if not unit:
+            raise ValueError(f"time: missing unit in duration {quoted}")
+        if unit not in _GO_UNITS_S:
+            raise ValueError(f'time: unknown unit "{unit}" in duration {quoted}')
+        total += float(number) * _GO_UNITS_S[unit]
+        at = part.end()
+    if not rest or at < len(rest):
+        raise ValueError(f"time: invalid duration {quoted}")
+    return sign * total

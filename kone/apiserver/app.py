@@ -17,12 +17,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from aiohttp import web
 from yarl import URL
 
 from kone.aio.clock import Clock, SystemClock
+from kone.aio.tasks import TaskGroup
 from kone.apimachinery.access import AccessRequest, access_denied
 from kone.apimachinery.errors import StatusError, internal_error
 from kone.apimachinery.objects import Object
@@ -31,6 +32,7 @@ from kone.apiserver import negotiation, openapi_proto
 from kone.apiserver.aggregation import Aggregator
 from kone.apiserver.audit import Audit, is_long_running
 from kone.apiserver.connections import Connection, Request, Server, ends_with_client
+from kone.apiserver.deadlines import REQUEST_TIMEOUT_S, Deadlines, calmed, timed_out
 from kone.apiserver.discovery import Discovery
 from kone.apiserver.flowcontrol.control import SERVER_SEATS, FlowControl
 from kone.apiserver.flowcontrol.levels import Flow
@@ -73,6 +75,7 @@ _OPENID_KEYS: Final = "/openid/v1/jwks"
 _PLAIN_TEXT: Final = "text/plain; charset=utf-8"
 _IMPERSONATE: Final = ("Impersonate-User", "Impersonate-Group", "Impersonate-Uid")
 BACKLOG: Final = 1024
+WAIT_PART: Final = 4  # a request may wait for a seat for so much of its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,14 @@ class TlsFiles:
     certificate: Path
     key: Path
     client_ca: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many seats flow control shares out, and how long an answer may take."""
+
+    server_seats: int = SERVER_SEATS
+    request_timeout_s: float = REQUEST_TIMEOUT_S
 
 
 class ApiServer:
@@ -96,7 +107,7 @@ class ApiServer:
     `health` may be given checks of other parts at any time (`server.health.ready["scheduler"] = ...`). `port` is the
     one that was bound, which matters where 0 was asked for. `kubelet_tls` is what kubelets know the server by (logs,
     exec, attach, port-forward), `front_proxy_tls` what aggregated APIs know it by; `tokens` is whose keys outsiders
-    may ask for (OpenID discovery); `audit` records requests; `server_seats` is what flow control shares out.
+    may ask for (OpenID discovery); `audit` records requests.
     """
 
     def __init__(
@@ -111,18 +122,27 @@ class ApiServer:
         tokens: ServiceAccountTokens | None = None,
         audit: Audit | None = None,
         clock: Clock | None = None,
-        server_seats: int = SERVER_SEATS,
+        limits: Limits | None = None,
     ) -> None:
         self.verbs = verbs
         self.health = health or Health()
-        self.health.live.setdefault("ping", lambda: "")
+        self.health.live |= {"etcd": lambda: verbs.store.problem}
         self.port = 0
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._tokens = tokens
         self._audit = audit
         self._clock = clock or SystemClock()
-        self.flow = FlowControl(verbs.caches, self._clock, server_seats=server_seats)
+        limits = limits or Limits()
+        self._deadlines = Deadlines(limits.request_timeout_s, self._clock)
+        self._stopping = False
+        self._tasks = TaskGroup("api-server")
+        self.flow = FlowControl(
+            verbs.caches,
+            self._clock,
+            server_seats=limits.server_seats,
+            wait_s=limits.request_timeout_s / WAIT_PART,
+        )
         self._kubelets = KubeletClient(verbs, kubelet_tls)
         self._proxies = Proxies(verbs, self._kubelets)
         self._resource_metrics = ResourceMetrics(verbs.caches, self._kubelets, self._clock)
@@ -133,7 +153,10 @@ class ApiServer:
         self._openapi = OpenApi(verbs.registry)
         self._openapi_v2 = OpenApiV2(self._openapi)
         self.metrics = Metrics(
-            watching=lambda: len(self._resources.watching), objects=self._count_objects, more=self.flow.metrics
+            watching=lambda: len(self._resources.watching),
+            inflight=lambda: len(self._deadlines),
+            objects=self._count_objects,
+            more=self.flow.metrics,
         )
         self._tls: ssl.SSLContext | None = None
         self._tls_files: TlsFiles | None = None
@@ -149,6 +172,7 @@ class ApiServer:
         """Listen. Without `tls` there is no TCP listener. Raises OSError where an address is taken."""
         loop = asyncio.get_running_loop()
         server = self._server = Server(self._handle)
+        self._tasks.guard(self._deadlines.watch, name="request-timeouts")
         if tls is not None:
             self._tls_files = tls
             self._tls = serving_context(tls)
@@ -159,6 +183,7 @@ class ApiServer:
             self._listeners.append(listener)
         if unix_path is not None:
             await self._listen_unix(server, unix_path)
+        self.health.started = True
 
     async def _listen_unix(self, server: Server, path: Path) -> None:
         """The local door: a socket that only this user may open, made under that name in one step."""
@@ -185,11 +210,13 @@ class ApiServer:
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             listener.close()
+        self._stopping = True
         if self._server is not None:
             self._resources.watching.end()
             self._server.pre_shutdown()
             await self._server.shutdown(drain_s)
             self._server = None
+        await self._tasks.cancel()
         await self.flow.stop()
         await self._resource_metrics.stop()
         await self._kubelets.close()
@@ -208,18 +235,23 @@ class ApiServer:
         raw_path, _, raw_query = _target(request).partition("?")
         query = parse_query(raw_query)
         info = parse_request(request.method, raw_path, query)
-        metrics = self.metrics
-        metrics.inflight += 1
+        task: asyncio.Task[Any] | None = None
         try:
+            if not is_long_running(info):
+                if self._stopping:
+                    return _shutting_down()
+                task = self._deadlines.begin(request, query, began)
             response = await self._serve(request, info, query, began)
         except NoSuchPage:
             response = _page_not_found()
         except StatusError as error:
             response = status_reply(error, _error_output(request), error.warnings)
-        except (asyncio.CancelledError, ConnectionError):
-            if request.record is not None:
-                request.record.ends(None)
-            raise
+        except (asyncio.CancelledError, ConnectionError) as error:
+            if not request.timed_out or task is None or not isinstance(error, asyncio.CancelledError):
+                if request.record is not None:
+                    request.record.ends(None)
+                raise
+            response = self._late(request)
         except Exception as error:
             log.exception("%s %s failed", request.method, info.path)
             if request.record is not None:
@@ -227,15 +259,18 @@ class ApiServer:
             why = internal_error(f"{type(error).__name__}: {error}")
             response = status_reply(why, _error_output(request))
         finally:
-            metrics.inflight -= 1
+            if task is not None:
+                self._deadlines.over(task)
             if request.ticket is not None:
                 self._leave(request)
             if request.ended is not None:
                 request.ended()
+        if request.timed_out and task is not None:
+            await calmed(task)
         if request.record is not None:
             request.record.ends(response)
         key = (info.verb, info.group, info.version, info.resource, info.subresource)
-        metrics.observe(key, response.status, time.perf_counter() - began)
+        self.metrics.observe(key, response.status, time.perf_counter() - began)
         return response
 
     async def _serve(self, request: Request, info: RequestInfo, query: Parameters, began: float) -> web.StreamResponse:
@@ -267,6 +302,13 @@ class ApiServer:
         if info.resource:
             return await self._resources.serve(request, info, query, user)
         return await self._other(request, info, query, user)
+
+    def _late(self, request: Request) -> web.Response:
+        """The answer to a request that was over its time. What was answered in part cannot be taken back: then the
+        connection ends."""
+        if request.answered and request.transport is not None:
+            request.transport.abort()
+        return status_reply(timed_out())
 
     async def _turn(self, request: Request, flow: Flow) -> bool:
         """Wait for a seat where there may be one; False: there is none."""
@@ -421,6 +463,16 @@ def _target(request: web.BaseRequest) -> str:
 
 def _page_not_found() -> web.Response:
     return reply(b"404 page not found\n", code=404, content_type=_PLAIN_TEXT)
+
+
+def _shutting_down() -> web.Response:
+    """What a connection that is still there is answered while the server stops."""
+    error = StatusError(503, "ServiceUnavailable", "apiserver is shutting down", details={})
+    response = status_reply(error)
+    response.headers["Retry-After"] = "1"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.force_close()
+    return response
 
 
 def _too_many_requests(flow: Flow) -> web.Response:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMethod
+from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 from multidict import istr
 
@@ -69,6 +69,8 @@ class Connection(RequestHandler):
         """What the parser refuses is answered as a Status, too."""
         if isinstance(exc, BadHttpMethod):
             return status_reply(no_such_method())
+        if isinstance(exc, LineTooLong) or "Too many headers" in str(exc):
+            return status_reply(StatusError(431, "", "Request Header Fields Too Large"))
         if status >= 500:
             log.error("a request could not be served", exc_info=exc)
             return status_reply(internal_error(str(exc)))
@@ -124,6 +126,10 @@ class Request(web.BaseRequest):
     """What flow control has found it to be."""
     ticket: Ticket | None = None
     """Its seat while it holds one."""
+    deadline = 0.0
+    timed_out = False
+    answered = False
+    """The head of the answer is on its way."""
     begun: Callable[[], None] | None = None
     """Called by a watch that has sent what there was when it came."""
     ended: Callable[[], None] | None = None
@@ -131,6 +137,7 @@ class Request(web.BaseRequest):
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """Called before the head of any answer is sent."""
+        self.answered = True
         if (flow := self.flow) is not None:
             headers = response.headers
             headers[_SCHEMA_UID] = flow.schema_uid

@@ -1,4 +1,8 @@
-"""/livez, /readyz and /healthz: named checks, each of which says in a word what is wrong."""
+"""/livez, /readyz and /healthz: named checks, each of which says in a word what is wrong.
+
+The names are upstream's, for those who ask for one or leave one out. What upstream's server does in hooks after its
+start is done here before it listens: those checks are one fact.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,43 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 log = logging.getLogger(__name__)
+
+HOOKS: Final = tuple(
+    f"poststarthook/{name}"
+    for name in (
+        "start-apiserver-admission-initializer",
+        "generic-apiserver-start-informers",
+        "priority-and-fairness-config-consumer",
+        "priority-and-fairness-filter",
+        "storage-object-count-tracker-hook",
+        "start-apiextensions-informers",
+        "start-apiextensions-controllers",
+        "crd-informer-synced",
+        "start-system-namespaces-controller",
+        "start-legacy-token-tracking-controller",
+        "start-service-ip-repair-controllers",
+        "rbac/bootstrap-roles",
+        "scheduling/bootstrap-system-priority-classes",
+        "priority-and-fairness-config-producer",
+        "bootstrap-controller",
+        "start-kubernetes-service-cidr-controller",
+        "aggregator-reload-proxy-client-cert",
+        "start-kube-aggregator-informers",
+        "start-cluster-authentication-info-controller",
+        "apiservice-status-local-available-controller",
+        "apiservice-status-remote-available-controller",
+        "apiservice-registration-controller",
+        "apiservice-discovery-controller",
+        "kube-apiserver-autoregistration",
+        "apiservice-openapi-controller",
+        "apiservice-openapiv3-controller",
+    )
+)
+NOT_STARTED: Final = "not finished"
+STOPPING: Final = "process is shutting down"
 
 Check = Callable[[], str | Awaitable[str]]
 """Says what is wrong, "" for nothing."""
@@ -15,19 +54,31 @@ Check = Callable[[], str | Awaitable[str]]
 
 @dataclass(slots=True)
 class Health:
-    """The checks of a server. `live` are of /livez and /healthz, `ready` come on top for /readyz."""
+    """The checks of a server. `live` are of /livez and /healthz, `ready` come on top for /readyz. `stopping` is said
+    before the server takes no more requests, so that nobody is sent to it any more."""
 
     live: dict[str, Check] = field(default_factory=dict)
     ready: dict[str, Check] = field(default_factory=dict)
+    started: bool = False
+    stopping: bool = False
+
+    def _checks(self, endpoint: str) -> dict[str, Check]:
+        started: Check = lambda: "" if self.started else NOT_STARTED  # noqa: E731 - one check, many names
+        fine: Check = lambda: ""  # noqa: E731
+        checks: dict[str, Check] = {"ping": fine, "log": fine, **self.live}
+        if endpoint == "readyz":
+            checks |= {"etcd-readiness": self.live.get("etcd", fine), "informer-sync": started}
+        checks |= dict.fromkeys((*HOOKS, "autoregister-completion"), started)
+        if endpoint == "readyz":
+            checks |= {"shutdown": lambda: STOPPING if self.stopping else "", **self.ready}
+        return checks
 
     async def answer(self, path: str, *, verbose: bool, exclude: Sequence[str] = ()) -> tuple[int, str] | None:
         """(HTTP code, text) for /livez, /readyz, /healthz or one check below them; None where there is no such path."""
         endpoint, _, single = path.strip("/").partition("/")
-        checks = dict(self.live)
-        if endpoint == "readyz":
-            checks |= self.ready
-        elif endpoint not in ("livez", "healthz"):
+        if endpoint not in ("livez", "readyz", "healthz"):
             return None
+        checks = self._checks(endpoint)
         if single:
             if single not in checks:
                 return None

@@ -26,16 +26,17 @@ class Metrics:
         self,
         *,
         watching: Callable[[], int],
+        inflight: Callable[[], int],
         objects: Callable[[], Iterable[tuple[str, int]]],
         more: Callable[[], Iterable[str]] = tuple,
     ) -> None:
         self._watching = watching
+        self._inflight = inflight
         self._objects = objects
         self._more = more
         self._requests: Counter[tuple[RequestKey, int]] = Counter()
         self._durations: dict[RequestKey, list[int]] = {}
         self._sums: dict[RequestKey, float] = {}
-        self.inflight = 0
         self._started = time.time()
 
     def observe(self, key: RequestKey, code: int, seconds: float) -> None:
@@ -63,7 +64,7 @@ class Metrics:
             self._histogram(key, counts, add)
         add("# HELP apiserver_current_inflight_requests Requests being served now.")
         add("# TYPE apiserver_current_inflight_requests gauge")
-        add(f"apiserver_current_inflight_requests {self.inflight}")
+        add(f"apiserver_current_inflight_requests {self._inflight()}")
         add("# HELP apiserver_longrunning_requests Watches being served now.")
         add("# TYPE apiserver_longrunning_requests gauge")
         add(f'apiserver_longrunning_requests{{verb="WATCH"}} {self._watching()}')

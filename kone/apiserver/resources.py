@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 from aiohttp import web
 
 from kone.aio.clock import Clock
-from kone.apimachinery.errors import StatusError, bad_request, not_found
+from kone.apimachinery.errors import StatusError, not_found
 from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object
 from kone.apimachinery.patch import Patch, PatchKind
@@ -61,7 +60,6 @@ EVICTIONS: Final = (GVK("policy", "v1beta1", "Eviction"),)  # still taken for po
 PARSED_AT_ONCE_BYTES: Final = 64 * 1024
 CONNECTS: Final = frozenset(("log", "exec", "attach", "portforward", "proxy"))
 CONNECT_VERBS: Final = {"GET": "get", "POST": "create"}
-_DURATION: Final = re.compile(r"^[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:ns|us|µs|μs|ms|s|m|h))+$|^[-+]?0$")
 
 
 _Parsed = TypeVar("_Parsed")
@@ -128,10 +126,6 @@ class _Call:
         own_namespace = info.resource == "namespaces" and not info.group and info.namespace == self.name
         if resource.namespaced != bool(info.namespace) and not own_namespace:
             self._check_scope(method)
-        if "timeout" in self.query and not _DURATION.match(self.query["timeout"][0]):
-            text = self.query["timeout"][0]
-            why = f'time: invalid duration "{text}"'
-            raise bad_request(f"invalid timeout specified in the request URL - {why}")
         if info.watch_path:
             return await self._watch_path(method)
         if info.subresource:

@@ -98,6 +98,25 @@ class _Resealing:
     count: int = 0
 
 
+async def _outcome(done: asyncio.Future[Events]) -> Events:
+    """What became of a commit. Who is cancelled while it waits hears of that at its next await: otherwise it could not
+    know what it has done."""
+    cancelled = False
+    while not done.done():
+        try:
+            await asyncio.shield(done)
+        except asyncio.CancelledError:
+            if done.cancelled():
+                raise
+            cancelled = True
+        except Exception:
+            break  # it is the outcome
+    if cancelled and (task := asyncio.current_task()) is not None:
+        task.uncancel()
+        task.cancel()
+    return done.result()
+
+
 class LogStore:
     """Implements `Store`. Make one with `load`."""
 
@@ -168,6 +187,10 @@ class LogStore:
         return self._revision
 
     @property
+    def problem(self) -> str:
+        return "the last write failed" if self._in_doubt else ""
+
+    @property
     def oldest(self) -> int:
         return self._oldest
 
@@ -179,7 +202,7 @@ class LogStore:
         pending = _Pending(writes, asyncio.get_running_loop().create_future())
         self._queue.append(pending)
         self._rouse()
-        return await pending.done
+        return await _outcome(pending.done)
 
     async def get(self, key: str) -> Entry | None:
         return self._head.get(key)

@@ -234,6 +234,10 @@ class Store(Protocol):
         """The newest committed revision; 1 in a new store."""
 
     @property
+    def problem(self) -> str:
+        """What is wrong with the database as far as the last write knows; "" for nothing."""
+
+    @property
     def oldest(self) -> int:
         """The oldest revision that can be listed at and watched after."""
 
@@ -241,8 +245,8 @@ class Store(Protocol):
         """Write all or nothing; durable when it returns, and every listener has seen it. One event, with its own
         revision, a write.
 
-        Raises KeyExists, KeyMissing, RevisionConflict, DatastoreFailed. Cancelling the caller does not undo what it
-        asked for.
+        Raises KeyExists, KeyMissing, RevisionConflict, DatastoreFailed. A caller that is cancelled meanwhile is told
+        the outcome all the same, and raises CancelledError at its next await.
         """
 
     async def get(self, key: str) -> Entry | None: ...

@@ -244,9 +244,32 @@ async def test_a_failing_check_is_named(served: Served) -> None:
     served.server.health.ready["scheduler"] = lambda: "it has not started"
     code, text, _ = await served.call("GET", "/readyz?verbose")
     assert code == 500
-    assert text == "[+]ping ok\n[-]scheduler failed: it has not started\nreadyz check failed\n"
+    assert text.startswith("[+]ping ok\n[+]log ok\n[+]etcd ok\n[+]etcd-readiness ok\n[+]informer-sync ok\n")
+    assert text.endswith("[+]shutdown ok\n[-]scheduler failed: it has not started\nreadyz check failed\n")
     assert (await served.call("GET", "/readyz?exclude=scheduler"))[0] == 200
     assert (await served.call("GET", "/livez"))[0] == 200
+
+
+async def test_a_server_that_stops_says_so_before_it_refuses(served: Served) -> None:
+    served.server.health.stopping = True
+    code, text, _ = await served.call("GET", "/readyz?verbose")
+    assert code == 500
+    assert "[-]shutdown failed: process is shutting down\n" in text
+    assert (await served.call("GET", "/livez"))[0] == 200
+    assert (await served.call("GET", CM))[0] == 200
+
+
+async def test_a_connection_that_outlives_the_listener_is_told_to_come_again(served: Served) -> None:
+    served.server._stopping = True
+    code, status, headers = await served.call("GET", CM)
+    assert (code, status["reason"], status["message"]) == (503, "ServiceUnavailable", "apiserver is shutting down")
+    assert (headers["Retry-After"], headers["Connection"]) == ("1", "close")
+
+
+async def test_a_database_that_fails_is_seen_by_the_probes(served: Served) -> None:
+    served.small.verbs.store._in_doubt = True  # type: ignore[attr-defined]
+    assert (await served.call("GET", "/livez"))[0] == 500
+    assert (await served.call("GET", "/readyz/etcd"))[0] == 500
 
 
 async def test_discovery(served: Served) -> None:

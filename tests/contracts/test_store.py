@@ -136,6 +136,39 @@ async def test_a_write_gets_the_next_revision_in_its_bytes_and_leaves_the_caller
     assert store.revision == 2
 
 
+async def test_who_is_cancelled_while_it_commits_hears_the_outcome_first(store: Store) -> None:
+    heard: list[str] = []
+
+    async def commit(name: str, expected: int) -> None:
+        try:
+            [event] = await store.commit(Write(key(name), pod(name), expected))
+            heard.append(f"{name} at {event.revision}")
+        except RevisionConflict:
+            heard.append(f"{name} refused")
+        await asyncio.sleep(0)
+        heard.append("not cancelled")
+
+    for expected in (0, 77):
+        task = asyncio.create_task(commit("a", expected))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+    assert heard == ["a at 2", "a refused"]
+    assert await store.get(key("a")) is not None
+
+
+async def test_a_time_limit_around_a_commit_holds_after_it(store: Store) -> None:
+    async def commit_in_no_time() -> None:
+        async with asyncio.timeout(0):
+            await store.commit(Write(key("a"), pod("a")))
+            await asyncio.sleep(0)
+
+    with pytest.raises(TimeoutError):
+        await commit_in_no_time()
+    assert await store.get(key("a")) is not None
+
+
 async def test_a_change_tells_what_it_replaced(store: Store) -> None:
     [made] = await store.commit(Write(key("a"), pod("a")))
     [changed] = await store.commit(Write(key("a"), pod("a", app="web"), expected=made.revision))
