@@ -152,8 +152,9 @@ testdeps:
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null
 	fi
 
-rounds: venv deps ## what happens to a host, 20 rounds each, in every mode that it has (root, 15 min)
-	KONE_TEST_ROUNDS=20 $(BIN)/python -m pytest -q -rP tests/contracts/test_mending.py
+rounds: venv deps ## what happens to a host, 20 rounds each, in every mode (root; ipvs in a virtual machine; an hour)
+	KONE_TEST_ROUNDS=20 $(BIN)/python -m pytest -q -rP tests/contracts/test_mending.py tests/contracts/test_beside_firewalls.py
+	$(BIN)/python -m tests.vm --timeout 7200 -- .ci/ipvs rounds
 
 soak: venv deps docker ## 500 pods come and go and leave nothing behind (root, 10 min)
 	KONE_TEST_SOAK=500 $(BIN)/python -m pytest -q -rP tests/e2e/test_soak.py

@@ -1,7 +1,7 @@
 """Services and pods beside the firewalls that hosts have, the real ones: firewalld, ufw and a Docker of the test's own.
 
 Each is started, made to write its rules anew, and started again, in the test's network namespace. Within five seconds
-each time a pod reaches Services, other pods and the outside, and the outside a node port.
+each time a pod reaches Services, other pods and the outside, and the outside a node port. `make rounds`: 20 times.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.net.world import World, run
 
 pytestmark = pytest.mark.ring3
 
+ROUNDS = int(os.environ.get("KONE_TEST_ROUNDS", "2"))
 WITHIN_S = 5.0
 STARTED_WITHIN_S = 60.0
 MODES = ("ipvs-v4", "nftables-v4", "iptables-nft-v4", "iptables-nft-v6", "iptables-legacy-v4")
@@ -138,7 +139,7 @@ async def test_firewalld_starts_reloads_and_starts_again(
     with ExitStack() as running:
         running.enter_context(program("dbus-daemon", "--nofork", f"--config-file={folder}/bus.conf"))
         wait_for(["test", "-S", f"{folder}/bus"])
-        for _ in range(2):
+        for _ in range(ROUNDS):
             with program(*firewalld):
                 wait_for(["firewall-cmd", "--state"])
                 assert "filter_FORWARD" in run("nft", "list", "chains")
@@ -168,7 +169,7 @@ async def test_ufw_is_enabled_reloaded_and_enabled_again(stage: Stage, folder: P
         """As on a host of its own: its files, and the iptables that it finds, are the test's."""
         run("unshare", "--mount", "sh", "-ec", f"{mounts}ufw {' '.join(words)}")
 
-    for _ in range(2):
+    for _ in range(ROUNDS):
         for command in (("--force", "enable"), ("reload",)):
             ufw(*command)
             await eventually(right, WITHIN_S)
@@ -190,7 +191,7 @@ async def test_docker_starts_and_restarts(stage: Stage, folder: Path) -> None:
     ]
     (folder / "json").write_text("{}")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("0")  # where Docker turns it on, it drops what it does not know
-    for _ in range(2):
+    for _ in range(ROUNDS):
         with program(*dockerd):
             wait_for(["docker", "--host", socket, "version"])
             assert "-P FORWARD DROP" in run("iptables", "-S", "FORWARD")
