@@ -100,10 +100,14 @@ class BridgeNetwork:
         """Who has which: addresses by pod UID."""
         return self._ipam.pods
 
+    @property
+    def _versions(self) -> list[int]:
+        return [pool.network.version for pool in self._ipam.pools]
+
     async def start(self) -> None:
         """Make bridge, routes and rules, and take over the addresses that pods of an earlier run have."""
-        for pool in self._ipam.pools:
-            forward(pool.network.version)
+        for version in self._versions:
+            forward(version)
         uplink = await self._links.uplink()
         self._uplink, self._mtu = uplink or (0, DEFAULT_MTU)
         self._mtu = self._config.mtu or self._mtu
@@ -142,14 +146,15 @@ class BridgeNetwork:
             await asyncio.sleep(SETTLE_S)
             self._lost.clear()
             try:
-                self._index, done = await self._links.ensure_bridge(self._spec(), self._mtu)
+                done = [f"IPv{v} is forwarded again" for v in self._versions if forward(v)]
+                self._index, mended = await self._links.ensure_bridge(self._spec(), self._mtu)
             except LinkError as error:
                 log.error("the bridge could not be mended, trying again: %s", error)
                 self._lost.set()
                 await asyncio.sleep(RETRY_S)
                 continue
-            if done:
-                log.warning("mended bridge %s: %s", self._names.bridge, ", ".join(done))
+            if done or mended:
+                log.warning("mended bridge %s: %s", self._names.bridge, ", ".join([*mended, *done]))
 
     async def _follow_uplink(self) -> None:
         """Give the bridge and the pods the uplink's MTU when it is another; a host without uplink keeps what was."""

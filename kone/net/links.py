@@ -347,18 +347,19 @@ def _set(link: str, setting: str, value: int, family: str = "ipv4") -> None:
         Path(f"/proc/sys/net/{family}/conf/{link}/{setting}").write_text(str(value))
 
 
-def forward(version: int) -> None:
-    """Have the host pass on packets of that family. Raises LinkError."""
+def forward(version: int) -> bool:
+    """Have the host pass on packets of that family; whether it did not. Raises LinkError."""
     settings = Path("/proc/sys/net")
     switch = settings / ("ipv4/ip_forward" if version == 4 else "ipv6/conf/all/forwarding")
     try:
         if switch.read_text().strip() == "1":
-            return
+            return False
         # A host that forwards hears no router any more, and loses its default route, unless a link says 2.
         for heard in settings.glob("ipv6/conf/*/accept_ra") if version == 6 else ():
             if heard.read_text().strip() == "1":
                 heard.write_text("2")
         switch.write_text("1")
+        return True
     except OSError as error:
         raise LinkError(f"{switch} cannot be set to 1 ({error.strerror}): set it before kone starts") from error
 

@@ -287,6 +287,16 @@ async def test_a_bridge_that_someone_else_harmed_is_mended(world: World, node: N
         assert (await world.ask("", ip_b, 80))[0] == "b"
 
 
+async def test_forwarding_that_someone_else_turned_off_comes_back(world: World, node: Node) -> None:
+    a = world.namespace()
+    await attach(node.network, "a", a)
+    switch = Path("/proc/sys/net/ipv4/ip_forward")
+    switch.write_text("0")
+    await eventually(lambda: switch.read_text().strip() == "1", within_s=5)
+    async with await world.serve(world.outside, 82, "outside"):
+        assert (await world.ask(a, OUTSIDE_IP, 82))[0] == "outside"
+
+
 async def test_other_ranges_take_the_old_ones_away(world: World, tmp_path: Path) -> None:
     async with Node(tmp_path):
         pass
