@@ -57,7 +57,7 @@ class Evaluator:
 
 
 def evaluator_of(resource: GVR) -> Evaluator:
-    """Pods, services and claims cost in several ways; of everything else the objects are counted."""
+    """Pods, services and claims (of volumes, of devices) cost in several ways; of all else the objects are counted."""
     special = _SPECIAL.get((resource.group, resource.resource))
     if special is not None:
         return Evaluator(resource, *special)
@@ -298,10 +298,37 @@ def _claim_in_scope(scope: Scope, claim: Object) -> bool:
     return scope.get("scopeName") == "VolumeAttributesClass" and _selects(scope, attribute_classes(claim))
 
 
+# Claims of devices
+
+_DEVICES_OF_CLASS = ".deviceclass.resource.k8s.io/devices"
+_COUNT_OF_DEVICE_CLAIMS = "count/resourceclaims.resource.k8s.io"
+_ALL_DEVICES = 32  # what a claim for all devices may get at most
+
+
+def _device_claim_matching(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name == _COUNT_OF_DEVICE_CLAIMS or name.endswith(_DEVICES_OF_CLASS)]
+
+
+def _device_claim_usage(claim: Object, now: float) -> Usage:
+    """The devices of each class; of alternatives, for each class, the one that asks for most."""
+    devices: dict[str, int] = {}
+    for request in dig(claim, "spec", "devices", "requests", default=()):
+        most: dict[str, int] = {}
+        for asked in request.get("firstAvailable") or [request.get("exactly") or {}]:
+            if name := asked.get("deviceClassName"):
+                count = _ALL_DEVICES if asked.get("allocationMode") == "All" else int(asked.get("count") or 1)
+                most[name] = max(count, most.get(name, 0))
+        for name, count in most.items():
+            devices[name] = devices.get(name, 0) + count
+    usage = {f"{name}{_DEVICES_OF_CLASS}": Quantity.of(count) for name, count in devices.items()}
+    return {_COUNT_OF_DEVICE_CLAIMS: _ONE, **usage}
+
+
 _SPECIAL: Mapping[tuple[str, str], tuple[Any, Any, Any]] = {
     ("", "pods"): (_pod_matching, _pod_usage, _pod_in_scope),
     ("", "services"): (_service_matching, _service_usage, lambda scope, obj: False),
     ("", "persistentvolumeclaims"): (_claim_matching, _claim_usage, _claim_in_scope),
+    ("resource.k8s.io", "resourceclaims"): (_device_claim_matching, _device_claim_usage, lambda scope, obj: False),
 }
 
 

@@ -222,5 +222,8 @@ class ReplicaSets(Reconciler):
 
 REPLICASET_CONTROLLER = Controller("replicaset-controller", ReplicaSets)
 REPLICATION_CONTROLLER_CONTROLLER = Controller(
-    "replication-controller", lambda ctx: ReplicaSets(ctx, REPLICATION_CONTROLLER)
+    "replicationcontroller-controller",
+    lambda ctx: ReplicaSets(ctx, REPLICATION_CONTROLLER),
+    account="replication-controller",
+    component="replication-controller",
 )

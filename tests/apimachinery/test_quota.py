@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kone.apimachinery.kinds import GVR, PERSISTENTVOLUMECLAIMS, PODS, SERVICES
+from kone.apimachinery.kinds import GVR, PERSISTENTVOLUMECLAIMS, PODS, RESOURCECLAIMS, SERVICES
 from kone.apimachinery.objects import Object
 from kone.apimachinery.quota import counts, evaluator_of, texts, total
 
@@ -91,6 +91,18 @@ def test_what_a_claim_costs_also_by_its_class() -> None:
     assert cost(PERSISTENTVOLUMECLAIMS, grown)["requests.storage"] == "5Gi"
 
 
+def test_what_a_claim_of_devices_costs_by_class() -> None:
+    """Of alternatives only one is given: of each class the dearest counts."""
+    exactly = {"deviceClassName": "gold", "allocationMode": "ExactCount", "count": 2}
+    alternatives = [exactly, {**exactly, "count": 5}, {"deviceClassName": "tin", "allocationMode": "All"}]
+    requests = [{"name": "a", "exactly": exactly}, {"name": "b", "firstAvailable": alternatives}]
+    assert cost(RESOURCECLAIMS, {"spec": {"devices": {"requests": requests}}}) == {
+        "count/resourceclaims.resource.k8s.io": "1",
+        "gold.deviceclass.resource.k8s.io/devices": "7",
+        "tin.deviceclass.resource.k8s.io/devices": "32",
+    }
+
+
 def test_other_objects_are_counted() -> None:
     assert cost(GVR("", "v1", "secrets"), {}) == {"count/secrets": "1", "secrets": "1"}
     assert cost(GVR("apps", "v1", "deployments"), {}) == {"count/deployments.apps": "1"}
@@ -103,6 +115,11 @@ def test_other_objects_are_counted() -> None:
         (PODS, ["hugepages-1Gi", "requests.hugepages-1Gi", "requests.storage"], [0, 1]),
         (SERVICES, ["count/services", "services", "pods"], [0, 1]),
         (PERSISTENTVOLUMECLAIMS, ["a.storageclass.storage.k8s.io/requests.storage", "requests.storage", "x"], [0, 1]),
+        (
+            RESOURCECLAIMS,
+            ["a.deviceclass.resource.k8s.io/devices", "count/resourceclaims.resource.k8s.io", "x"],
+            [0, 1],
+        ),
         (GVR("", "v1", "configmaps"), ["configmaps", "count/configmaps", "count/configmaps.x"], [0, 1]),
     ],
 )
