@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from kone.admission.choice import choose
+from kone.admission.configuration import Configurations, parse_configurations
 from kone.aio.clock import Clock
 from kone.aio.rotating_file import RotatingFile
 from kone.apiserver.audit import Audit
@@ -23,6 +25,7 @@ from kone.store.store import StoreError
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 10.0  # how often files that may change are looked at
+ADMISSION = "--admission-control-config-file"
 ENCRYPTION = "--encryption-provider-config"
 Made = TypeVar("Made")
 MEGABYTE = 2**20
@@ -87,6 +90,26 @@ def audit_of(settings: Settings, clock: Clock) -> Audit | None:
     except OSError as error:
         raise ConfigError(f"--audit-log-path {settings.audit_log_path}: {error.strerror}") from None
     return Audit(policy, sink, clock)
+
+
+def admission_plugins_of(settings: Settings) -> tuple[str, ...]:
+    """The names of the admission plugins that are on, in order."""
+    try:
+        return choose(_names(settings.enable_admission_plugins), _names(settings.disable_admission_plugins))
+    except ValueError as error:
+        raise ConfigError(f"{error}: docs/admission.md names them all") from None
+
+
+def admission_configurations_of(settings: Settings) -> Configurations:
+    """How admission plugins are configured."""
+    path = settings.admission_control_config_file
+    if not path:
+        return {}
+    return read(ADMISSION, path, lambda text: parse_configurations(text, Path(path).parent))
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def encryption_of(settings: Settings) -> Encryption | None:

@@ -131,6 +131,13 @@ class Settings:
     token_auth_file: str = _setting(
         "", "bearer tokens of users, a CSV file: token, user name, UID and groups in one quoted column", metavar="FILE"
     )
+    enable_admission_plugins: str = _setting(
+        "", "admission plugins that are on beside those that are by default", metavar="LIST"
+    )
+    disable_admission_plugins: str = _setting("", "admission plugins that are off", metavar="LIST")
+    admission_control_config_file: str = _setting(
+        "", "how admission plugins are configured, a file of kind AdmissionConfiguration", metavar="FILE"
+    )
     audit_policy_file: str = _setting(
         "", "what the audit log records, a file of kind Policy (audit.k8s.io/v1)", metavar="FILE"
     )

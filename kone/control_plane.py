@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kone import api_files
-from kone.admission.chain import default_chain
+from kone.admission.chain import Chain, Doors, default_chain
 from kone.aio.clock import Clock
 from kone.aio.stages import Stage
 from kone.aio.tasks import TaskGroup
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.ip_addresses import family_of
-from kone.apimachinery.kinds import GVK, GVR, parse_api_version
+from kone.apimachinery.kinds import GVK, GVR, NAMESPACES, parse_api_version
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import AUTHENTICATED, SYSTEM_MASTERS, User, service_account_user
 from kone.apiserver import kubernetes_endpoints
@@ -45,7 +45,7 @@ from kone.auth.static_tokens import BootstrapTokens, admin_tokens
 from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
 from kone.cache.watch_cache import Caches
 from kone.client.client import Client
-from kone.config import Settings, node_ports
+from kone.config import ConfigError, Settings, node_ports
 from kone.registry import metrics
 from kone.registry.allocators import AllocationError, Allocators
 from kone.registry.registry import builtin
@@ -211,7 +211,7 @@ class ControlPlane:
             registry=self.registry,
             store=store,
             caches=caches,
-            admission=default_chain(caches, self.clock, authorizer, registry=self.registry, webhooks=self._webhooks),
+            admission=self._admission(caches, authorizer),
             authorizer=authorizer,
             allocators=allocators,
             clock=self.clock,
@@ -254,6 +254,26 @@ class ControlPlane:
         self._tasks.guard(self._renew_certificates, name="renew-certificates")
         if self._files:
             self._tasks.guard(self._watch_files, name="watch-files")
+
+    def _admission(self, caches: Caches, authorizer: Authorizer) -> Chain:
+        """The admission plugins, as the settings choose and configure them."""
+        settings = self.settings
+
+        async def make_namespace(name: str) -> None:
+            namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            await self.client_for(API_SERVER).create(NAMESPACES, namespace)
+
+        try:
+            return default_chain(
+                caches,
+                self.clock,
+                authorizer,
+                Doors(self.registry, self._webhooks, make_namespace),
+                names=api_files.admission_plugins_of(settings),
+                configurations=api_files.admission_configurations_of(settings),
+            )
+        except ValueError as error:
+            raise ConfigError(f"{api_files.ADMISSION} {settings.admission_control_config_file}: {error}") from None
 
     async def _start_upkeep(self) -> None:
         """The loops that upstream runs in its API server: they are there without the other controllers too."""

@@ -7,25 +7,47 @@ table in docs/admission.md names every plugin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
+from kone.admission import (
+    event_rate_limit,
+    image_policy_webhook,
+    pod_node_selector,
+    pod_security_policy,
+    pod_toleration_restriction,
+)
+from kone.admission.always import AlwaysAdmit, AlwaysDeny
+from kone.admission.always_pull_images import AlwaysPullImages
 from kone.admission.certificates import (
     CertificateApproval,
     CertificateSigning,
     CertificateSubjectRestriction,
     ClusterTrustBundleAttest,
 )
+from kone.admission.choice import choose
+from kone.admission.configuration import Configurations
 from kone.admission.default_classes import DefaultIngressClass, DefaultStorageClass
 from kone.admission.default_toleration_seconds import DefaultTolerationSeconds
+from kone.admission.deny_service_external_ips import DenyServiceExternalIPs
 from kone.admission.device_admin_access import DeviceAdminAccess
+from kone.admission.event_rate_limit import EventRateLimit
+from kone.admission.extended_resource_toleration import ExtendedResourceToleration
+from kone.admission.image_policy_webhook import ImagePolicyWebhook
+from kone.admission.limit_pod_hard_anti_affinity_topology import LimitPodHardAntiAffinityTopology
 from kone.admission.limit_ranger import LimitRanger
 from kone.admission.namespace_lifecycle import NamespaceLifecycle
+from kone.admission.namespace_presence import MakeNamespace, NamespaceAutoProvision, NamespaceExists
 from kone.admission.node_declared_features import NodeDeclaredFeatureValidator
 from kone.admission.node_restriction import NodeRestriction
+from kone.admission.owner_references_permission_enforcement import OwnerReferencesPermissionEnforcement
 from kone.admission.persistent_volume_claim_resize import PersistentVolumeClaimResize
 from kone.admission.plugin import Attributes, Authorizer, Caches, Plugin
+from kone.admission.pod_node_selector import PodNodeSelector
 from kone.admission.pod_resize_validator import PodResizeValidator
 from kone.admission.pod_security import PodSecurity
+from kone.admission.pod_toleration_restriction import PodTolerationRestriction
 from kone.admission.pod_topology_labels import PodTopologyLabels
 from kone.admission.policy import ValidatingAdmissionPolicy
 from kone.admission.policy_mutating import MutatingAdmissionPolicy
@@ -36,9 +58,17 @@ from kone.admission.runtime_class import RuntimeClass
 from kone.admission.service_account import ServiceAccount
 from kone.admission.storage_object_in_use_protection import StorageObjectInUseProtection
 from kone.admission.taint_nodes_by_condition import TaintNodesByCondition
-from kone.admission.webhooks import MutatingAdmissionWebhook, ValidatingAdmissionWebhook, WebhookCaller, finisher
+from kone.admission.webhooks import (
+    MutatingAdmissionWebhook,
+    ValidatingAdmissionWebhook,
+    WebhookCaller,
+    WebhookDoor,
+    finisher,
+    parse_kubeconfig_file,
+)
 from kone.admission.webhooks_matching import Matcher
 from kone.aio.clock import Clock
+from kone.apimachinery.errors import go_quote
 from kone.registry.resource import Registry
 
 
@@ -76,54 +106,119 @@ class Chain:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """How plugins reach beyond what they are shown; without one, the plugins that need it are left out."""
+
+    registry: Registry | None = None
+    webhooks: WebhookDoor | None = None
+    make_namespace: MakeNamespace | None = None
+
+
+NO_DOORS = Doors()
+
+
 def default_chain(
     caches: Caches,
     clock: Clock,
     authorizer: Authorizer,
+    doors: Doors = NO_DOORS,
     *,
-    registry: Registry | None = None,
-    webhooks: WebhookCaller | None = None,
+    names: Iterable[str] | None = None,
+    configurations: Configurations = MappingProxyType({}),
 ) -> Chain:
-    """Every plugin that is on by default, in upstream's order; RoleEscalation and DeviceAdminAccess stand where
-    upstream's storage asks.
+    """The plugins that are named, by default those of upstream's defaults, in upstream's order, each as configured.
 
-    Webhooks and policies are asked where there is a `registry` and who calls webhooks.
+    Raises ValueError where a plugin cannot be configured so.
     """
-    asking: list[Plugin] = []
-    if registry is not None and webhooks is not None:
-        matcher = Matcher(caches, registry)
-        finish = finisher(registry)
-        asking = [
-            MutatingAdmissionPolicy(caches, matcher, registry, authorizer, finish),
-            MutatingAdmissionWebhook(caches, matcher, webhooks, authorizer, finish),
-            ValidatingAdmissionPolicy(caches, matcher, registry, authorizer),
-            ValidatingAdmissionWebhook(caches, matcher, webhooks, authorizer),
-        ]
-    return Chain(
-        [
-            NamespaceLifecycle(caches),
-            LimitRanger(caches),
-            ServiceAccount(caches, clock),
-            NodeRestriction(caches),
-            TaintNodesByCondition(),
-            PodSecurity(caches),
-            Priority(caches),
-            DefaultTolerationSeconds(),
-            DefaultStorageClass(caches),
-            StorageObjectInUseProtection(),
-            PersistentVolumeClaimResize(caches),
-            RuntimeClass(caches),
-            CertificateApproval(authorizer),
-            CertificateSigning(authorizer),
-            ClusterTrustBundleAttest(authorizer),
-            CertificateSubjectRestriction(),
-            DefaultIngressClass(caches),
-            PodTopologyLabels(caches),
-            NodeDeclaredFeatureValidator(caches),
-            PodResizeValidator(caches),
-            RoleEscalation(authorizer.escalation),
-            DeviceAdminAccess(caches),
-            *asking,
-            ResourceQuota(caches, clock),
-        ]
-    )
+    made = _factories(caches, clock, authorizer, doors)
+    plugins = []
+    for name in choose() if names is None else names:
+        if name in made:
+            try:
+                plugins.append(made[name](configurations.get(name)))
+            except ValueError as error:
+                raise ValueError(f"couldn't init admission plugin {go_quote(name)}: {error}") from None
+    return Chain(plugins)
+
+
+Factory = Callable[[str | None], Plugin]
+"""Makes a plugin of its configuration's text, None where it has none. Raises ValueError."""
+
+
+def _factories(caches: Caches, clock: Clock, authorizer: Authorizer, doors: Doors) -> Mapping[str, Factory]:
+    """How each plugin is made."""
+    found: dict[str, Factory] = {
+        "AlwaysAdmit": lambda _: AlwaysAdmit(),
+        "NamespaceLifecycle": lambda _: NamespaceLifecycle(caches),
+        "NamespaceExists": lambda _: NamespaceExists(caches),
+        "LimitPodHardAntiAffinityTopology": lambda _: LimitPodHardAntiAffinityTopology(),
+        "LimitRanger": lambda _: LimitRanger(caches),
+        "ServiceAccount": lambda _: ServiceAccount(caches, clock),
+        "NodeRestriction": lambda _: NodeRestriction(caches),
+        "TaintNodesByCondition": lambda _: TaintNodesByCondition(),
+        "AlwaysPullImages": lambda _: AlwaysPullImages(),
+        "PodSecurity": lambda text: PodSecurity(
+            caches, pod_security_policy.parse(text) if text else pod_security_policy.NOTHING_CONFIGURED
+        ),
+        "PodNodeSelector": lambda text: PodNodeSelector(caches, pod_node_selector.parse(text) if text else {}),
+        "Priority": lambda _: Priority(caches),
+        "DefaultTolerationSeconds": lambda _: DefaultTolerationSeconds(),
+        "PodTolerationRestriction": lambda text: PodTolerationRestriction(
+            caches, pod_toleration_restriction.parse(text) if text else pod_toleration_restriction.Restriction()
+        ),
+        "EventRateLimit": lambda text: EventRateLimit(event_rate_limit.parse(text) if text else (), clock),
+        "ExtendedResourceToleration": lambda _: ExtendedResourceToleration(),
+        "DefaultStorageClass": lambda _: DefaultStorageClass(caches),
+        "StorageObjectInUseProtection": lambda _: StorageObjectInUseProtection(),
+        "PersistentVolumeClaimResize": lambda _: PersistentVolumeClaimResize(caches),
+        "RuntimeClass": lambda _: RuntimeClass(caches),
+        "CertificateApproval": lambda _: CertificateApproval(authorizer),
+        "CertificateSigning": lambda _: CertificateSigning(authorizer),
+        "ClusterTrustBundleAttest": lambda _: ClusterTrustBundleAttest(authorizer),
+        "CertificateSubjectRestriction": lambda _: CertificateSubjectRestriction(),
+        "DefaultIngressClass": lambda _: DefaultIngressClass(caches),
+        "DenyServiceExternalIPs": lambda _: DenyServiceExternalIPs(),
+        "PodTopologyLabels": lambda _: PodTopologyLabels(caches),
+        "NodeDeclaredFeatureValidator": lambda _: NodeDeclaredFeatureValidator(caches),
+        "PodResizeValidator": lambda _: PodResizeValidator(caches),
+        "RoleEscalation": lambda _: RoleEscalation(authorizer.escalation),
+        "DeviceAdminAccess": lambda _: DeviceAdminAccess(caches),
+        "ResourceQuota": lambda _: ResourceQuota(caches, clock),
+        "AlwaysDeny": lambda _: AlwaysDeny(),
+    }
+    if (make := doors.make_namespace) is not None:
+        found["NamespaceAutoProvision"] = lambda _: NamespaceAutoProvision(caches, make)
+    if (registry := doors.registry) is not None:
+        found["OwnerReferencesPermissionEnforcement"] = lambda _: OwnerReferencesPermissionEnforcement(
+            authorizer, registry
+        )
+        if (webhooks := doors.webhooks) is not None:
+            found |= _asking(caches, authorizer, registry, webhooks)
+            found["ImagePolicyWebhook"] = lambda text: _image_policy(text, webhooks, clock)
+    return found
+
+
+def _image_policy(text: str | None, webhooks: WebhookDoor, clock: Clock) -> Plugin:
+    policy = image_policy_webhook.parse(text)
+    return ImagePolicyWebhook(policy, webhooks.backend(policy.kubeconfig), clock)
+
+
+def _asking(caches: Caches, authorizer: Authorizer, registry: Registry, webhooks: WebhookDoor) -> Mapping[str, Factory]:
+    """The plugins that ask policies and other programs."""
+    matcher, finish = Matcher(caches, registry), finisher(registry)
+
+    def caller(text: str | None) -> WebhookCaller:
+        path = parse_kubeconfig_file(text) if text else ""
+        return webhooks.identified(path) if path else webhooks
+
+    return {
+        "MutatingAdmissionPolicy": lambda _: MutatingAdmissionPolicy(caches, matcher, registry, authorizer, finish),
+        "MutatingAdmissionWebhook": lambda text: MutatingAdmissionWebhook(
+            caches, matcher, caller(text), authorizer, finish
+        ),
+        "ValidatingAdmissionPolicy": lambda _: ValidatingAdmissionPolicy(caches, matcher, registry, authorizer),
+        "ValidatingAdmissionWebhook": lambda text: ValidatingAdmissionWebhook(
+            caches, matcher, caller(text), authorizer
+        ),
+    }

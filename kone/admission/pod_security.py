@@ -7,19 +7,27 @@ audit log.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from kone.admission.plugin import Attributes, Caches, Plugin
-from kone.admission.pod_security_checks import Level, details, evaluate, reasons
-from kone.apimachinery.errors import FieldError, internal_error, invalid, invalid_value
+from kone.admission.pod_security_checks import details, evaluate, reasons
+from kone.admission.pod_security_policy import (
+    MODES,
+    NOTHING_CONFIGURED,
+    PREFIX,
+    STRICTNESS,
+    Bar,
+    Configuration,
+    Policy,
+    policy_of,
+)
+from kone.apimachinery.errors import aggregate, go_quote, internal_error, invalid
 from kone.apimachinery.objects import Object, annotations_of, controller_of, dig, labels_of, name_of
 
-PREFIX = "pod-security.kubernetes.io/"
-STRICTNESS: Mapping[Level, int] = {"privileged": 0, "baseline": 1, "restricted": 2}
 PODS_CHECKED = 3000  # upstream's bound on a namespace's update
 IGNORED_SUBRESOURCES = frozenset({"exec", "attach", "binding", "eviction", "log", "portforward", "proxy", "status"})
+EXEMPT = f"{PREFIX}exempt"
 NAMESPACES = ("", "namespaces")
 PODS = ("", "pods")
 TEMPLATES: Mapping[tuple[str, str], tuple[str, ...]] = {
@@ -32,24 +40,6 @@ TEMPLATES: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("batch", "jobs"): ("spec", "template"),
     ("batch", "cronjobs"): ("spec", "jobTemplate", "spec", "template"),
 }
-_VERSION = re.compile(r"v1\.(0|[1-9][0-9]*)")
-
-
-class Bar(NamedTuple):
-    """A level at a version; minor None is the latest."""
-
-    level: Level = "privileged"
-    minor: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.level}:{'latest' if self.minor is None else f'v1.{self.minor}'}"
-
-
-class Policy(NamedTuple):
-    enforce: Bar
-    audit: Bar
-    warn: Bar
-    errors: list[FieldError]
 
 
 class PodSecurity(Plugin):
@@ -57,7 +47,8 @@ class PodSecurity(Plugin):
     resources = frozenset({NAMESPACES, PODS, *TEMPLATES})
     subresources = None
 
-    def __init__(self, caches: Caches) -> None:
+    def __init__(self, caches: Caches, configuration: Configuration = NOTHING_CONFIGURED) -> None:
+        self._configuration = configuration
         self._namespaces = caches.of(*NAMESPACES)
         self._pods = caches.of(*PODS)
 
@@ -69,31 +60,70 @@ class PodSecurity(Plugin):
     async def validate(self, a: Attributes) -> None:
         if a.group_resource == NAMESPACES:
             self._namespace(a)
+        elif self._is_exempt(a):
+            return
         elif a.group_resource == PODS:
             if a.operation == "CREATE" or _images_changed(a.object, a.old or {}):
                 self._pod(a)
         else:
             self._template(a)
 
+    def _is_exempt(self, a: Attributes) -> bool:
+        """Whether the namespace or the user is; the audit log is told."""
+        exempt = self._configuration
+        if a.namespace in exempt.namespaces:
+            a.annotate(EXEMPT, "namespace")
+        elif a.user.name in exempt.usernames:
+            a.annotate(EXEMPT, "user")
+        else:
+            return False
+        return True
+
+    def _runs_exempt(self, spec: Object) -> bool:
+        return spec.get("runtimeClassName") in self._configuration.runtime_classes
+
     def _namespace(self, a: Attributes) -> None:
-        new = policy_of(labels_of(a.object))
+        new = self._policy(a.object)
+        name = name_of(a.object)
         if a.operation == "CREATE":
             if new.errors:
-                raise invalid(a.kind.group_kind, name_of(a.object), new.errors)
+                raise invalid(a.kind.group_kind, name, new.errors)
+            if name in self._configuration.namespaces:
+                self._warn_of_exemption(a, new)
             return
-        old = policy_of(labels_of(a.old or {}))
+        old = self._policy(a.old or {})
         if new.errors and new.errors != old.errors:
             raise invalid(a.kind.group_kind, a.name, new.errors)
-        is_relaxed = (
-            new.enforce.minor == old.enforce.minor and STRICTNESS[new.enforce.level] <= STRICTNESS[old.enforce.level]
+        bar, before = new.bars.enforce, old.bars.enforce
+        if bar == before or bar.level == "privileged":
+            return
+        if bar.minor == before.minor and STRICTNESS[bar.level] <= STRICTNESS[before.level]:
+            return
+        if name in self._configuration.namespaces:
+            self._warn_of_exemption(a, new)
+            return
+        for warning in self._violations(name, bar):
+            a.warn(warning)
+
+    def _warn_of_exemption(self, a: Attributes, policy: Policy) -> None:
+        """Labels that ask for something are not heard."""
+        if policy.bars.is_privileged or policy.bars.is_like(self._configuration.defaults):
+            return
+        labels = labels_of(a.object)
+        asked = [
+            f"{mode}={bar}"
+            for mode, bar in zip(MODES, policy.bars, strict=True)
+            if bar.level != "privileged" and (PREFIX + mode in labels or f"{PREFIX}{mode}-version" in labels)
+        ]
+        a.warn(
+            f"namespace {go_quote(name_of(a.object))} is exempt from Pod Security, "
+            f"and the policy ({', '.join(asked)}) will be ignored"
         )
-        if new.enforce.level != "privileged" and not is_relaxed:
-            for warning in self._violations(name_of(a.object), new.enforce):
-                _warn(a, warning)
 
     def _violations(self, namespace: str, bar: Bar) -> list[str]:
         """What the namespace's pods break of the level, as warnings: a line for each way, with the pods counted."""
-        pods = _one_of_each_controller_first([entry.obj for entry in self._pods.list(namespace)])
+        found = (entry.obj for entry in self._pods.list(namespace))
+        pods = _one_of_each_controller_first([pod for pod in found if not self._runs_exempt(pod.get("spec") or {})])
         by_reasons: dict[str, list[str]] = {}
         for pod in pods[:PODS_CHECKED]:
             findings = evaluate(bar.level, bar.minor, annotations_of(pod), pod.get("spec") or {})
@@ -113,80 +143,44 @@ class PodSecurity(Plugin):
 
     def _pod(self, a: Attributes) -> None:
         policy = self._policy_for(a)
-        spec, annotations = a.object.get("spec") or {}, annotations_of(a.object)
-        a.annotate(f"{PREFIX}enforce-policy", str(policy.enforce))
-        _audit(a, policy.audit, annotations, spec)
-        findings = evaluate(policy.enforce.level, policy.enforce.minor, annotations, spec)
-        if findings:
-            raise a.refuse(f'violates PodSecurity "{policy.enforce}": {details(findings)}')
-        self._warn_of(a, policy.warn, annotations, spec)
+        self._judge(a, policy, annotations_of(a.object), a.object.get("spec") or {}, enforced=policy.bars.enforce)
 
     def _template(self, a: Attributes) -> None:
         template = dig(a.obj, *TEMPLATES[a.group_resource])
-        if template:
-            policy = self._policy_for(a)
-            _audit(a, policy.audit, annotations_of(template), template.get("spec") or {})
-            self._warn_of(a, policy.warn, annotations_of(template), template.get("spec") or {})
+        if not template:
+            return
+        policy = self._policy_for(a)
+        if policy.errors or policy.bars.audit.level != "privileged" or policy.bars.warn.level != "privileged":
+            self._judge(a, policy, annotations_of(template), template.get("spec") or {})
 
-    def _warn_of(self, a: Attributes, bar: Bar, annotations: Mapping[str, str], spec: Object) -> None:
-        if findings := evaluate(bar.level, bar.minor, annotations, spec):
-            _warn(a, f'would violate PodSecurity "{bar}": {details(findings)}')
+    def _judge(
+        self, a: Attributes, policy: Policy, annotations: Mapping[str, str], spec: Object, enforced: Bar | None = None
+    ) -> None:
+        """Note what breaks the audit level, refuse what breaks the one that is enforced, warn of the rest."""
+        bars = policy.bars
+        if policy.errors or not bars.is_privileged:
+            if self._runs_exempt(spec):
+                a.annotate(EXEMPT, "runtimeClass")
+                return
+            if policy.errors:
+                a.annotate(f"{PREFIX}error", f"Failed to parse policy: {aggregate(map(str, policy.errors))}")
+        if enforced is not None:
+            a.annotate(f"{PREFIX}enforce-policy", str(enforced))
+        if findings := evaluate(bars.audit.level, bars.audit.minor, annotations, spec):
+            a.annotate(f"{PREFIX}audit-violations", f'would violate PodSecurity "{bars.audit}": {details(findings)}')
+        if enforced is not None and (findings := evaluate(enforced.level, enforced.minor, annotations, spec)):
+            raise a.refuse(f'violates PodSecurity "{enforced}": {details(findings)}')
+        if findings := evaluate(bars.warn.level, bars.warn.minor, annotations, spec):
+            a.warn(f'would violate PodSecurity "{bars.warn}": {details(findings)}')
 
     def _policy_for(self, a: Attributes) -> Policy:
         entry = self._namespaces.get("", a.namespace)
         if entry is None:
             raise internal_error(f'failed to lookup namespace "{a.namespace}"')
-        return policy_of(labels_of(entry.obj))
+        return self._policy(entry.obj)
 
-
-def policy_of(labels: Mapping[str, str]) -> Policy:
-    """What a namespace's labels ask for. A wrong enforce label enforces the strictest level, a wrong warn label warns
-    of nothing; both are among the errors."""
-    errors: list[FieldError] = []
-    enforce, enforce_is_given = _bar(labels, "enforce", errors)
-    audit, _ = _bar(labels, "audit", errors)
-    warn, _ = _bar(labels, "warn", errors)
-    if f"{PREFIX}warn" not in labels and enforce_is_given and STRICTNESS[enforce.level] > STRICTNESS[warn.level]:
-        minor = warn.minor if f"{PREFIX}warn-version" in labels else enforce.minor
-        warn = Bar(enforce.level, minor)
-    return Policy(enforce, audit, warn, errors)
-
-
-def _bar(labels: Mapping[str, str], mode: str, errors: list[FieldError]) -> tuple[Bar, bool]:
-    """(the level and version of a mode, whether a valid level is given)."""
-    level: Level = "privileged"
-    is_given = False
-    minor: int | None = None
-    key = PREFIX + mode
-    if (text := labels.get(key)) is not None:
-        found = next((known for known in STRICTNESS if known == text), None)
-        if found is None:
-            errors.append(_wrong(key, text, f"must be one of {', '.join(STRICTNESS)}"))
-            level = "restricted" if mode == "enforce" else "privileged"
-        else:
-            level, is_given = found, True
-    key = f"{PREFIX}{mode}-version"
-    if (text := labels.get(key)) is not None and text != "latest":
-        match = _VERSION.fullmatch(text)
-        if match is None:
-            errors.append(_wrong(key, text, 'must be "latest" or "v1.x"'))
-        else:
-            minor = int(match[1])
-    return Bar(level, minor), is_given
-
-
-def _wrong(label: str, value: str, why: str) -> FieldError:
-    return invalid_value(f"metadata.labels[{label}]", value, why)
-
-
-def _audit(a: Attributes, bar: Bar, annotations: Mapping[str, str], spec: Object) -> None:
-    if findings := evaluate(bar.level, bar.minor, annotations, spec):
-        a.annotate(f"{PREFIX}audit-violations", f'would violate PodSecurity "{bar}": {details(findings)}')
-
-
-def _warn(a: Attributes, text: str) -> None:
-    if text not in a.warnings:
-        a.warnings.append(text)
+    def _policy(self, namespace: Object) -> Policy:
+        return policy_of(labels_of(namespace), self._configuration.defaults)
 
 
 def _pod_line(names: Iterable[str], why: str) -> str:

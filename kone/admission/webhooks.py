@@ -19,7 +19,8 @@ from kone.admission.policy_variables import variables_of
 from kone.admission.webhooks_matching import Invocation, Matcher, hooks_of, is_exempt
 from kone.admission.webhooks_review import BadAnswer, Response, denial, read, review
 from kone.apimachinery.cel import MATCH_CONDITIONS_BUDGET, CelError, CelSyntaxError, Program
-from kone.apimachinery.errors import StatusError, forbidden, go_quote, internal_error
+from kone.apimachinery.config_files import load, refuse
+from kone.apimachinery.errors import StatusError, forbidden, go_quote, internal_error, invalid_value
 from kone.apimachinery.objects import Object, deep_copy
 from kone.apimachinery.patch import json_patch
 from kone.apimachinery.schema import strict_decode
@@ -32,7 +33,19 @@ GROUP = "admissionregistration.k8s.io"
 
 
 class CallFailed(Exception):
-    """A webhook could not be asked; the text is upstream's: 'Post "https://…": dial tcp …'."""
+    """A webhook could not be asked; the text is upstream's: 'Post "https://…": dial tcp …'. Whether it `is_transient`:
+    the next attempt may be better."""
+
+    def __init__(self, text: str, *, is_transient: bool = False) -> None:
+        super().__init__(text)
+        self.is_transient = is_transient
+
+
+class Backend(Protocol):
+    """A program that answers one kind of question."""
+
+    async def post(self, body: Object) -> Any:
+        """The decoded answer. Raises CallFailed."""
 
 
 class WebhookCaller(Protocol):
@@ -40,6 +53,28 @@ class WebhookCaller(Protocol):
 
     async def call(self, config: Mapping[str, Any], body: Object, *, timeout_s: float) -> Any:
         """The decoded answer of the webhook that a clientConfig names. Raises CallFailed, within the timeout."""
+
+
+class WebhookDoor(WebhookCaller, Protocol):
+    """Asks webhooks, as nobody or as somebody, and programs that are configured by kubeconfigs."""
+
+    def identified(self, kubeconfig: str) -> WebhookCaller:
+        """The same, showing webhooks the identities of a kubeconfig. Raises ValueError."""
+
+    def backend(self, kubeconfig: str) -> Backend:
+        """The program that a kubeconfig names. Raises ValueError."""
+
+
+WEBHOOK_CONFIGURATIONS = ("apiserver.config.k8s.io/v1",)
+
+
+def parse_kubeconfig_file(text: str) -> str:
+    """The path that a WebhookAdmissionConfiguration names. Raises ConfigFileError."""
+    found = load(text, "WebhookAdmissionConfiguration", WEBHOOK_CONFIGURATIONS, {"kubeConfigFile": str})
+    path = str(found.get("kubeConfigFile") or "")
+    if path and not path.startswith("/"):
+        refuse([invalid_value("kubeConfigFile", path, "must be an absolute file path")])
+    return path
 
 
 Finish = Callable[[Attributes, Object], Object]

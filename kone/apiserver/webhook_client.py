@@ -25,7 +25,11 @@ from yarl import URL
 from kone.admission.webhooks import CallFailed
 from kone.apimachinery.errors import go_quote
 from kone.apimachinery.objects import Object, dig
+from kone.apiserver.kubeconfig_backend import KubeconfigBackend
+from kone.apiserver.webhook_users import WebhookUsers
+from kone.apiserver.webhook_words import answer_words, connection_words
 from kone.cache.watch_cache import Caches
+from kone.client.kubeconfig import Identity, KubeconfigError, load_pair
 
 MAX_ANSWER_BYTES: Final = 16 * 2**20
 _CONTEXTS: Final = 64  # how many CA bundles' contexts are kept
@@ -36,14 +40,34 @@ class ServiceMissing(Exception):
 
 
 class WebhookClient:
-    """`caches` are where services and their endpoints are looked up."""
+    """`caches` are where services and their endpoints are looked up, `users` who the server is to whom."""
 
-    def __init__(self, caches: Caches) -> None:
+    def __init__(self, caches: Caches, users: WebhookUsers | None = None) -> None:
+        self._caches = caches
         self._resolver = ServiceResolver(caches)
-        self._contexts: dict[str, ssl.SSLContext] = {}
+        self._users = users or WebhookUsers({})
+        self._contexts: dict[tuple[str, Identity], ssl.SSLContext] = {}
         self._session: aiohttp.ClientSession | None = None
+        self._others: list[WebhookClient | KubeconfigBackend] = []
+
+    def identified(self, kubeconfig: str) -> WebhookClient:
+        """The same, showing the identities of a kubeconfig; closed with this one. Raises ValueError."""
+        try:
+            found = WebhookClient(self._caches, WebhookUsers.read(kubeconfig))
+        except KubeconfigError as error:
+            raise ValueError(str(error)) from None
+        self._others.append(found)
+        return found
+
+    def backend(self, kubeconfig: str) -> KubeconfigBackend:
+        """The program that a kubeconfig names; closed with this client. Raises ValueError."""
+        found = KubeconfigBackend(kubeconfig)
+        self._others.append(found)
+        return found
 
     async def close(self) -> None:
+        for each in self._others:
+            await each.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -58,23 +82,29 @@ class WebhookClient:
         except TimeoutError:
             raise CallFailed(f"{shown}: context deadline exceeded") from None
         except (aiohttp.ClientError, OSError, ssl.SSLError, ValueError, ServiceMissing) as error:
-            raise CallFailed(f"{shown}: {self._words(error, url)}") from None
+            at = self._resolver.last.get(url.host or "", f"{url.host}:{url.port}")
+            raise CallFailed(f"{shown}: {connection_words(error, url, at)}") from None
 
     async def _post(self, url: URL, config: Mapping[str, Any], body: Object) -> Any:
         if (service := config.get("service")) is not None:
             self._resolver.check(service)
         session = self._opened()
+        user = self._users.of(url.host or "", url.port or 443)
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if user.token:
+            headers["Authorization"] = f"Bearer {user.token}"
+        elif user.username:
+            headers["Authorization"] = aiohttp.BasicAuth(user.username, user.password, "utf-8").encode()
         async with session.post(
             url,
             data=orjson.dumps(body),
             headers=headers,
-            ssl=self._context(config.get("caBundle") or ""),
+            ssl=self._context(config.get("caBundle") or "", user),
             allow_redirects=False,
         ) as answer:
             data = await answer.content.read(MAX_ANSWER_BYTES)
             if not 200 <= answer.status < 300:
-                raise CallFailed(_status_words(answer.status, data))
+                raise CallFailed(answer_words(answer.status, data))
         try:
             return orjson.loads(data)
         except orjson.JSONDecodeError as error:
@@ -88,8 +118,9 @@ class WebhookClient:
             )
         return self._session
 
-    def _context(self, bundle: str) -> ssl.SSLContext:
-        found = self._contexts.get(bundle)
+    def _context(self, bundle: str, user: Identity) -> ssl.SSLContext:
+        key = bundle, user
+        found = self._contexts.get(key)
         if found is None:
             try:
                 pem = base64.b64decode(bundle).decode("ascii").strip() or None
@@ -98,26 +129,12 @@ class WebhookClient:
                 raise ValueError("unable to load root certificates: unable to parse bytes as PEM block") from None
             # Go's verifier takes test CAs that lack the extensions of RFC 5280; OpenSSL 3 in Python 3.13 would not.
             found.verify_flags &= ~getattr(ssl, "VERIFY_X509_STRICT", ssl.VerifyFlags(0))
+            if user.client_cert_pem:
+                load_pair(found, user.client_cert_pem, user.client_key_pem)
             if len(self._contexts) >= _CONTEXTS:
                 self._contexts.clear()
-            self._contexts[bundle] = found
+            self._contexts[key] = found
         return found
-
-    def _words(self, error: BaseException, url: URL) -> str:
-        """As Go words it."""
-        at = self._resolver.last.get(url.host or "", f"{url.host}:{url.port}")
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            return f"tls: failed to verify certificate: x509: {_certificate_words(error.certificate_error, url)}"
-        if isinstance(error, aiohttp.ClientConnectorDNSError):
-            return f"dial tcp: lookup {url.host}: no such host"
-        if isinstance(error, aiohttp.ClientConnectorError):
-            text = (error.os_error.strerror or str(error.os_error)).lower()
-            if isinstance(error.os_error, ConnectionRefusedError):
-                text = "connection refused"
-            return f"dial tcp {at}: connect: {text}"
-        if isinstance(error, aiohttp.ServerDisconnectedError):
-            return "EOF"
-        return str(error) or type(error).__name__
 
 
 def webhook_url(config: Mapping[str, Any], timeout_s: float) -> str:
@@ -128,24 +145,6 @@ def webhook_url(config: Mapping[str, Any], timeout_s: float) -> str:
         return f"{config['url']}?{query}"
     path = service.get("path") or "/"
     return f"https://{service['name']}.{service['namespace']}.svc:{service.get('port', 443)}{path}?{query}"
-
-
-def _certificate_words(error: BaseException, url: URL) -> str:
-    text = str(error)
-    if "has expired" in text:
-        return "certificate has expired or is not yet valid"
-    if "Hostname mismatch" in text or "IP address mismatch" in text:
-        return f"certificate is not valid for any names, but wanted to match {url.host}"
-    return "certificate signed by unknown authority"
-
-
-def _status_words(status: int, body: bytes) -> str:
-    if status == 404:
-        return "the server could not find the requested resource"
-    shown = body[:2048].decode(errors="replace").strip()
-    if status >= 500:
-        return f"an error on the server ({go_quote(shown or 'unknown')}) has prevented the request from succeeding"
-    return f"the server responded with the status code {status} but did not return more details"
 
 
 class ServiceResolver(AbstractResolver):

@@ -38,25 +38,61 @@ class Connection:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         if self.client_cert_pem:
-            # The ssl module reads key pairs from files only.
-            with tempfile.NamedTemporaryFile("w", suffix=".pem") as pair:
-                pair.write(self.client_cert_pem.rstrip() + "\n" + self.client_key_pem)
-                pair.flush()
-                context.load_cert_chain(pair.name)
+            load_pair(context, self.client_cert_pem, self.client_key_pem)
         return context
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """How a user of a kubeconfig shows who it is; what it does not use is empty."""
+
+    token: str = ""
+    username: str = ""
+    password: str = ""
+    client_cert_pem: str = ""
+    client_key_pem: str = ""
+
+
+def load_pair(context: ssl.SSLContext, cert_pem: str, key_pem: str) -> None:
+    """Show this client certificate. Raises ssl.SSLError where it cannot be read."""
+    # The ssl module reads key pairs from files only.
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as pair:
+        pair.write(cert_pem.rstrip() + "\n" + key_pem)
+        pair.flush()
+        context.load_cert_chain(pair.name)
+
+
+def load_identities(path: Path | str) -> tuple[Mapping[str, Identity], str]:
+    """The users by name, and the name of the current context's ("" where there is none). Raises KubeconfigError."""
+    path = Path(path)
+    config = _read(path)
+    users = {str(each.get("name")): _identity(each.get("user") or {}, path) for each in config.get("users") or ()}
+    current = str(config.get("current-context") or "")
+    contexts = {each.get("name"): each.get("context") or {} for each in config.get("contexts") or ()}
+    return users, str((contexts.get(current) or {}).get("user") or "")
+
+
+def _identity(user: Mapping[str, Any], path: Path) -> Identity:
+    token = str(user.get("token") or "")
+    if not token and user.get("tokenFile"):
+        file = _beside(path, user["tokenFile"])
+        try:
+            token = file.read_text().strip()
+        except OSError as error:
+            raise KubeconfigError(f"{file}: {error.strerror}") from None
+    return Identity(
+        token,
+        str(user.get("username") or ""),
+        str(user.get("password") or ""),
+        _pem(user, "client-certificate", path),
+        _pem(user, "client-key", path),
+    )
 
 
 def load_kubeconfig(path: Path | str, *, context: str = "") -> Connection:
     """The connection of a context, by default the current one. Raises KubeconfigError."""
     path = Path(path)
-    try:
-        config = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise KubeconfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise KubeconfigError(f"{path} is no YAML: {error}") from None
-    if not isinstance(config, Mapping):
-        raise KubeconfigError(f"{path} is no kubeconfig")
+    config = _read(path)
     chosen = context or str(config.get("current-context") or "")
     where = _named(config, "contexts", "context", chosen, path)
     cluster = _named(config, "clusters", "cluster", str(where.get("cluster") or ""), path)
@@ -74,6 +110,18 @@ def load_kubeconfig(path: Path | str, *, context: str = "") -> Connection:
         client_cert_pem=_pem(user, "client-certificate", path),
         client_key_pem=_pem(user, "client-key", path),
     )
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise KubeconfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise KubeconfigError(f"{path} is no YAML: {error}") from None
+    if not isinstance(config, Mapping):
+        raise KubeconfigError(f"{path} is no kubeconfig")
+    return config
 
 
 def _named(config: Mapping[str, Any], section: str, field: str, name: str, path: Path) -> Mapping[str, Any]:

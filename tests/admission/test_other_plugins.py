@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from kone.admission.certificates import CertificateApproval, CertificateSigning, CertificateSubjectRestriction
-from kone.admission.chain import default_chain
+from kone.admission.chain import Doors, default_chain
+from kone.admission.choice import ORDER
 from kone.admission.default_classes import DefaultIngressClass, DefaultStorageClass
 from kone.admission.device_admin_access import DeviceAdminAccess
 from kone.admission.limit_ranger import LimitRanger
@@ -466,16 +467,21 @@ async def test_the_chain_asks_whether_a_role_grants_too_much(caches: MemoryCache
         await chain.mutate(write("CREATE", role, ROLES, user=ANN))
 
 
-def test_every_plugin_is_documented(caches: MemoryCaches) -> None:
+def test_every_plugin_is_documented() -> None:
     from pathlib import Path
 
-    page = (Path(__file__).parents[2] / "docs" / "admission.md").read_text()
-    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ") and "---" not in line]
-    chain = default_chain(
-        caches, FakeClock(), Authorizer(caches, []), registry=Registry(), webhooks=WebhookClient(caches)
-    )
-    names = [plugin.name for plugin in chain.plugins]
-    assert rows[1:] == names
+    page = (Path(__file__).parents[2] / "docs" / "admission.md").read_text().partition("## The plugins")[2]
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ") and "---" not in line]
+    assert [(row[0].strip(), row[1].strip() == "on") for row in rows[1:]] == list(ORDER.items())
+
+
+def test_every_plugin_that_is_on_is_asked_in_order(caches: MemoryCaches) -> None:
+    doors = Doors(Registry(), WebhookClient(caches))
+    chain = default_chain(caches, FakeClock(), Authorizer(caches, []), doors)
+    nothing_to_do = {"PodGroupProtection"}
+    assert [plugin.name for plugin in chain.plugins] == [
+        name for name, is_on in ORDER.items() if is_on and name not in nothing_to_do
+    ]
 
 
 # -- DeviceAdminAccess -------------------------------------------------------------------------------------------

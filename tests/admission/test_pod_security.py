@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from kone.admission.pod_security import Bar, PodSecurity, policy_of
+from kone.admission.pod_security import PodSecurity
 from kone.admission.pod_security_checks import details, evaluate
+from kone.admission.pod_security_policy import Bar, policy_of
 from kone.apimachinery.kinds import DEPLOYMENTS, NAMESPACES, PODS
 from kone.apimachinery.objects import Object
 from tests.admission.support import admit, pod, refusal, write
@@ -224,7 +225,7 @@ async def test_a_stricter_namespace_tells_of_the_pods_that_break_it() -> None:
 def test_warn_follows_a_stricter_enforce_unless_it_is_given() -> None:
     def bars(**labels: str) -> tuple[Bar, Bar]:
         policy = policy_of(namespace(**labels)["metadata"]["labels"])
-        return policy.enforce, policy.warn
+        return policy.bars.enforce, policy.bars.warn
 
     strict = Bar("restricted", 30)
     assert bars(enforce="restricted", enforce_version="v1.30") == (strict, strict)

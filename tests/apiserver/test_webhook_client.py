@@ -6,6 +6,7 @@ import asyncio
 import base64
 import datetime
 import ipaddress
+import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -23,6 +24,8 @@ from cryptography.x509.oid import NameOID
 from kone.admission.webhooks import CallFailed
 from kone.apimachinery.kinds import GVR
 from kone.apiserver.webhook_client import WebhookClient
+from kone.apiserver.webhook_users import WebhookUsers
+from kone.client.kubeconfig import Identity
 from tests.memory_caches import MemoryCaches
 
 SERVICES = GVR("", "v1", "services")
@@ -53,8 +56,13 @@ class Server:
         file = folder / "tls.pem"
         file.write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         self.bundle = base64.b64encode(pem).decode()
+        self.pair = {"client-certificate-data": self.bundle, "client-key": "tls.pem"}
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(file)
+        self._context.load_verify_locations(file)
+        self._context.verify_mode = ssl.CERT_OPTIONAL
+        self.seen: list[tuple[str, bool]] = []
+        """Of each request its Authorization header, and whether it came with a client certificate."""
         self.queries: list[str] = []
         self.port = 0
         self._runner: web.ServerRunner | None = None
@@ -72,6 +80,9 @@ class Server:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         self.queries.append(request.raw_path)
+        transport = request.transport
+        shown = transport is not None and bool(transport.get_extra_info("peercert"))
+        self.seen.append((request.headers.get("Authorization", ""), shown))
         if request.path == "/slow":
             await asyncio.sleep(30)
         if request.path == "/nonsense":
@@ -168,3 +179,71 @@ async def test_nobody_listens(client: WebhookClient) -> None:
             await client.call({"url": f"https://127.0.0.1:{port}/"}, {}, timeout_s=30)
     head = f'Post "https://127.0.0.1:{port}/?timeout=30s": dial tcp 127.0.0.1:{port}: connect: '
     assert str(caught.value) == f"{head}connection refused"
+
+
+def kubeconfig(path: Path, *users: tuple[str, dict[str, str]], server: Server) -> str:
+    """A file of these users; the first is the current context's, whose cluster is `server`."""
+    cluster = {"server": f"https://127.0.0.1:{server.port}/ask", "certificate-authority-data": server.bundle}
+    content = {
+        "users": [{"name": name, "user": user} for name, user in users],
+        "clusters": [{"name": "c", "cluster": cluster}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": users[0][0]}}],
+        "current-context": "c",
+    }
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+async def test_a_webhook_is_shown_the_identity_that_is_for_its_host(
+    server: Server, client: WebhookClient, tmp_path: Path
+) -> None:
+    here = (f"127.0.0.1:{server.port}", {"token": "t"} | server.pair)
+    path = kubeconfig(tmp_path / "users", ("*", {"token": "other"}), here, server=server)
+    await client.identified(path).call(by_url(server), {}, timeout_s=10)
+    await client.call(by_url(server), {}, timeout_s=10)
+    assert server.seen == [("Bearer t", True), ("", False)]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["*", "*.example.com", "hook.example.com", "hook.example.com:443"], "hook.example.com:443"),
+        (["*", "*.com", "*.example.com"], "*.example.com"),
+        (["*", "example.com"], "*"),
+        (["current", "elsewhere"], "current"),
+        (["elsewhere"], ""),
+    ],
+)
+def test_a_user_is_found_by_the_most_exact_name(names: list[str], found: str) -> None:
+    users = WebhookUsers({name: Identity(token=name) for name in names}, "current")
+    assert users.of("hook.example.com", 443).token == found
+
+
+def test_a_port_other_than_https_own_is_part_of_the_name() -> None:
+    users = WebhookUsers({"a.b.svc": Identity(token="443"), "*.b.svc:8443": Identity(token="8443")})
+    assert (users.of("a.b.svc", 8443).token, users.of("a.b.svc", 443).token) == ("8443", "443")
+
+
+def test_a_kubeconfig_that_is_missing_is_told(client: WebhookClient, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="No such file or directory"):
+        client.identified(str(tmp_path / "none"))
+    with pytest.raises(ValueError, match="No such file or directory"):
+        client.backend(str(tmp_path / "none"))
+
+
+async def test_a_backend_is_where_its_kubeconfig_says(server: Server, client: WebhookClient, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("from-file\n")
+    path = kubeconfig(tmp_path / "backend", ("me", {"tokenFile": "token"} | server.pair), server=server)
+    assert await client.backend(path).post({"a": 1}) == {"a": 1}
+    assert (server.queries, server.seen) == (["/ask?timeout=30s"], [("Bearer from-file", True)])
+
+
+async def test_a_backend_that_refuses_connections_is_not_asked_again(
+    client: WebhookClient, server: Server, tmp_path: Path
+) -> None:
+    backend = client.backend(kubeconfig(tmp_path / "backend", ("me", {}), server=server))
+    await server.stop()
+    with pytest.raises(CallFailed, match="connect: connection refused") as caught:
+        await backend.post({})
+    assert not caught.value.is_transient
+    await server.start()
