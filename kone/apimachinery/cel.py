@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any, Final
 
 from kone.apimachinery.cel_checker import Checked, Checker, children
+from kone.apimachinery.cel_cost import Sizes, estimated_cost
 from kone.apimachinery.cel_eval import CostExceeded, Frame, Lazy, plan
 from kone.apimachinery.cel_functions import Functions
 from kone.apimachinery.cel_syntax import CelSyntaxError, Node, parse
@@ -106,6 +107,10 @@ class Program:
             return Result(self._run(frame), frame.cost)
         except RecursionError:
             raise CelError("expression recursion limit exceeded") from None
+
+    def estimated_cost(self, sizes: Sizes) -> int:
+        """The most that an evaluation costs, where what lies at a path is at most as large as `sizes` says."""
+        return estimated_cost(self._checked, sizes)
 
     def nodes(self) -> Iterator[Node]:
         pending = [self._checked.parsed.root]

@@ -163,8 +163,9 @@ def _spec(errors: Errors, spec: Mapping[str, Any], before: Mapping[str, Any] | N
             if not _has_schema(version):
                 errors.append(required(f"spec.versions[{i}].schema.openAPIV3Schema"))
     shared = _in_common(versions)
+    schemas = {version.get("name", ""): _schema(version) for version in (before or {}).get("versions") or ()}
     for i, version in enumerate(versions):
-        _version(errors, f"spec.versions[{i}]", version, shared)
+        _version(errors, f"spec.versions[{i}]", version, shared, schemas.get(version.get("name", "")))
     _versions_together(errors, versions, shared)
     first = versions[0].get("name", "") if versions else ""
     if first and (texts := is_dns1035_label(first)):  # upstream has it in a field of old as well
@@ -177,9 +178,10 @@ def _spec(errors: Errors, spec: Mapping[str, Any], before: Mapping[str, Any] | N
         # What all versions have in common is one thing to upstream, which finds fault with it once.
         _subresources(errors, "spec.subresources", _part(versions[0], "subresources", shared))
         _columns(errors, "spec.additionalPrinterColumns", _part(versions[0], "additionalPrinterColumns", shared))
-        schema = dig(versions[0], "schema", "openAPIV3Schema", default={})
+        schema = _schema(versions[0])
         if "schema" in shared and _has_schema(versions[0]):
-            errors += schema_findings(schema, "spec.validation.openAPIV3Schema")
+            was = schemas.get(versions[0].get("name", ""))
+            errors += schema_findings(schema, "spec.validation.openAPIV3Schema", was)
         if "selectableFields" in shared:
             errors += selectable_findings(versions[0].get("selectableFields") or (), schema, "spec.selectableFields")
     strategy = dig(spec, "conversion", "strategy", default="None")
@@ -197,11 +199,18 @@ def _has_schema(version: Mapping[str, Any]) -> bool:
     return dig(version, "schema", "openAPIV3Schema") is not None
 
 
+def _schema(version: Mapping[str, Any]) -> Object:
+    found: Object = dig(version, "schema", "openAPIV3Schema", default={})
+    return found
+
+
 def _part(version: Mapping[str, Any], field: str, fields: Iterable[str]) -> Any:
     return version.get(field) if field in fields else None
 
 
-def _version(errors: Errors, path: str, version: Mapping[str, Any], shared: set[str]) -> None:
+def _version(
+    errors: Errors, path: str, version: Mapping[str, Any], shared: set[str], schema_before: Object | None
+) -> None:
     name, warning = version.get("name", ""), version.get("deprecationWarning")
     if texts := is_dns1035_label(name):
         errors.append(invalid_value(f"{path}.name", name, ",".join(texts)))
@@ -211,9 +220,9 @@ def _version(errors: Errors, path: str, version: Mapping[str, Any], shared: set[
     own = set(_PER_VERSION) - shared
     _subresources(errors, f"{path}.subresources", _part(version, "subresources", own))
     _columns(errors, f"{path}.additionalPrinterColumns", _part(version, "additionalPrinterColumns", own))
-    schema = dig(version, "schema", "openAPIV3Schema", default={})
+    schema = _schema(version)
     if "schema" in own:
-        errors += schema_findings(schema, f"{path}.schema.openAPIV3Schema")
+        errors += schema_findings(schema, f"{path}.schema.openAPIV3Schema", schema_before)
     if "selectableFields" in own:
         errors += selectable_findings(version.get("selectableFields") or (), schema, f"{path}.selectableFields")
 

@@ -13,10 +13,12 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from typing import Any, Final
 
 from kone.apimachinery import cel, cel_values
 from kone.apimachinery.cel import Environment, FieldTable, Program, Type
+from kone.apimachinery.cel_cost import Extent
 from kone.apimachinery.errors import (
     OMITTED,
     FieldError,
@@ -27,6 +29,7 @@ from kone.apimachinery.errors import (
     required,
 )
 from kone.apimachinery.structural_schema import Structural
+from kone.registry.rule_costs import Budget, extent, times_below, total_cost
 from kone.registry.rules import Errors
 
 WORD: Final = "x-kubernetes-validations"
@@ -201,33 +204,64 @@ class RuleNode:
 class _Compiler:
     """Compiles the rules of a schema and notes what is wrong with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
+        """`budget` is what the rules may cost, where that is judged."""
         self.findings: Errors = []
+        self._budget = budget
 
-    def node(self, schema: Structural, path: str, *, root: bool = False, uncorrelated: str = "") -> RuleNode | None:
-        """`uncorrelated` is the place from which on old and new cannot be told to belong together."""
+    def node(
+        self,
+        schema: Structural,
+        path: str,
+        *,
+        root: bool = False,
+        uncorrelated: str = "",
+        times: int | None = 1,
+    ) -> RuleNode | None:
+        """`uncorrelated` is the place from which on old and new cannot be told to belong together; `times`, how often
+        the value can be there, None for without limit."""
         named = root or schema.embedded
         made = RuleNode(schema, named)
+        below = times_below(schema, times)
         if schema.raw.get(WORD):
             types = _Types()
             own = types.of(schema, "selfType", root=root)
+            size = extent(schema, root=named) if self._budget is not None else None
             for i, raw in enumerate(schema.raw[WORD]):
-                rule = self._rule(raw, f"{path}.{WORD}[{i}]", own, types, uncorrelated, schema)
+                spending = None if size is None else partial(self._spend, size, times)
+                rule = self._rule(raw, f"{path}.{WORD}[{i}]", own, types, uncorrelated, schema, spending)
                 if rule is not None:
                     made.rules.append(rule)
         for name, each in sorted(schema.properties.items()):
-            found = self.node(each, f"{path}.properties[{name}]", uncorrelated=uncorrelated)
+            found = self.node(each, f"{path}.properties[{name}]", uncorrelated=uncorrelated, times=below)
             if found is not None:
                 made.properties[name] = found
         if schema.values is not None:
-            made.values = self.node(schema.values, f"{path}.additionalProperties", uncorrelated=uncorrelated)
+            made.values = self.node(
+                schema.values, f"{path}.additionalProperties", uncorrelated=uncorrelated, times=below
+            )
         if schema.items is not None:
             cut = uncorrelated or ("" if schema.list_type == "map" else path)
-            made.items = self.node(schema.items, f"{path}.items", uncorrelated=cut)
+            made.items = self.node(schema.items, f"{path}.items", uncorrelated=cut, times=below)
         return None if made.empty else made
 
+    def _spend(self, size: Extent, times: int | None, program: Program, path: str, *, of_message: bool) -> None:
+        """Note what an expression on a value of that size costs; a message is made once."""
+        assert self._budget is not None
+        once = program.estimated_cost(lambda path: size.reach(path[1:]))
+        cost, what = (once, "messageExpression") if of_message else (total_cost(once, times, size), "rule")
+        if (finding := self._budget.spend(cost, path, what)) is not None:
+            self.findings.append(finding)
+
     def _rule(
-        self, raw: Mapping[str, Any], path: str, own: Type | None, types: _Types, uncorrelated: str, schema: Structural
+        self,
+        raw: Mapping[str, Any],
+        path: str,
+        own: Type | None,
+        types: _Types,
+        uncorrelated: str,
+        schema: Structural,
+        spend: Callable[..., None] | None,
     ) -> Rule | None:
         text, message = str(raw.get("rule", "")).strip(), str(raw.get("message", "")).strip()
         expression = str(raw.get("messageExpression", "")).strip()
@@ -243,14 +277,18 @@ class _Compiler:
         if program is not None and program.type != cel.BOOL:
             self.findings.append(invalid_value(f"{path}.rule", shown, "cel expression must evaluate to a bool"))
             program = None
+        if program is not None and spend is not None:
+            spend(program, f"{path}.rule", of_message=False)
         message_program = None
-        if expression:
+        if expression and program is not None:
             at = f"{path}.messageExpression"
             message_program = self._compiled(
                 environment, expression, at, shown, "messageExpression compilation failed: "
             )
             if message_program is not None and message_program.type != cel.STRING:
                 self.findings.append(invalid_value(at, shown, "messageExpression must evaluate to a string"))
+            elif message_program is not None and spend is not None:
+                spend(message_program, at, of_message=True)
         if program is None or "oldSelf" not in program.variables:
             if raw.get("optionalOldSelf") is not None:
                 why = "may not be set if oldSelf is not used in rule"
@@ -342,11 +380,13 @@ def _normalized(path: str) -> str:
     return "".join(f"[{name}]" if key else f".{name}" for name, key in _steps(path) or ())
 
 
-def rule_findings(root: Structural, path: str) -> Errors:
-    """What is wrong with the rules of a version's schema, which is sound otherwise."""
-    compiler = _Compiler()
+def rule_findings(root: Structural, path: str, *, unchanged: bool = False) -> Errors:
+    """What is wrong with the rules of a version's schema, which is sound otherwise. `unchanged`: it is as it was, so
+    that no rule of it is too dear by itself."""
+    budget = Budget(unchanged)
+    compiler = _Compiler(budget)
     compiler.node(root, path, root=True)
-    return compiler.findings
+    return [*compiler.findings, *budget.findings(path)]
 
 
 def compiled(schema: Structural, *, root: bool = True) -> RuleNode | None:

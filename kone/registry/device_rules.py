@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from kone.apimachinery.device_expressions import compiled_selector
+from kone.apimachinery.device_expressions import compiled_selector, is_too_complex
 from kone.apimachinery.errors import (
     FieldError,
     duplicate,
+    forbidden_field,
     invalid_value,
     not_supported,
     required,
@@ -180,6 +181,8 @@ def _expression(errors: Errors, path: str, expression: str) -> None:
     program = compiled_selector(expression)
     if isinstance(program, str):
         errors.append(invalid_value(path, expression, program))
+    elif is_too_complex(program):
+        errors.append(forbidden_field(path, "too complex, exceeds cost limit"))
 
 
 def configuration(errors: Errors, later: Errors, path: str, config: Mapping[str, Any]) -> None:

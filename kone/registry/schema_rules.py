@@ -71,8 +71,8 @@ _NUMBER_FORMATS: Final[Mapping[str, frozenset[str]]] = {
 }
 
 
-def schema_findings(schema: Schema, path: str) -> Errors:
-    """Everything that is wrong with the schema of a version, at `path`."""
+def schema_findings(schema: Schema, path: str, before: Schema | None = None) -> Errors:
+    """Everything that is wrong with the schema of a version, at `path`; `before` is what it was, if it was there."""
     findings: Errors = []
     if not _has_lists_of_items(schema):
         findings += sorted(_structure(schema, path, _ROOT), key=str)
@@ -83,7 +83,7 @@ def schema_findings(schema: Schema, path: str) -> Errors:
     if root is not None and structural_schema.has_rules(root):
         from kone.registry.custom_rules import rule_findings  # CEL is imported when the first rule comes
 
-        findings += rule_findings(root, path)
+        findings += rule_findings(root, path, unchanged=schema == before)
     return findings or _defaults(schema, path, inside_metadata=False, root=True)
 
 

@@ -147,7 +147,7 @@ def test_rules_that_mean_nothing(rule: str, text: str) -> None:
 
 
 def test_a_transition_needs_values_that_belong_together() -> None:
-    schema = of_field({"type": "array", "items": ruled(TEXT, "self == oldSelf")})
+    schema = of_field({"type": "array", "items": ruled(TEXT, "self == oldSelf"), "maxItems": 5})
     [finding] = rule_findings(parse(schema), "@")
     within = "oldSelf cannot be used on the uncorrelatable portion of the schema within @.properties[a]"
     assert finding.detail == within
