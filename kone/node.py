@@ -460,6 +460,7 @@ class Node:
 
     async def _start_kubelet(self) -> None:
         from kone.auth.pod_keys import new_key
+        from kone.runtime import kubelet_home
         from kone.runtime.docker import DockerRuntime
         from kone.runtime.kubelet import Kubelet
         from kone.runtime.kubelet_config import KubeletConfig
@@ -483,6 +484,7 @@ class Node:
             client_ca=pki.certificate("ca"),
             node_annotations={PROXY_MODE: self._proxy_mode or "none"},
         )
+        kubelet_home.share(config.root_dir)
         assert self._network is not None
         self._kubelet_events = EventRecorder(client, "kubelet", host=settings.node_name, clock=self.clock)
         self._runtime = DockerRuntime(settings.docker_host, instance=config.instance)

@@ -151,6 +151,14 @@ class Cgroups:
             self._weigh_burstable()
         return f"/{path}"
 
+    def known(self) -> set[str]:
+        """The uids of pods that have a group; under systemd none, which Docker makes and systemd keeps."""
+        found: set[str] = set()
+        for tree in self._trees() if self._usable else ():
+            for quality in ("", "burstable", "besteffort"):
+                found |= {path.name.removeprefix("pod") for path in (tree / self._top / quality).glob("pod*")}
+        return found
+
     def kill_as_one(self, pid: int) -> None:
         if self._version != 2:
             return

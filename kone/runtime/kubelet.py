@@ -348,10 +348,10 @@ class Kubelet:
             self._worker(_pod_of(some.pod, int(some.labels.get(GRACE_PERIOD, "30")))).gone()
 
     async def _remove_leftovers(self) -> None:
-        """Directories of pods that neither the API nor the runtime knows."""
+        """Directories and control groups of pods that neither the API nor the runtime knows."""
         assert self._parts is not None
         known = {uid_of(pod) for pod in self._pods.list()} | self._pleg.uids()
-        for uid in (self._volumes.mounted() | self._parts.files.known()) - known:
+        for uid in (self._volumes.mounted() | self._parts.files.known() | self._parts.cgroups.known()) - known:
             self._tasks.spawn(self._remove_leftover(uid), name=f"kubelet.remove-leftover {uid}")
 
     async def _remove_leftover(self, uid: str) -> None:

@@ -10,6 +10,8 @@ import contextlib
 import logging
 from pathlib import Path
 
+from kone.runtime import mounts
+
 log = logging.getLogger(__name__)
 
 
@@ -32,6 +34,17 @@ def offer(root: Path, public: Path | None) -> Path:
     public.parent.mkdir(parents=True, exist_ok=True)
     public.symlink_to(root.absolute())
     return public
+
+
+def share(root: Path) -> None:
+    """See to it that mounts go to and fro between the kubelet's directory and containers that have it
+    (mountPropagation), as CSI drivers must: not every host's file systems are shared, as systemd makes them."""
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        if mounts.share(str(root.absolute())):
+            log.info("%s is a shared mount now", root)
+    except OSError as error:
+        log.warning("mounts in %s are not seen in containers: %s", root, error.strerror)
 
 
 def withdraw(root: Path, public: Path) -> bool:

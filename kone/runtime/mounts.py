@@ -13,6 +13,8 @@ MS_RDONLY = 0x1
 MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_SHARED = 0x100000
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 
@@ -74,6 +76,28 @@ def bind_read_only(source: str, path: str) -> None:
     except OSError:
         unmount(path)
         raise
+
+
+def share(path: str) -> bool:
+    """Make what is mounted below a directory seen in mounts of it elsewhere and the other way round, where it is not so
+    already: by a mount of it over itself, which would hide what is mounted below already. Whether that was done. Raises
+    OSError."""
+    if _is_shared(path) or mounts_below(path):
+        return False
+    bind(path, path)
+    _mount("", path, "", MS_SHARED | MS_REC, "")
+    return True
+
+
+def _is_shared(path: str) -> bool:
+    """Whether the mount that a path lies on is a shared one."""
+    shared, longest = False, ""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields = line.split(b" ")
+        point = _unescaped(fields[4])
+        if len(point) >= len(longest) and (path == point or path.startswith(point.rstrip("/") + "/")):
+            longest, shared = point, any(f.startswith(b"shared:") for f in fields[6 : fields.index(b"-")])
+    return shared
 
 
 def mount_overlay(path: str, options: str) -> None:

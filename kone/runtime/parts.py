@@ -136,6 +136,9 @@ class CgroupManager(Protocol):
         none).
         """
 
+    def known(self) -> set[str]:
+        """The uids of pods that have a group."""
+
     def kill_as_one(self, pid: int) -> None:
         """A container runs as this process: when it is out of memory, all in it is killed (version 2)."""
 

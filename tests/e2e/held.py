@@ -36,7 +36,7 @@ class Held:
         return {
             "containers": self.containers("--all"),
             "links": [link["ifname"] for link in links if link["ifname"].startswith(prefix)],
-            "mounts": sorted(point for point in mounts if point.startswith(data)),
+            "mounts": sorted(point for point in mounts if point.startswith(f"{data}/kubelet/")),
             "networks": sorted(self._network_namespaces()),
             "groups": sorted(str(group) for top in tops for group in top.glob("**/pod*")),
             "loop devices": loop_devices.below(self.node.data),

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kone.status import UnixConnection
+
 BIN = Path(sys.executable).parent
 API_ONLY = "kubelet,proxy,dns"
 BARE_API = "controllers,scheduler,kubelet,proxy,dns"
@@ -98,6 +100,17 @@ class NodeProcess:
     def get(self, *words: str) -> Any:
         """`kubectl get … -o json`."""
         return json.loads(self.kubectl("get", *words, "-o", "json"))
+
+    def ask(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
+        """One request by the local door, without the seconds that kubectl takes where the machine is emulated."""
+        connection = UnixConnection(str(self.data / "kone.sock"), timeout_s=60)
+        with contextlib.closing(connection):
+            data = json.dumps(body) if body is not None else None
+            connection.request(method, path, data, {"Content-Type": kind})
+            answer = connection.getresponse()
+            content = answer.read()
+        assert answer.status < 300, f"{method} {path}: {answer.status} {content[:500]!r}"
+        return json.loads(content)
 
     def apply(self, manifest: str) -> str:
         return self.kubectl("apply", "-f", "-", input=manifest)

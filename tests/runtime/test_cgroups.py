@@ -138,6 +138,14 @@ async def test_a_pods_group_goes_from_every_hierarchy_in_which_docker_made_it(tm
     assert list(tmp_path.glob("*/kubepods/besteffort/*")) == []
 
 
+async def test_pods_that_have_groups_are_known_in_whichever_hierarchy_they_are(tmp_path: Path) -> None:
+    for place in ("cpu/kubepods/poda", "memory/kubepods/burstable/podb", "systemd/kubepods/besteffort/podc"):
+        (tmp_path / place).mkdir(parents=True)
+    groups = Cgroups(version=1, driver="cgroupfs", root=tmp_path)
+    await groups.start()
+    assert groups.known() == {"a", "b", "c"}
+
+
 async def test_all_of_a_container_is_killed_when_it_is_out_of_memory(tmp_path: Path) -> None:
     for name in ("proc/7", "groups/pod/c"):
         (tmp_path / name).mkdir(parents=True)

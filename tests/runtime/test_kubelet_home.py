@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from kone.runtime.kubelet_home import offer, withdraw
+from kone.runtime import mounts
+from kone.runtime.kubelet_home import offer, share, withdraw
 
 
 @pytest.fixture
@@ -48,3 +50,27 @@ def test_what_is_somebody_elses_stays(root: Path, tmp_path: Path) -> None:
 
 def test_a_node_without_a_public_name_uses_its_own(root: Path) -> None:
     assert offer(root, None) == root
+
+
+@pytest.mark.ring3
+def test_what_is_mounted_below_is_seen_in_mounts_of_it(root: Path, tmp_path: Path) -> None:
+    (private := tmp_path / "private").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "--make-private", "kone-test", private], check=True)
+    root, elsewhere = private / "kubelet", tmp_path / "elsewhere"
+    try:
+        for _ in range(2):
+            share(root)
+            assert mounts.mounts_below(str(root)) == [str(root)]
+        elsewhere.mkdir()
+        mounts.bind(str(root), str(elsewhere))
+        for place, other in ((root, elsewhere), (elsewhere, root)):
+            (place / "v").mkdir(exist_ok=True)
+            mounts.mount_tmpfs(str(place / "v"))
+            (place / "v" / "file").touch()
+            assert (other / "v" / "file").exists()
+            mounts.unmount(str(place / "v"))
+        share(root / "below")
+        assert mounts.mounts_below(str(root)) == [str(root)], "what it lies on is shared"
+    finally:
+        for point in mounts.mounts_below(str(tmp_path)):
+            mounts.unmount(point)
