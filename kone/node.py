@@ -432,7 +432,13 @@ class Node:
             client,
             self._ingress_events,
             self.clock,
-            IngressConfig(settings.data, (self.node_ip,), settings.ingress_http_port, settings.ingress_https_port),
+            IngressConfig(
+                settings.data,
+                (self.node_ip,),
+                settings.ingress_http_port,
+                settings.ingress_https_port,
+                own_addresses=bool(settings.load_balancer_networks),
+            ),
             default_certificate=self._ingress_certificate,
         )
         await self._ingress.start()

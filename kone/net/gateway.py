@@ -6,17 +6,20 @@ controller (ingress.py) asks it what is to be served, serves it beside its Ingre
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from kone.aio.clock import Clock
 from kone.apimachinery.errors import StatusError
-from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, GVR, NAMESPACES
+from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, GVR, NAMESPACES, SERVICES
 from kone.apimachinery.objects import (
     Key,
     Object,
+    controller_reference,
     dig,
     is_condition_true,
+    is_deleting,
     key_of,
     labels_of,
     name_of,
@@ -30,29 +33,48 @@ from kone.net.gateway_listeners import (
     GATEWAYCLASSES,
     GATEWAYS,
     GROUP,
+    GRPCROUTES,
     HTTPROUTES,
+    Gateway,
     GatewayWorld,
     Listeners,
     is_ours,
     listeners_of,
 )
-from kone.net.gateway_routes import Routes, routes_of
+from kone.net.gateway_routes import Routes, route_id, routes_of
 from kone.net.gateway_status import class_status, gateway_status, route_parents
 from kone.net.ingress_rules import Certificate, Problem, World
+from kone.net.service_map import PROXY_NAME
 
 log = logging.getLogger(__name__)
 
 CLASS = "kone"
+NAME_MAX = 63  # of a Service (RFC 1035)
+GATEWAY_NAME = f"{GROUP}/gateway-name"  # label of what is made for a Gateway (GEP-1762)
+NOT_PROXIED = "kone-gateway"  # whose Service it is: requests go to Caddy, not to endpoints
 NEEDED = {"gatewayclasses": ("v1",), "gateways": ("v1",), "httproutes": ("v1",), "referencegrants": ("v1", "v1beta1")}
+SERVED = {**NEEDED, "grpcroutes": ("v1",)}
+ROUTES = (HTTPROUTES, GRPCROUTES)
 
 
 class Gateways:
     """`changed` is called with what came, was changed or went; `follow` before each look at the world."""
 
-    def __init__(self, client: Client, clock: Clock, world: World, changed: Callable[[GVR, Object], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        clock: Clock,
+        world: World,
+        changed: Callable[[GVR, Object], None],
+        *,
+        own_addresses: bool = False,
+    ) -> None:
+        """With `own_addresses` each Gateway has a Service to which the load balancer gives an address."""
         self._client = client
         self._clock = clock
         self._changed = changed
+        self._own_addresses = own_addresses
+        self._services = client.informer(SERVICES)
         self._definitions = client.informer(CUSTOMRESOURCEDEFINITIONS)
         self._world = _Informed(client, world)
         self._followed: Mapping[str, GVR] = {}
@@ -108,11 +130,11 @@ class Gateways:
             if spec.get("group") != GROUP or not is_condition_true(definition, "Established"):
                 continue
             versions = {version.get("name") for version in spec.get("versions") or () if version.get("served")}
-            for version in NEEDED.get(plural, ()):
+            for version in SERVED.get(plural, ()):
                 if version in versions:
                     found[plural] = GVR(GROUP, version, plural)
                     break
-        return found if len(found) == len(NEEDED) else {}
+        return found if found.keys() >= NEEDED.keys() else {}
 
     def _stop(self) -> None:
         for unsubscribe in self._unsubscribe:
@@ -147,10 +169,46 @@ class Gateways:
             node_ips=node_ips,
             taken=taken,
             unusable=unusable or {},
+            given=self._given if self._own_addresses else None,
         )
 
+    def _given(self, gateway: Key) -> Sequence[str]:
+        service = self._services.get(gateway.namespace, service_name(gateway.name))
+        entries: Sequence[Object] = dig(service, "status", "loadBalancer", "ingress", default=())
+        return [entry["ip"] for entry in entries if entry.get("ip")]
+
+    async def ensure_services(self, listeners: Listeners) -> None:
+        """A Service for each Gateway that is to have addresses of its own, and none for others."""
+        wanted: dict[Key, Object] = {}
+        for gateway in listeners.gateways.values() if self._own_addresses else ():
+            if service := service_for(gateway):
+                wanted[key_of(service)] = service
+        for found in self._services.list():
+            if not is_of_gateway(found) or is_deleting(found):
+                continue
+            service = wanted.pop(key_of(found), None)
+            try:
+                if service is None:
+                    await self._client.delete(SERVICES, name_of(found), namespace=namespace_of(found))
+                elif _asked_of(service) != _asked_of(found):
+                    spec = {"ports": service["spec"]["ports"], "loadBalancerIP": service["spec"]["loadBalancerIP"]}
+                    await self._client.patch(
+                        SERVICES, name_of(found), {"spec": spec}, namespace=namespace_of(found), kind="merge"
+                    )
+            except StatusError as error:
+                log.warning("Service of a Gateway: service=%s error=%s", key_of(found), error)
+        for key, service in wanted.items():
+            try:
+                await self._client.create(SERVICES, service)
+            except StatusError as error:
+                log.warning("Service of a Gateway not made: service=%s error=%s", key, error)
+
     def routes(self, listeners: Listeners) -> Routes:
-        return routes_of(self._world.list("httproutes"), listeners, self._world)
+        return routes_of(self._routes(), listeners, self._world)
+
+    def _routes(self) -> Iterator[Object]:
+        for resource in ROUTES:
+            yield from self._world.list(resource.resource)
 
     def gateway(self, key: Key) -> Object | None:
         return next((obj for obj in self._world.list("gateways") if key_of(obj) == key), None)
@@ -165,10 +223,11 @@ class Gateways:
                 await self._write(GATEWAYCLASSES, obj, class_status(obj, now))
         for gateway in listeners.gateways.values():
             await self._write(GATEWAYS, gateway.obj, gateway_status(gateway, routes, node_ips, problem, now))
-        for route in self._world.list("httproutes"):
-            parents = route_parents(route, routes.parents.get(key_of(route), ()), now)
-            if parents or dig(route, "status", "parents", default=()):
-                await self._write(HTTPROUTES, route, {"parents": parents})
+        for resource in ROUTES:
+            for route in self._world.list(resource.resource):
+                parents = route_parents(route, routes.parents.get(route_id(route), ()), now)
+                if parents or dig(route, "status", "parents", default=()):
+                    await self._write(resource, route, {"parents": parents})
 
     async def _write(self, resource: GVR, obj: Object, status: Object) -> None:
         """Unless somebody wrote it meanwhile: that wakes the controller again."""
@@ -180,6 +239,52 @@ class Gateways:
         except StatusError as error:
             if error.reason not in ("NotFound", "Conflict"):
                 log.warning("status not written: %s=%s error=%s", resource.resource, key_of(obj), error)
+
+
+def is_of_gateway(service: Object) -> bool:
+    """Whether the Service was made for a Gateway."""
+    return labels_of(service).get(PROXY_NAME) == NOT_PROXIED
+
+
+def service_name(gateway: str) -> str:
+    """The name of a Gateway's Service: its own, as far as Services' names allow."""
+    name = f"gateway-{gateway}"
+    if "." not in name and len(name) <= NAME_MAX:
+        return name
+    digest = hashlib.sha256(gateway.encode()).hexdigest()[:10]
+    return f"{name.replace('.', '-')[: NAME_MAX - 11]}-{digest}"
+
+
+def service_for(gateway: Gateway) -> Object | None:
+    """The Service by which a Gateway gets addresses; None where no port of it can be served."""
+    ports = sorted({listener.port for listener in gateway.listeners if listener.accepted})
+    if not ports or is_deleting(gateway.obj):
+        return None
+    addresses: Sequence[Object] = dig(gateway.obj, "spec", "addresses", default=())
+    wanted = next((a["value"] for a in addresses if a.get("type", "IPAddress") == "IPAddress" and a.get("value")), "")
+    return {
+        "apiVersion": SERVICES.api_version,
+        "kind": "Service",
+        "metadata": {
+            "name": service_name(gateway.key.name),
+            "namespace": gateway.key.namespace,
+            "labels": {PROXY_NAME: NOT_PROXIED, GATEWAY_NAME: gateway.key.name},
+            "ownerReferences": [controller_reference(gateway.obj)],
+        },
+        "spec": {
+            "type": "LoadBalancer",
+            "allocateLoadBalancerNodePorts": False,
+            "ipFamilyPolicy": "PreferDualStack",
+            "loadBalancerIP": wanted,
+            "ports": [{"name": f"port-{port}", "port": port, "protocol": "TCP"} for port in ports],
+        },
+    }
+
+
+def _asked_of(service: Object) -> tuple[list[int], str]:
+    """What a Gateway's Service asks of the load balancer."""
+    spec = service["spec"]
+    return [port["port"] for port in spec.get("ports") or ()], str(spec.get("loadBalancerIP") or "")
 
 
 class _Informed(GatewayWorld):

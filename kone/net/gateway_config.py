@@ -31,7 +31,7 @@ def part_of(site: Site) -> Part:
         if host.closed:
             routes.append({"handle": [say(404, NO_ROUTE)]})
         hosts.append((host.pattern, tuple(routes)))
-    return Part(site.port, site.protocol == "HTTPS", tuple(hosts), site.certificates)
+    return Part(site.port, site.protocol == "HTTPS", tuple(hosts), site.certificates, site.addresses)
 
 
 def _route(rule: Rule, site: Site) -> Object:
@@ -155,7 +155,7 @@ def _split(rule: Rule, site: Site) -> list[Object]:
     """To each backendRef its share of the requests."""
     targets = [target for target in rule.targets if target.weight > 0]
     if len(targets) < 2:
-        return _reach(targets[0], rule, site) if targets else [say(500, NO_BACKEND)]
+        return _reach(targets[0], rule, site) if targets else [say(rule.refusal, NO_BACKEND)]
     sums = list(accumulate(target.weight for target in targets))
     routes: list[Object] = []
     for target, upto in zip(targets[:-1], sums[:-1], strict=True):
@@ -181,7 +181,7 @@ def _up_to(digit: str) -> str:
 
 def _reach(target: Target, rule: Rule, site: Site) -> list[Object]:
     if target.backend is None:
-        return [say(500, NO_BACKEND)]
+        return [say(rule.refusal, NO_BACKEND)]
     handlers = _handlers(target.filters, rule.match, site)
     if target.filters.redirect is not None:
         return handlers

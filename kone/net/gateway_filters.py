@@ -1,4 +1,4 @@
-"""What one rule of an HTTPRoute matches and does to requests: pure, from its JSON to values that can be served.
+"""What one rule of a route matches and does to requests: pure, from its JSON to values that can be served.
 
 What is not served (mirrors, CORS, extensions, expressions that Caddy would refuse) raises UnsupportedError: the route
 is refused as a whole, since serving it without would not be what was asked for.
@@ -89,10 +89,25 @@ class Filters:
     rewrite: Rewrite | None = None
 
 
-def matches_of(rule: Object) -> list[Match]:
-    """Each is enough by itself; none given means every request."""
+def matches_of(rule: Object, kind: str) -> list[Match]:
+    """Each is enough by itself; none given means every request. `kind` is that of the route."""
     specs: Iterable[Object] = rule.get("matches") or ({},)
-    return [_match(spec) for spec in specs]
+    return [_grpc_match(spec) if kind == "GRPCRoute" else _match(spec) for spec in specs]
+
+
+def _grpc_match(spec: Object) -> Match:
+    """A call of gRPC is a request for "/SERVICE/METHOD"."""
+    asked: Object = spec.get("method") or {}
+    service, method = str(asked.get("service") or ""), str(asked.get("method") or "")
+    headers = _fields(spec.get("headers") or (), lower=True)
+    if asked.get("type", "Exact") == "RegularExpression":
+        parts = [f"(?:{_expression(part)})" if part else "[^/]+" for part in (service, method)]
+        return Match("RegularExpression", f"/{'/'.join(parts)}", headers=headers)
+    if service and method:
+        return Match("Exact", f"/{service}/{method}", headers=headers)
+    if method:
+        return Match("RegularExpression", f"/[^/]+/{re.escape(method)}", headers=headers)
+    return Match("PathPrefix", f"/{service}" if service else "", headers=headers)
 
 
 def _match(spec: Object) -> Match:

@@ -1,13 +1,13 @@
 """Gateways and their listeners: pure, what each asks for, whether it can have it, and who may attach to it.
 
-The words, reasons and rules are the Gateway API's (v1). Beyond that kone says: all Gateways share the node's addresses,
-so listeners of several Gateways with the same port and protocol are one for clients; a port has one protocol, that of
-the oldest Gateway (the ports of Ingress have theirs already).
+The words, reasons and rules are the Gateway API's (v1). Beyond that kone says: a Gateway has addresses of its
+own where the load balancer has a pool; else all share the node's, and listeners of several Gateways with the same port
+and host are one for clients. A port has one protocol, that of the oldest Gateway (the ports of Ingress have theirs).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -21,7 +21,8 @@ CONTROLLER = "kone.dev/gateway-controller"
 GATEWAYCLASSES = GVR(GROUP, "v1", "gatewayclasses")
 GATEWAYS = GVR(GROUP, "v1", "gateways")
 HTTPROUTES = GVR(GROUP, "v1", "httproutes")
-HTTP_ROUTE = (GROUP, "HTTPRoute")
+GRPCROUTES = GVR(GROUP, "v1", "grpcroutes")
+ROUTE_KINDS = ((GROUP, "HTTPRoute"), (GROUP, "GRPCRoute"))
 PROTOCOLS = ("HTTP", "HTTPS")
 
 
@@ -57,7 +58,7 @@ class Listener:
     hostname: str = ""  # "" is every host, "*.example.com" each host below
     from_namespaces: str = "Same"
     selector: Object | None = None
-    kinds: tuple[tuple[str, str], ...] = (HTTP_ROUTE,)
+    kinds: tuple[tuple[str, str], ...] = ROUTE_KINDS
     certificates: tuple[Key, ...] = ()
     conditions: tuple[Condition, ...] = ()
 
@@ -87,10 +88,11 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """A Gateway of ours. `address_problem` is why it has not the addresses that it asks for."""
+    """A Gateway of ours. `addresses` are its own, () where it shares the node's; `address_problem`: why it has none."""
 
     obj: Object
     listeners: tuple[Listener, ...] = ()
+    addresses: tuple[str, ...] = ()
     address_problem: Condition | None = None
 
     @property
@@ -133,10 +135,12 @@ def listeners_of(
     node_ips: Sequence[str],
     taken: Mapping[int, str],
     unusable: Mapping[int, str],
+    given: Callable[[Key], Sequence[str]] | None = None,
 ) -> Listeners:
     """The Gateways whose class is ours and accepted.
 
-    `taken` are protocols of ports by others of this node, `unusable` says why a port cannot be had.
+    `taken` are protocols of ports by others of this node, `unusable` says why a port cannot be had. `given` tells a
+    Gateway's own addresses; None where all share the node's.
     """
     mine = {name_of(c) for c in classes if is_ours(c) and class_condition(c).status}
     protocols = dict(taken)
@@ -150,7 +154,9 @@ def listeners_of(
             conditions = dict.fromkeys(listener.conditions)
             conditions |= dict.fromkeys(_port_conditions(listener, protocols, seen, unusable))
             listeners.append(_with(listener, tuple(conditions)))
-        found.gateways[key_of(obj)] = Gateway(obj, tuple(listeners), _address_problem(obj, node_ips))
+        own = given(key_of(obj)) if given is not None else ()
+        problem = _address_problem(obj, own if given is not None else node_ips)
+        found.gateways[key_of(obj)] = Gateway(obj, tuple(listeners), tuple(own), problem)
     return found
 
 
@@ -195,10 +201,10 @@ def _kinds(spec: Object) -> tuple[tuple[tuple[str, str], ...], Condition | None]
     """The kinds of routes that may attach, and what is wrong where others are named."""
     asked = dig(spec, "allowedRoutes", "kinds", default=())
     if not asked:
-        return (HTTP_ROUTE,), None
+        return ROUTE_KINDS, None
     named = [(kind.get("group", GROUP), str(kind.get("kind", ""))) for kind in asked]
-    unknown = [f"{kind}.{group}" for group, kind in named if (group, kind) != HTTP_ROUTE]
-    known = (HTTP_ROUTE,) if HTTP_ROUTE in named else ()
+    unknown = [f"{kind}.{group}" for group, kind in named if (group, kind) not in ROUTE_KINDS]
+    known = tuple(kind for kind in ROUTE_KINDS if kind in named)
     if not unknown:
         return known, None
     return known, Condition("ResolvedRefs", False, "InvalidRouteKinds", f"not served: {', '.join(unknown)}")
@@ -254,13 +260,15 @@ def _port_conditions(
             yield Condition("Accepted", False, "PortUnavailable", unusable[listener.port])
 
 
-def _address_problem(gateway: Object, node_ips: Sequence[str]) -> Condition | None:
+def _address_problem(gateway: Object, have: Sequence[str]) -> Condition | None:
     for address in dig(gateway, "spec", "addresses", default=()):
         kind, value = address.get("type", "IPAddress"), address.get("value") or ""
         if kind != "IPAddress":
             return Condition("Accepted", False, "UnsupportedAddress", f"addresses of type {kind} are not served")
-        if value and value not in node_ips:
-            return Condition("Programmed", False, "AddressNotUsable", f"{value} is not an address of this node")
+        if value and value not in have:
+            return Condition("Programmed", False, "AddressNotUsable", f"{value} is not an address that can be had here")
+    if not have:
+        return Condition("Programmed", False, "AddressNotAssigned", "no address has been given yet")
     return None
 
 
@@ -283,9 +291,9 @@ def is_granted(world: GatewayWorld, by: tuple[str, str, str], to: tuple[str, str
     return False
 
 
-def lets_in(listener: Listener, namespace: str, world: GatewayWorld) -> bool:
-    """Whether HTTPRoutes of that namespace may attach."""
-    if HTTP_ROUTE not in listener.kinds:
+def lets_in(listener: Listener, kind: str, namespace: str, world: GatewayWorld) -> bool:
+    """Whether routes of that kind and namespace may attach."""
+    if (GROUP, kind) not in listener.kinds:
         return False
     match listener.from_namespaces:
         case "All":

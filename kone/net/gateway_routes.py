@@ -1,4 +1,4 @@
-"""HTTPRoutes: pure, which of them attach to which listeners, and the rules of each host in order of precedence.
+"""HTTPRoutes and GRPCRoutes: pure, which attach to which listeners, and the rules of each host in order of precedence.
 
 The Gateway API's rules (v1, HTTPRoute): the most specific host goes first; then an exact path, the longest prefix, a
 method, the most headers, the most query parameters, the oldest route. A host belongs to its most specific listener of
@@ -8,7 +8,7 @@ the port and to no other (listener isolation). A backend that cannot be had answ
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kone.apimachinery.objects import Key, Object, dig, generation_of, key_of, metadata
@@ -52,6 +52,7 @@ class Rule:
     filters: Filters
     targets: tuple[Target, ...]
     timeout_s: float = 0.0
+    refusal: int = 500  # the status where no backend can be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,21 @@ class VirtualHost:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """What all listeners of one port serve, the most specific host first."""
+    """What all listeners of one port serve, of all addresses (()) or of these; the most specific host first."""
 
     port: int
+    addresses: tuple[str, ...]
     protocol: str
     hosts: tuple[VirtualHost, ...]
     certificates: tuple[tuple[str, tuple[Key, ...]], ...] = ()  # by host, the most specific first
+
+
+RouteId = tuple[str, Key]
+"""Kind and name."""
+
+
+def route_id(route: Object) -> RouteId:
+    return str(route["kind"]), key_of(route)
 
 
 class Parent(NamedTuple):
@@ -86,9 +96,12 @@ class Routes:
     """Everything of all routes."""
 
     sites: tuple[Site, ...] = ()
-    parents: dict[Key, list[Parent]] = field(default_factory=dict)
+    parents: dict[RouteId, list[Parent]] = field(default_factory=dict)
     attached: dict[tuple[Key, str], int] = field(default_factory=dict)  # by Gateway and listener
     services: set[Key] = field(default_factory=set)  # that are spoken of, whether they exist or not
+
+
+_Where = tuple[int, tuple[str, ...]]  # a port, and the addresses of who has it to himself
 
 
 class _Placed(NamedTuple):
@@ -101,17 +114,15 @@ class _Placed(NamedTuple):
 def routes_of(routes: Iterable[Object], listeners: Listeners, world: GatewayWorld) -> Routes:
     """The routes' states, and what the listeners serve of them."""
     found = Routes(attached={(each.gateway, each.name): 0 for each in listeners.all()})
-    serving: dict[int, list[Listener]] = {}
+    serving: dict[_Where, list[Listener]] = {}
     for gateway in listeners.gateways.values():
         for listener in gateway.listeners:
             if listener.serves and gateway.address_problem is None:
-                serving.setdefault(listener.port, []).append(listener)
-    hosts: dict[int, dict[str, list[_Placed]]] = {port: {} for port in serving}
+                serving.setdefault((listener.port, gateway.addresses), []).append(listener)
+    hosts: dict[_Where, dict[str, list[_Placed]]] = {where: {} for where in serving}
     for route in routes:
         _attach(route, listeners, world, serving, hosts, found)
-    found.sites = tuple(
-        _site(port, at_port, hosts[port]) for port, at_port in sorted(serving.items(), key=lambda item: item[0])
-    )
+    found.sites = tuple(_site(*where, serving[where], hosts[where]) for where in sorted(serving))
     return found
 
 
@@ -119,8 +130,8 @@ def _attach(
     route: Object,
     listeners: Listeners,
     world: GatewayWorld,
-    serving: Mapping[int, list[Listener]],
-    hosts: Mapping[int, dict[str, list[_Placed]]],
+    serving: Mapping[_Where, list[Listener]],
+    hosts: Mapping[_Where, dict[str, list[_Placed]]],
     found: Routes,
 ) -> None:
     namespace = key_of(route).namespace
@@ -134,10 +145,10 @@ def _attach(
         return
     placed, refused, resolved = _rules(route, world, found)
     names = [str(name).lower() for name in dig(route, "spec", "hostnames", default=())] or [""]
-    taken: set[tuple[int, str]] = set()
-    parents = found.parents.setdefault(key_of(route), [])
+    taken: set[tuple[_Where, str]] = set()
+    parents = found.parents.setdefault(route_id(route), [])
     for ref, gateway in asked:
-        joined = refused or _join(ref, gateway.listeners, namespace, names, world)
+        joined = refused or _join(ref, gateway.listeners, route, names, world)
         if isinstance(joined, Condition):
             accepted = joined
         else:
@@ -146,16 +157,16 @@ def _attach(
                 found.attached[listener.gateway, listener.name] += 1
                 if not listener.serves or gateway.address_problem is not None:
                     continue
+                where = (listener.port, gateway.addresses)
                 for host in effective:
-                    where = (listener.port, host)
-                    if where not in taken and not _belongs_elsewhere(host, listener, serving[listener.port]):
-                        taken.add(where)
-                        hosts[listener.port].setdefault(host, []).extend(placed)
+                    if (where, host) not in taken and not _belongs_elsewhere(host, listener, serving[where]):
+                        taken.add((where, host))
+                        hosts[where].setdefault(host, []).extend(placed)
         parents.append(Parent(ref, generation_of(route), (accepted, resolved)))
 
 
 def _join(
-    ref: Object, listeners: Iterable[Listener], namespace: str, names: list[str], world: GatewayWorld
+    ref: Object, listeners: Iterable[Listener], route: Object, names: list[str], world: GatewayWorld
 ) -> Condition | list[tuple[Listener, list[str]]]:
     """The listeners that a parentRef attaches to, each with the hosts that both sides name."""
 
@@ -166,9 +177,10 @@ def _join(
     meant = [each for each in listeners if section in (None, "", each.name) and port in (None, each.port)]
     if not meant:
         return no("NoMatchingParent", "the Gateway has no such listener")
-    allowing = [each for each in meant if lets_in(each, namespace, world)]
+    kind, key = route_id(route)
+    allowing = [each for each in meant if lets_in(each, kind, key.namespace, world)]
     if not allowing:
-        return no("NotAllowedByListeners", f"no listener allows HTTPRoutes of namespace {namespace}")
+        return no("NotAllowedByListeners", f"no listener allows a {kind} of namespace {key.namespace}")
     joined = []
     for listener in allowing:
         both = [host for name in names if (host := intersection(listener.hostname, name)) is not None]
@@ -181,15 +193,17 @@ def _rules(route: Object, world: GatewayWorld, found: Routes) -> tuple[list[_Pla
     """The rules with their precedence; why the route is refused, or None; whether its references are resolved."""
     placed: list[_Placed] = []
     problems: list[Condition] = []
-    age = (metadata(route).get("creationTimestamp", ""), key_of(route))
+    kind, key = route_id(route)
+    age = (metadata(route).get("creationTimestamp", ""), key, kind)
+    refusal = 503 if kind == "GRPCRoute" else 500  # clients of gRPC make UNAVAILABLE of it
     try:
         for number, spec in enumerate(dig(route, "spec", "rules", default=())):
             filters = filters_of(spec.get("filters") or ())
             targets = tuple(_target(route, ref, world, found, problems) for ref in spec.get("backendRefs") or ())
             timeout_s = timeout_of(spec)
-            for which, match in enumerate(matches_of(spec)):
+            for which, match in enumerate(matches_of(spec, kind)):
                 order = (*_precedence(match), *age, number, which)
-                placed.append(_Placed(order, Rule(match, filters, targets, timeout_s)))
+                placed.append(_Placed(order, Rule(match, filters, targets, timeout_s, refusal)))
     except UnsupportedError as error:
         refused = Condition("Accepted", False, "UnsupportedValue", str(error))
         return [], refused, RESOLVED
@@ -203,7 +217,7 @@ def _precedence(match: Match) -> tuple[int, int, bool, int, int]:
 def _target(route: Object, ref: Object, world: GatewayWorld, found: Routes, problems: list[Condition]) -> Target:
     weight = ref.get("weight", 1)
     filters = filters_of(ref.get("filters") or ())
-    namespace = key_of(route).namespace
+    route_kind, (namespace, _) = route_id(route)
     service = Key(str(ref.get("namespace") or namespace), str(ref.get("name", "")))
     group, kind = ref.get("group") or "", ref.get("kind") or "Service"
 
@@ -215,14 +229,16 @@ def _target(route: Object, ref: Object, world: GatewayWorld, found: Routes, prob
         return none(
             "InvalidKind", f"backendRef {'.'.join(filter(None, (kind, group)))} {service.name} is not a Service"
         )
-    if not is_granted(world, (GROUP, "HTTPRoute", namespace), ("", "Service"), service):
-        return none("RefNotPermitted", f"no ReferenceGrant lets this HTTPRoute use Service {service}")
+    if not is_granted(world, (GROUP, route_kind, namespace), ("", "Service"), service):
+        return none("RefNotPermitted", f"no ReferenceGrant lets this {route_kind} use Service {service}")
     found.services.add(service)
     if dig(world.service(*service), "spec", "type") == "ExternalName":
         return none("BackendNotFound", f"Service {service} is an ExternalName: routes do not lead out of the cluster")
     backend = backend_of(world, service, ref.get("port") or 0)
     if isinstance(backend, Problem):
         return none("BackendNotFound", backend.message)
+    if route_kind == "GRPCRoute" and backend.protocol == "http":
+        backend = replace(backend, protocol="h2c")
     return Target(weight, backend, filters)
 
 
@@ -257,7 +273,7 @@ def host_order(pattern: str) -> tuple[bool, int, str]:
     return inexact, -len(pattern) if inexact else 0, pattern
 
 
-def _site(port: int, at_port: list[Listener], hosts: Mapping[str, list[_Placed]]) -> Site:
+def _site(port: int, addresses: tuple[str, ...], at_port: list[Listener], hosts: Mapping[str, list[_Placed]]) -> Site:
     owned = {listener.hostname for listener in at_port if listener.hostname}
     patterns = sorted(owned | set(hosts), key=host_order)
     certificates: dict[str, tuple[Key, ...]] = {}
@@ -267,6 +283,7 @@ def _site(port: int, at_port: list[Listener], hosts: Mapping[str, list[_Placed]]
             certificates[listener.hostname] = tuple(dict.fromkeys((*have, *listener.certificates)))
     return Site(
         port,
+        addresses,
         at_port[0].protocol,
         tuple(
             VirtualHost(

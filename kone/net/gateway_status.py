@@ -1,4 +1,4 @@
-"""The status of GatewayClasses, Gateways and HTTPRoutes: pure, from what was found about them and what was there.
+"""The status of GatewayClasses, Gateways and routes: pure, from what was found about them and what was there.
 
 A condition keeps the time of its last transition while its status stays. What other controllers have said of a route
 stays as it is.
@@ -14,6 +14,8 @@ from kone.net.gateway_routes import Parent, Routes
 
 # What kone has of the Gateway API beyond what each implementation has, in the API's own names (pkg/features).
 FEATURES = (
+    "GRPCRoute",
+    "GRPCRouteNamedRouteRule",
     "Gateway",
     "GatewayAddressEmpty",
     "GatewayHTTPListenerIsolation",
@@ -66,7 +68,8 @@ def gateway_status(gateway: Gateway, routes: Routes, node_ips: Sequence[str], pr
             }
         )
     conditions = conditions_of(old.get("conditions") or (), _conditions(gateway, problem), generation, now)
-    addresses = [] if gateway.address_problem else [{"type": "IPAddress", "value": ip} for ip in node_ips]
+    ips = () if gateway.address_problem else gateway.addresses or node_ips
+    addresses = [{"type": "IPAddress", "value": ip} for ip in ips]
     return {**old, "addresses": addresses, "conditions": conditions, "listeners": listeners}
 
 

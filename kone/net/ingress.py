@@ -21,7 +21,7 @@ from kone.apimachinery.kinds import ENDPOINTSLICES, GVR, INGRESSCLASSES, INGRESS
 from kone.apimachinery.objects import Key, Object, dig, key_of, labels_of, name_of, namespace_of, resource_version_of
 from kone.client.client import Client, EventType
 from kone.client.events import EventRecorder
-from kone.net.gateway import Gateways
+from kone.net.gateway import Gateways, is_of_gateway
 from kone.net.gateway_config import parts_of
 from kone.net.gateway_listeners import Listeners
 from kone.net.gateway_routes import Routes
@@ -56,6 +56,7 @@ class IngressConfig:
     node_ips: Sequence[str]
     http_port: int = 80
     https_port: int = 443
+    own_addresses: bool = False  # the load balancer has a pool, and gives each Gateway addresses of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,8 @@ class IngressController:
         self._find = find
         self._caddy = Caddy(config.data_dir, clock, self._caddy_ended)
         self._world = _Informed(client)
-        self._gateways = Gateways(client, clock, self._world, self._changed)
+        own = config.own_addresses
+        self._gateways = Gateways(client, clock, self._world, self._changed, own_addresses=own)
         self._wanted = _Wanted()
         self._unusable: dict[int, str] = {}  # ports that Gateways ask for, and why they cannot be had
         self._accepted: dict[Key, Certificate] = {}
@@ -167,7 +169,7 @@ class IngressController:
     def _changed(self, resource: GVR, obj: Object) -> None:
         match resource:
             case _ if resource == SERVICES:
-                mine = key_of(obj) in self._wanted.services
+                mine = key_of(obj) in self._wanted.services or is_of_gateway(obj)
             case _ if resource == ENDPOINTSLICES:
                 name = labels_of(obj).get(SERVICE_NAME, "")
                 mine = Key(namespace_of(obj), name) in self._wanted.services
@@ -185,6 +187,7 @@ class IngressController:
         await self._gateways.follow()
         ingresses = self._world.served()
         self._wanted = self._look(ingresses)
+        await self._gateways.ensure_services(self._wanted.listeners)
         needed = bool(ingresses or self._wanted.parts)
         served, problem = await (self._serve(ingresses) if needed else self._rest())
         findings = list(self._wanted.rules.findings)

@@ -23,7 +23,7 @@ HTTP_FDS, HTTPS_FDS = (3, 5), (4, 6)  # what Caddy knows the sockets by, for eac
 SPARE_FDS: tuple[Fds, ...] = tuple((first, first + 1) for first in range(7, 39, 2))  # for Gateways' other ports
 ADMIN_SOCKET = "caddy.sock"
 DEFAULT_TAG = "default"
-HOST = "{http.request.host}"
+HOST, LOCAL = "{http.request.host}", "{http.request.local.host}"
 NOT_FOUND = "no Ingress serves this\n"
 NO_ENDPOINTS = "no endpoint is ready\n"
 
@@ -59,13 +59,14 @@ class Listening:
 class Part:
     """What a port serves beside Ingresses: routes by host, which is exact, a wildcard for all hosts below, or "".
 
-    Both are in order, the most specific host first.
+    Both are in order, the most specific host first. `addresses` are served by it alone; () are those of the others.
     """
 
     port: int
     tls: bool
     hosts: tuple[tuple[str, tuple[Object, ...]], ...] = ()
     certificates: tuple[tuple[str, tuple[Key, ...]], ...] = ()
+    addresses: tuple[str, ...] = ()
 
 
 class _Entry(NamedTuple):
@@ -98,8 +99,10 @@ def caddy_config(
 
     `parts` are served on ports that `listening` has, with `certificates` beside those of the rules.
     """
-    by_port = {part.port: part for part in parts}
-    http, https = by_port.pop(listening.http_port, None), by_port.pop(listening.https_port, None)
+    by_port: dict[int, list[Part]] = {}
+    for part in parts:
+        by_port.setdefault(part.port, []).append(part)
+    http, https = by_port.pop(listening.http_port, []), by_port.pop(listening.https_port, [])
     side = listening.side
     servers: Object = {}
     if listening.http_port:
@@ -108,11 +111,11 @@ def caddy_config(
     if listening.https_port:
         servers["https"] = _server(HTTPS_FDS[side], ["h1", "h2"], _routes(rules, 0, https))
         servers["https"]["tls_connection_policies"] = list(_connection_policies(rules.tls, https))
-    for port, part in by_port.items():
-        protocols = ["h1", "h2"] if part.tls else ["h1", "h2c"]
-        server = _server(listening.others[port][side], protocols, _routes(Rules(), 0, part))
-        if part.tls:
-            server["tls_connection_policies"] = list(_connection_policies({}, part))
+    for port, at_port in by_port.items():
+        protocols = ["h1", "h2"] if at_port[0].tls else ["h1", "h2c"]
+        server = _server(listening.others[port][side], protocols, _routes(Rules(), 0, at_port))
+        if at_port[0].tls:
+            server["tls_connection_policies"] = list(_connection_policies({}, at_port))
         servers[f"port-{port}"] = server
     apps: Object = {"http": {"servers": servers, "shutdown_delay": OVERLAP}}
     if any("tls_connection_policies" in server for server in servers.values()):
@@ -136,10 +139,18 @@ def _server(fd: int, protocols: list[str], routes: list[Object]) -> Object:
     }
 
 
-def _routes(rules: Rules, redirect_port: int, part: Part | None) -> list[Object]:
+def _routes(rules: Rules, redirect_port: int, parts: Iterable[Part]) -> list[Object]:
     """What is tried one after the other; `redirect_port` is where those that ask for HTTPS are sent, 0 is nowhere."""
     routes = [_LEADING_OVER]
-    paths = [_Entry(host, host.startswith("*."), list(made)) for host, made in (part.hosts if part else ())]
+    paths: list[_Entry] = []
+    for part in parts:
+        entries = [_Entry(host, host.startswith("*."), list(made)) for host, made in part.hosts]
+        if part.addresses:
+            inner = [*_by_host(entries), {"handle": [say(404, NOT_FOUND)]}]
+            match = {"match": [{"vars": {LOCAL: list(part.addresses)}}]}
+            routes.append({**match, "handle": [{"handler": "subroute", "routes": inner}]})
+        else:
+            paths += entries
     paths += [
         _Entry(host.name, False, [_path_route(path, redirect_port) for path in host.paths])
         for host in rules.hosts
@@ -249,24 +260,34 @@ def say(status: int, text: str) -> Object:
 # TLS
 
 
-def _connection_policies(tls: Mapping[str, Key], part: Part | None) -> Iterator[Object]:
+def _connection_policies(tls: Mapping[str, Key], parts: Iterable[Part]) -> Iterator[Object]:
     """Which certificate a client gets, by the name it asks for, whatever names the certificate itself has."""
     by_secret: dict[tuple[bool, Key], list[str]] = {}
     for host, secret in tls.items():
         by_secret.setdefault((host.startswith("*."), secret), []).append(host)
-    more = part.certificates if part else ()
+    more: list[tuple[str, tuple[Key, ...]]] = []
     every = [DEFAULT_TAG]
+    for part in parts:
+        for host, secrets in part.certificates if part.addresses else ():
+            yield _policy({"local_ip": {"ranges": list(part.addresses)}, **_asks_for(host)}, map(_tag, secrets))
+        more += () if part.addresses else part.certificates
     for host, secrets in more:
         if host and not host.startswith("*."):
-            yield _policy({"sni": [host]}, map(_tag, secrets))
+            yield _policy(_asks_for(host), map(_tag, secrets))
     for (_, secret), hosts in sorted(by_secret.items(), key=lambda item: item[0]):
         yield _policy({"sni": hosts}, [_tag(secret)])
     for host, secrets in more:
         if host.startswith("*."):
-            yield _policy({"sni_regexp": {"pattern": _below(host)}}, map(_tag, secrets))
+            yield _policy(_asks_for(host), map(_tag, secrets))
         elif not host:
             every = [_tag(secret) for secret in secrets]
     yield {"certificate_selection": {"any_tag": every}}
+
+
+def _asks_for(host: str) -> Object:
+    if host.startswith("*."):
+        return {"sni_regexp": {"pattern": _below(host)}}
+    return {"sni": [host]} if host else {}
 
 
 def _policy(match: Object, tags: Iterable[str]) -> Object:

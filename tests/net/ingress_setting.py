@@ -85,6 +85,7 @@ class Setting:
         self.http_port, self.https_port = free_port(), free_port()
         self.default = issue("default.invalid")
         self.program = find_caddy
+        self.own_addresses = False
         self.controllers: list[IngressController] = []
         self._recorders: list[EventRecorder] = []
         self._servers: list[web.Server] = []
@@ -98,7 +99,7 @@ class Setting:
             self.client,
             recorder,
             self.clock,
-            IngressConfig(self.data_dir, [NODE_IP], self.http_port, self.https_port),
+            IngressConfig(self.data_dir, [NODE_IP], self.http_port, self.https_port, own_addresses=self.own_addresses),
             default_certificate=lambda: self.default,
             find=self.program,
         )

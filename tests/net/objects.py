@@ -132,6 +132,7 @@ def gateway_definitions() -> list[Object]:
         ("gatewayclasses", "GatewayClass"),
         ("gateways", "Gateway"),
         ("httproutes", "HTTPRoute"),
+        ("grpcroutes", "GRPCRoute"),
         ("referencegrants", "ReferenceGrant"),
     ):
         made.append(

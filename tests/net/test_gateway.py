@@ -6,15 +6,17 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, ENDPOINTSLICES, GVR
+from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, ENDPOINTSLICES, GVR, SERVICES
 from kone.apimachinery.objects import Object, dig, name_of, replace_in
-from kone.net.gateway_listeners import GATEWAYCLASSES, GATEWAYS, GROUP, HTTPROUTES
+from kone.net.gateway import is_of_gateway
+from kone.net.gateway_listeners import GATEWAYCLASSES, GATEWAYS, GROUP, GRPCROUTES, HTTPROUTES
 from kone.net.ingress_caddy import end_caddy
 from tests.net.ingress_setting import HERE, NODE_IP, Setting, der, free_port, issue, tls_secret
 from tests.net.objects import (
@@ -25,8 +27,10 @@ from tests.net.objects import (
     ingress,
     listener,
     path_match,
+    service,
 )
-from tests.net.test_ingress import asking, pid_of
+from tests.net.test_ingress import asking, call, pid_of
+from tests.runtime.grpc_server import GrpcServer
 
 pytestmark = pytest.mark.ring3
 
@@ -78,7 +82,8 @@ async def tell(request: web.BaseRequest) -> web.StreamResponse:
 async def serve(setting: Setting, *rules: object, **more: object) -> None:
     """A Gateway on the port of Ingress, the Service "web" behind it and one route with these rules."""
     await setting.backend("web", tell)
-    setting.client.put(GATEWAYS, gateway("gw", listener(port=setting.http_port)))
+    if not setting.client.of(GATEWAYS):
+        setting.client.put(GATEWAYS, gateway("gw", listener(port=setting.http_port)))
     setting.client.put(HTTPROUTES, http_route("r", *rules, ("/ready", "web"), **more))  # type: ignore[arg-type]
     await setting.eventually(lambda: ready(setting, "/ready"), 200)
 
@@ -228,6 +233,19 @@ async def test_an_answer_that_takes_too_long_is_504(started: Setting) -> None:
     await serve(started, rule)
     assert (await ask(started, "/slow"))["status"] == 504
     hang.set()
+
+
+async def test_a_grpc_route_leads_calls_to_their_service(started: Setting) -> None:
+    server = GrpcServer()
+    await started.expose("grpc", await server.start())
+    started.client.put(GATEWAYS, gateway("gw", listener(port=started.http_port)))
+    rule = {"matches": [{"method": {"service": "s", "method": "m"}}], "backendRefs": [backend_ref("grpc")]}
+    started.client.put(GRPCROUTES, http_route("g", rule, hosts=["g.com"]) | {"kind": "GRPCRoute"})
+    await serve(started, hosts=["x.com"])
+    body, trailers = await call(started, "g.com", b"\x00\x00\x00\x00\x00", tls=False)
+    assert body == server.body
+    assert trailers["grpc-status"] == "0"
+    await server.stop()
 
 
 # TLS, other ports
@@ -407,3 +425,45 @@ async def test_no_route_is_not_found_and_a_route_without_endpoints_unavailable(s
     await serve(started, ("/empty", "empty"))
     assert (await ask(started, "/nowhere"))["status"] == 404
     assert (await ask(started, "/empty"))["status"] == 503
+
+
+async def test_with_a_pool_each_gateway_is_served_on_an_address_of_its_own(setting: Setting) -> None:
+    setting.own_addresses = True
+    await setting.start()
+    one, two = issue("one.org"), issue("two.org")
+    for name, certificate in (("one", one), ("two", two)):
+        await setting.backend(name)
+        setting.put_secret(tls_secret(name, certificate))
+        tls = listener("tls", setting.https_port, secret=name)
+        setting.client.put(GATEWAYS, gateway(name, listener(port=setting.http_port), tls))
+        setting.client.put(HTTPROUTES, http_route(name, ("/", name), parents=[name]))
+    await setting.backend("web")
+    setting.put(ingress("in", [("x.com", "/", "Prefix", "web")]))
+    await setting.served("x.com")
+    await setting.eventually(lambda: programmed(setting, "one"), ("False", "AddressNotAssigned"))
+    addresses = {"one": "127.0.0.11", "two": "127.0.0.12"}
+    for name, address in addresses.items():  # as the load balancer does
+        made = setting.client.look(SERVICES, service(f"gateway-{name}"))
+        ports = [port["port"] for port in made["spec"]["ports"]]
+        assert ports == sorted([setting.http_port, setting.https_port])
+        status = {"loadBalancer": {"ingress": [{"ip": address}]}}
+        await setting.client.patch(
+            SERVICES, name_of(made), {"status": status}, namespace="default", subresource="status"
+        )
+    for name, certificate in (("one", one), ("two", two)):
+        await setting.eventually(lambda name=name: programmed(setting, name), ("True", "Programmed"))  # type: ignore[misc]
+        url = f"http://{addresses[name]}:{setting.http_port}/"
+        async with setting.session.get(url, headers={"Host": "x.com"}) as answer:
+            assert await answer.text() == name
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection(addresses[name], setting.https_port, ssl=context)
+        assert writer.get_extra_info("ssl_object").getpeercert(binary_form=True) == der(certificate)
+        writer.close()
+    assert (await setting.get("x.com"))[1] == "web", "all other addresses are those of Ingress"
+    await setting.client.delete(GATEWAYS, "two", namespace="default")
+
+    async def services() -> list[str]:
+        return sorted(name_of(each) for each in setting.client.of(SERVICES) if is_of_gateway(each))
+
+    await setting.eventually(services, ["gateway-one"])

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from kone.apimachinery.names import is_dns1035_label
 from kone.apimachinery.objects import Key, Object, namespace_of
+from kone.net.gateway import service_for, service_name
 from kone.net.gateway_config import below, part_of
 from kone.net.gateway_listeners import Condition, Listeners, class_condition, listeners_of
 from kone.net.gateway_routes import Routes, intersection, routes_of
 from kone.net.gateway_status import conditions_of, gateway_status, route_parents
+from kone.net.service_map import is_proxied
 from tests.net.objects import (
     backend_ref,
     gateway,
@@ -55,13 +58,13 @@ def look(
     return listeners, routes_of(routes, listeners, of)
 
 
-def accepted(routes: Routes, name: str, namespace: str = "default") -> list[str]:
+def accepted(routes: Routes, name: str, namespace: str = "default", kind: str = "HTTPRoute") -> list[str]:
     """Reasons of Accepted, one a parent."""
-    return [parent.conditions[0].reason for parent in routes.parents.get(Key(namespace, name), ())]
+    return [parent.conditions[0].reason for parent in routes.parents.get((kind, Key(namespace, name)), ())]
 
 
 def resolved(routes: Routes, name: str, namespace: str = "default") -> str:
-    return routes.parents[Key(namespace, name)][0].conditions[1].reason
+    return routes.parents["HTTPRoute", Key(namespace, name)][0].conditions[1].reason
 
 
 def hosts(routes: Routes, port: int = 80) -> dict[str, list[str]]:
@@ -147,6 +150,40 @@ def test_addresses_that_the_node_has_not_are_refused() -> None:
         found, routes = look([gateway("gw", addresses=[{"type": "IPAddress", "value": value}])])
         status = gateway_status(found.gateways[Key("default", "gw")], routes, NODE, "", "now")
         assert {c["type"]: c["reason"] for c in status["conditions"]}["Programmed"] == reason
+
+
+def test_a_gateway_with_an_address_of_its_own_is_apart_from_the_others() -> None:
+    given = {"one": ["203.0.113.1"], "two": ["203.0.113.2"]}
+    gateways = [gateway(name, listener()) for name in ("one", "two", "none")]
+    routes = [http_route(name, (f"/{name}", "web"), parents=[name]) for name in ("one", "two", "none")]
+    shared = http_route("both", ("/both", "web"), parents=["one", "two"])
+    found, made = look(gateways, [*routes, shared], given=lambda key: given.get(key.name, ()))
+    paths = {site.addresses: [rule.match.path for rule in site.hosts[0].rules] for site in made.sites}
+    assert paths == {("203.0.113.1",): ["/both", "/one"], ("203.0.113.2",): ["/both", "/two"]}
+    statuses = {key.name: gateway_status(each, made, NODE, "", "now") for key, each in found.gateways.items()}
+    assert statuses["two"]["addresses"] == [{"type": "IPAddress", "value": "203.0.113.2"}]
+    assert {c["type"]: c["reason"] for c in statuses["none"]["conditions"]}["Programmed"] == "AddressNotAssigned"
+
+
+def test_a_gateways_service_has_its_name_as_far_as_names_of_services_allow() -> None:
+    assert service_name("gw") == "gateway-gw"
+    assert service_name("a" * 55) == "gateway-" + "a" * 55
+    names = {service_name(name) for name in ("a" * 56, "a" * 57, "a.b", "a-b")}
+    assert len(names) == 4
+    assert all(is_dns1035_label(name) == [] for name in names)
+
+
+def test_a_gateways_service_asks_for_what_its_listeners_need_and_goes_with_it() -> None:
+    address = [{"type": "IPAddress", "value": "203.0.113.1"}]
+    obj = gateway("gw", listener(), listener("b", 8080), listener("c", 9000, protocol="TCP"), addresses=address)
+    obj["metadata"]["uid"] = "u"
+    found, _ = look([obj])
+    service = service_for(found.gateways[Key("default", "gw")])
+    assert service is not None
+    assert [port["port"] for port in service["spec"]["ports"]] == [80, 8080]
+    assert service["spec"]["loadBalancerIP"] == "203.0.113.1"
+    assert [(ref["kind"], ref["uid"]) for ref in service["metadata"]["ownerReferences"]] == [("Gateway", "u")]
+    assert not is_proxied(service | {"spec": service["spec"] | {"clusterIP": "10.96.0.9"}})
 
 
 # Attachment
@@ -280,6 +317,33 @@ def test_rules_are_tried_by_the_specifications_precedence() -> None:
     ]
 
 
+CALLS: list[tuple[Object, tuple[str, str]]] = [
+    ({"service": "s.S", "method": "M"}, ("Exact", "/s.S/M")),
+    ({"service": "s.S"}, ("PathPrefix", "/s.S")),
+    ({"method": "M"}, ("RegularExpression", "/[^/]+/M")),
+    ({"type": "RegularExpression", "service": "s.*", "method": "M"}, ("RegularExpression", "/(?:s.*)/(?:M)")),
+    ({}, ("PathPrefix", "")),
+]
+
+
+@pytest.mark.parametrize(("method", "expected"), CALLS)
+def test_a_call_of_grpc_is_a_request_for_its_service_and_method(method: Object, expected: tuple[str, str]) -> None:
+    route = http_route("r", {"matches": [{"method": method}], "backendRefs": [backend_ref("web"), backend_ref("gone")]})
+    _, routes = look([gateway()], [route | {"kind": "GRPCRoute"}])
+    assert accepted(routes, "r", kind="GRPCRoute") == ["Accepted"]
+    (rule,) = routes.sites[0].hosts[0].rules
+    assert (rule.match.path_kind, rule.match.path) == expected
+    assert [target.backend.protocol if target.backend else rule.refusal for target in rule.targets] == ["h2c", 503]
+
+
+def test_a_listener_may_let_in_one_kind_of_routes_only() -> None:
+    only = listener(allowedRoutes={"kinds": [{"kind": "GRPCRoute"}]})
+    route = http_route("r", {"backendRefs": [backend_ref("web")]})
+    _, routes = look([gateway("gw", only)], [route, route | {"kind": "GRPCRoute"}])
+    assert accepted(routes, "r") == ["NotAllowedByListeners"]
+    assert accepted(routes, "r", kind="GRPCRoute") == ["Accepted"]
+
+
 # Backends
 
 BACKENDS = [
@@ -387,5 +451,5 @@ def test_what_others_say_of_a_route_stays() -> None:
     ours = {"parentRef": {"name": "gone"}, "controllerName": "kone.dev/gateway-controller", "conditions": []}
     route = http_route("r", ("/", "web")) | {"status": {"parents": [ours, theirs]}}
     _, routes = look([gateway()], [route])
-    made = route_parents(route, routes.parents[Key("default", "r")], "now")
+    made = route_parents(route, routes.parents["HTTPRoute", Key("default", "r")], "now")
     assert [parent["parentRef"]["name"] for parent in made] == ["other", "gw"]
