@@ -47,8 +47,13 @@ async def _remove(settings: Settings, keep_data: bool) -> AsyncIterator[str]:
         yield "ended Caddy, which served Ingresses"
     async for line in _remove_network(settings):
         yield line
+    from kone.net import conntrack_settings
     from kone.net.uplink_addresses import remove_given
 
+    try:
+        conntrack_settings.give_back(settings.data)
+    except OSError as error:
+        raise CleanupError(f"settings of connection tracking stay: {error}; run as root") from None
     try:
         if given := remove_given(settings.data):
             yield f"removed addresses of load balancers: {', '.join(given)}"

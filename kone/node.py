@@ -271,7 +271,7 @@ class Node:
             await self._policies.stop()
 
     async def _start_proxy(self) -> None:
-        from kone.net import modes
+        from kone.net import conntrack_settings, modes
         from kone.net.proxier import ServiceProxy
 
         try:
@@ -279,6 +279,7 @@ class Node:
         except modes.NoMode as error:
             raise StartError(str(error)) from None
         log.info("Services by %s", choice)
+        conntrack_settings.apply(self.settings.data)
         self._proxy_mode = choice.mode
         client = self._control_plane.client_for(PROXY)
         proxiers: dict[Family, Proxier] = {

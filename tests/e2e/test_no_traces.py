@@ -41,6 +41,7 @@ def network_traces() -> dict[str, Any]:
         "routes": _ip("route"),
         "rules": _ip("rule"),
         "sets": sorted(run("ipset", "list", "-n", check=False).splitlines()),
+        "tracking": {p.name: p.read_text() for p in Path("/proc/sys/net/netfilter").glob("nf_conntrack_tcp_timeout_*")},
         "virtual servers": Path("/proc/net/ip_vs").read_text() if Path("/proc/net/ip_vs").exists() else "",
     }
 
