@@ -335,6 +335,11 @@ class CsiVolumes:
         """A path of the kubelet's as drivers see it, who may have its directory mounted under its public name."""
         return str(self.public_root / path.relative_to(self._root))
 
+    def _published_at(self, mounted: Mounted) -> str:
+        """Where the driver was told to publish it, in the driver's own words: also for a device, whose host_path is
+        what is found there."""
+        return self._told(self._root / rules.target_path(mounted.volume, uid_of(mounted.pod)))
+
     # ---- growing, measuring
 
     def holder_of(self, volume_name: str) -> Mounted | None:
@@ -344,14 +349,14 @@ class CsiVolumes:
 
     async def expand(self, mounted: Mounted, size_bytes: int) -> bool:
         """Let the driver grow what is mounted; whether it has anything to do for that. Raises RpcError, VolumeError."""
-        _, volume, where = mounted
+        volume = mounted.volume
         driver = self._driver(volume)
         abilities = await driver.capabilities()
         if _EXPANDS not in abilities:
             return False
         request = {
             "volume_id": volume.handle,
-            "volume_path": where.host_path if volume.block else self._told(Path(where.host_path)),
+            "volume_path": self._published_at(mounted),
             "capacity_range": {"required_bytes": size_bytes},
             "staging_target_path": self._told(self._root / rules.staging_path(volume)) if _STAGES in abilities else "",
             "volume_capability": _capability(volume, abilities, None),
@@ -370,11 +375,7 @@ class CsiVolumes:
             driver = self._drivers.get(mounted.volume.driver)
             if _COUNTS not in await driver.capabilities():
                 return []
-            path = mounted.where.host_path
-            request = {
-                "volume_id": mounted.volume.handle,
-                "volume_path": path if mounted.volume.block else self._told(Path(path)),
-            }
+            request = {"volume_id": mounted.volume.handle, "volume_path": self._published_at(mounted)}
             return list((await driver.call("GET_STATS", request)).get("usage", ()))
         except (DriverMissing, RpcError) as error:
             log.info("no statistics of volume %s: %s", volume_name, error)

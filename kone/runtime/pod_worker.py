@@ -481,8 +481,8 @@ class PodWorker:
 
     async def _delete_from_api(self) -> float | None:
         pod = self.pod
-        if dig(pod, "metadata", "finalizers"):
-            return None  # nothing would come of it yet; the write that removes the last one wakes us
+        if dig(pod, "metadata", "finalizers") and dig(pod, "metadata", "deletionGracePeriodSeconds") == 0:
+            return None  # it was told already that the node is done; the write that removes the last one wakes us
         try:
             await self._parts.client.delete(PODS, name_of(pod), namespace=namespace_of(pod), uid=self.uid, grace_s=0)
         except StatusError as error:

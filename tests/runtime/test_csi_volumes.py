@@ -503,3 +503,23 @@ async def test_a_block_device_is_published_to_a_file_and_linked_to_its_pod(world
     assert len(world.driver.called("NodeStageVolume")) == len(world.driver.called("NodeUnstageVolume")) == stages
     assert len(world.driver.called("NodeUnpublishVolume")) == 1
     assert not link.parent.exists()
+
+
+async def test_a_device_grows_by_the_name_under_which_the_driver_published_it(world: World) -> None:
+    public = world.root.parent / "public"
+    public.symlink_to(world.root)
+    world.csi.public_root = public
+    world.driver.abilities = (csi_messages.EXPAND_VOLUME,)
+    world.tell()
+    world.volume(volumeMode="Block")
+    await world.start()
+    (disk := world.root.parent / "disk").write_text("as good as a device")
+    world.driver.volume("handle-1").parent.mkdir(parents=True)
+    world.driver.volume("handle-1").symlink_to(disk)
+    pod = world.pod(containers=[{"name": "c", "volumeDevices": [{"name": "v", "devicePath": "/dev/x"}]}])
+    await world.volumes.mount(pod)
+    holder = world.csi.holder_of("pv")
+    assert holder is not None
+    assert await world.csi.expand(holder, 2 << 30)
+    (asked,) = world.driver.called("NodeExpandVolume")
+    assert asked["volume_path"] == str(public / "plugins/kubernetes.io/csi/volumeDevices/publish/pv" / uid_of(pod))

@@ -446,6 +446,7 @@ async def test_a_finalizer_lets_the_end_be_seen(world: World) -> None:
     assert world.phase("p") == "Failed"
     assert world.container("p", "c")["state"]["terminated"]["exitCode"] == 8
     assert world.pod("p")["metadata"]["deletionTimestamp"]
+    assert world.pod("p")["metadata"]["deletionGracePeriodSeconds"] == 0, "the node is done: its claims are free"
     await world.change("p", "metadata", "finalizers", to=[])
     assert not world.exists("p")
     assert await world.runtime.containers() == []
