@@ -32,6 +32,7 @@ from kone.admission.default_classes import DefaultIngressClass, DefaultStorageCl
 from kone.admission.default_toleration_seconds import DefaultTolerationSeconds
 from kone.admission.deny_service_external_ips import DenyServiceExternalIPs
 from kone.admission.device_admin_access import DeviceAdminAccess
+from kone.admission.device_status_authorization import DeviceStatusAuthorization
 from kone.admission.event_rate_limit import EventRateLimit
 from kone.admission.extended_resource_toleration import ExtendedResourceToleration
 from kone.admission.image_policy_webhook import ImagePolicyWebhook
@@ -184,6 +185,7 @@ def _factories(caches: Caches, clock: Clock, authorizer: Authorizer, doors: Door
         "PodResizeValidator": lambda _: PodResizeValidator(caches),
         "RoleEscalation": lambda _: RoleEscalation(authorizer.escalation),
         "DeviceAdminAccess": lambda _: DeviceAdminAccess(caches),
+        "DeviceStatusAuthorization": lambda _: DeviceStatusAuthorization(authorizer),
         "ResourceQuota": lambda _: ResourceQuota(caches, clock),
         "AlwaysDeny": lambda _: AlwaysDeny(),
     }

@@ -1,6 +1,6 @@
 """Which admission plugins there are, in which order they are asked, and which of them are on.
 
-Upstream's list and order (pkg/kubeapiserver/options/plugins.go); RoleEscalation and DeviceAdminAccess are none of
+Upstream's list and order (pkg/kubeapiserver/options/plugins.go); RoleEscalation and those of devices are none of
 its plugins, but stand where upstream's storage asks, and are always on.
 """
 
@@ -47,6 +47,7 @@ ORDER: Final[Mapping[str, bool]] = {
     "PodResizeValidator": True,
     "RoleEscalation": True,
     "DeviceAdminAccess": True,
+    "DeviceStatusAuthorization": True,
     "MutatingAdmissionPolicy": True,
     "MutatingAdmissionWebhook": True,
     "ValidatingAdmissionPolicy": True,
@@ -57,7 +58,7 @@ ORDER: Final[Mapping[str, bool]] = {
 """Every plugin in the order in which it is asked, and whether it is on by default. NodeRestriction is off upstream;
 kone switches it on, as kubeadm does."""
 
-ALWAYS: Final = frozenset({"RoleEscalation", "DeviceAdminAccess"})
+ALWAYS: Final = frozenset({"RoleEscalation", "DeviceAdminAccess", "DeviceStatusAuthorization"})
 
 
 def choose(enable: Iterable[str] = (), disable: Iterable[str] = ()) -> tuple[str, ...]:

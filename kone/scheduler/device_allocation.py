@@ -11,7 +11,7 @@ a is taken, b does not match, c does: a and c.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,11 +21,16 @@ from kone.scheduler.device_selectors import attribute, selects
 from kone.scheduler.devices import Device, DeviceId, Pool, PoolId, is_tainted
 
 RESULTS_MAX = 32  # devices of one claim
+TRIES_MAX = 10_000  # on one node; upstream gives it 10 s (filterTimeout), but here all else waits meanwhile
 Consumed = dict[str, Quantity]  # by capacity
 
 
 class NotOnThisNode(Exception):
     """The claims cannot be served here, for a reason that is worth telling."""
+
+
+class BadClaim(Exception):
+    """The claims cannot be judged at all: an error, and not a matter of this node."""
 
 
 @dataclass(slots=True)
@@ -95,9 +100,9 @@ def allocate(
     """For each claim its AllocationResult on the node, which reaches the pools; None where they cannot all be served.
     `new_id` gives the ids of shares.
 
-    Raises NotOnThisNode, SelectorError.
+    Raises NotOnThisNode, BadClaim, SelectorError.
     """
-    search = _Search(claims, pools, classes, taken)
+    search = _Search(claims, node, pools, classes, taken)
     if not search.run():
         if any(pool.is_invalid for pool in pools):
             raise NotOnThisNode("invalid resource pools were encountered")
@@ -109,13 +114,29 @@ class _Search:
     """`given` grows and shrinks as devices are tried; `run` leaves it as found."""
 
     def __init__(
-        self, claims: Sequence[Object], pools: Sequence[Pool], classes: Mapping[str, Object], taken: Taken
+        self, claims: Sequence[Object], node: str, pools: Sequence[Pool], classes: Mapping[str, Object], taken: Taken
     ) -> None:
-        self.pools, self.classes, self.taken = pools, classes, taken
+        self.node, self.pools, self.classes, self.taken = node, pools, classes, taken
         self.claims = claims
+        self._devices = tuple((device, pool) for pool in pools for device in pool.devices)
+        self._selected: dict[tuple[int, str, DeviceId], bool] = {}
+        self._tries = 0
         self.given: list[list[Given]] = [[] for _ in claims]
         self.wishes = [[self._wishes(claim, request) for request in _requests(claim)] for claim in claims]
         self._consumed: dict[PoolId, dict[tuple[str, str], Quantity]] = {}
+        self._check_counts()
+
+    def _check_counts(self) -> None:
+        """A claim that wants more devices than it could name is hopeless. Raises BadClaim."""
+        for claim, requests in zip(self.claims, self.wishes, strict=True):
+            least = 0
+            for alternatives in requests:
+                fewest = min((wish.count for wish in alternatives), default=0)
+                if fewest > RESULTS_MAX - least:
+                    why = f"adding {fewest} devices exceeds the claim limit of {RESULTS_MAX}, with {least}"
+                    whose = f"claim {namespace_of(claim)}/{name_of(claim)}, request {alternatives[0].parent}"
+                    raise BadClaim(f"{whose}: {why} already accounted for")
+                least += fewest
 
     def run(self) -> bool:
         return self._claim(0)
@@ -126,31 +147,30 @@ class _Search:
     def _request(self, claim: int, request: int) -> bool:
         if request == len(self.wishes[claim]):
             return self._claim(claim + 1)
-        return any(self._wish(claim, request, wish, 0) for wish in self.wishes[claim][request])
+        return any(self._wish(claim, request, wish, 0, 0) for wish in self.wishes[claim][request])
 
-    def _wish(self, claim: int, request: int, wish: Wish, have: int) -> bool:
-        """Serve what is missing of the wish, and all that comes after it."""
+    def _wish(self, claim: int, request: int, wish: Wish, have: int, start: int) -> bool:
+        """Serve what is missing of the wish, and all that comes after it. In which order one wish is given its devices
+        is all the same: only those from `start` on are tried."""
         if wish.devices == () or wish.count - have > RESULTS_MAX - len(self.given[claim]):
             return False
         if have == wish.count:
             return self._request(claim, request + 1)
-        every = [wish.devices[have]] if wish.devices is not None else self._devices()
-        for device, pool in every:
+        every = wish.devices[have : have + 1] if wish.devices is not None else self._devices[start:]
+        for position, (device, pool) in enumerate(every, start + 1):
             given = self._try(claim, wish, device, pool)
             if given is None:
                 continue
             self.given[claim].append(given)
-            if self._wish(claim, request, wish, have + 1):
+            if self._wish(claim, request, wish, have + 1, position):
                 return True
             self.given[claim].pop()
         return False
 
-    def _devices(self) -> Iterator[tuple[Device, Pool]]:
-        for pool in self.pools:
-            for device in pool.devices:
-                yield device, pool
-
     def _try(self, claim: int, wish: Wish, device: Device, pool: Pool) -> Given | None:
+        self._tries += 1
+        if self._tries > TRIES_MAX:
+            raise BadClaim(f"node {self.node}: timed out trying to allocate devices")
         if wish.is_admin:
             if any(given.device.id == device.id for given in self.given[claim]):
                 return None
@@ -164,7 +184,13 @@ class _Search:
         if is_tainted(device, wish.asked.get("tolerations") or ()) or not self._counts(pool, device):
             return None
         given = Given(wish, device, pool, consumed if device.is_shared else {})
-        return given if self._is_allowed(claim, given) else None
+        if self._is_allowed(claim, given):
+            return given
+        if wish.devices is not None:
+            whose = f"claim {namespace_of(self.claims[claim])}/{name_of(self.claims[claim])}"
+            why = f"cannot add device {device.id} because a claim constraint would not be satisfied"
+            raise BadClaim(f"{whose}, request {wish.asked.get('name') or wish.parent}: {why}")
+        return None
 
     def _is_taken(self, device: DeviceId) -> bool:
         return device in self.taken.devices or any(each.device.id == device for given in self.given for each in given)
@@ -235,12 +261,20 @@ class _Search:
         for pool in self.pools:
             if pool.is_incomplete or pool.is_invalid:
                 what = "currently being updated" if pool.is_incomplete else "currently invalid"
-                raise NotOnThisNode(f"{whose}: asks for all devices, but resource pool {pool.id} is {what}")
-        every = tuple((d, p) for d, p in self._devices() if _selected(claim, wish, d))
+                raise BadClaim(f"{whose}: asks for all devices, but resource pool {pool.id} is {what}")
+        every = tuple(
+            (device, pool)
+            for device, pool in self._devices
+            if _selected(claim, wish, device) and consumption(device, wish.capacity) is not None
+        )
         return Wish(name, parent, asked, wish.device_class, every)
 
     def _is_selected(self, claim: int, wish: Wish, device: Device) -> bool:
-        return _selected(self.claims[claim], wish, device)
+        key = claim, wish.name, device.id
+        found = self._selected.get(key)
+        if found is None:
+            found = self._selected[key] = _selected(self.claims[claim], wish, device)
+        return found
 
 
 def _selected(claim: Object, wish: Wish, device: Device) -> bool:

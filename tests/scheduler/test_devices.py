@@ -19,7 +19,7 @@ from kone.apimachinery.kinds import (
 )
 from kone.apimachinery.objects import Object, dig, find_condition, name_of
 from kone.apimachinery.quantity import parse_quantity
-from kone.scheduler.device_allocation import NotOnThisNode, Taken, allocate, consumption
+from kone.scheduler.device_allocation import BadClaim, NotOnThisNode, Taken, allocate, consumption
 from kone.scheduler.device_selectors import SelectorError, selects
 from kone.scheduler.devices import Device, gather
 from tests.scheduler.support import Scheduling, node, pod
@@ -228,9 +228,40 @@ def test_what_a_node_reaches(slices: list[Object], on: Object, expected: list[st
     ],
 )
 def test_all_of_a_pool_that_is_not_whole(slices: list[Object], why: str) -> None:
-    with pytest.raises(NotOnThisNode) as error:
+    with pytest.raises(BadClaim) as error:
         given(claim(everything()), *slices)
     assert str(error.value) == why
+
+
+def test_a_claim_for_more_than_it_could_name() -> None:
+    with pytest.raises(BadClaim) as error:
+        given(claim(wish(30), [wish(5), wish(3)]), FOUR)
+    why = "adding 3 devices exceeds the claim limit of 32, with 30 already accounted for"
+    assert str(error.value) == f"claim ns/c, request r1: {why}"
+
+
+def test_all_devices_that_must_not_go_together() -> None:
+    with pytest.raises(BadClaim) as error:
+        given(claim(everything(), constraints=(SAME_MODEL,)), FOUR)
+    why = "cannot add device gpu.example.com/p1/b because a claim constraint would not be satisfied"
+    assert str(error.value) == f"claim ns/c, request r0: {why}"
+
+
+def test_combinations_are_tried_and_not_their_orders_and_not_for_ever() -> None:
+    """Half of the devices are of another model: ten that match cannot be had of 16, 18 of 40 not either."""
+
+    def mixed(count: int) -> Object:
+        return offered(*(device(f"d{i:02}", model="xy"[i % 2]) for i in range(count)))
+
+    assert given(claim(wish(10), constraints=(SAME_MODEL,)), mixed(16)) is None
+    with pytest.raises(BadClaim, match="node n1: timed out trying to allocate devices"):
+        given(claim(wish(21), constraints=(SAME_MODEL,)), mixed(40))
+
+
+def test_a_request_for_two_does_not_get_a_shared_device_twice() -> None:
+    shares = offered(device("a", allowMultipleAllocations=True), device("b", allowMultipleAllocations=True))
+    small = {"capacity": {"requests": {"memory": "1Gi"}}}
+    assert given(claim(wish(2, **small)), shares) == ["r0=a", "r0=b"]
 
 
 def test_a_pool_that_contradicts_itself_is_told_where_nothing_else_helps() -> None:

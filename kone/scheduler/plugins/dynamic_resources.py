@@ -29,7 +29,7 @@ from kone.apimachinery.objects import (
     replace_in,
     uid_of,
 )
-from kone.scheduler.device_allocation import NotOnThisNode, Taken, allocate
+from kone.scheduler.device_allocation import BadClaim, NotOnThisNode, Taken, allocate
 from kone.scheduler.device_binding import is_lost
 from kone.scheduler.device_selectors import SelectorError
 from kone.scheduler.devices import Pool, gather, with_taints
@@ -282,7 +282,7 @@ class DynamicResources(Plugin):
                 plan = allocate(waiting, node.name, pools, self.cluster.device_classes, found.taken, self._new_id)
             except NotOnThisNode as error:
                 return unresolvable(str(error))
-            except SelectorError as error:
+            except (BadClaim, SelectorError) as error:
                 raise PluginError(f'running "{self.name}" filter plugin: {error}') from None
             if plan is None:
                 return unresolvable(NOT_ALLOCATED)
