@@ -49,6 +49,7 @@ from kone.net.service_map import PROXY_NAME
 log = logging.getLogger(__name__)
 
 CLASS = "kone"
+MANAGED_BY = "app.kubernetes.io/managed-by"
 NAME_MAX = 63  # of a Service (RFC 1035)
 GATEWAY_NAME = f"{GROUP}/gateway-name"  # label of what is made for a Gateway (GEP-1762)
 NOT_PROXIED = "kone-gateway"  # whose Service it is: requests go to Caddy, not to endpoints
@@ -148,7 +149,7 @@ class Gateways:
         made = {
             "apiVersion": GATEWAYCLASSES.api_version,
             "kind": "GatewayClass",
-            "metadata": {"name": CLASS},
+            "metadata": {"name": CLASS, "labels": {MANAGED_BY: "kone"}},
             "spec": {"controllerName": CONTROLLER},
         }
         try:
@@ -285,6 +286,19 @@ def _asked_of(service: Object) -> tuple[list[int], str]:
     """What a Gateway's Service asks of the load balancer."""
     spec = service["spec"]
     return [port["port"] for port in spec.get("ports") or ()], str(spec.get("loadBalancerIP") or "")
+
+
+async def withdraw_gateways(client: Client) -> None:
+    """Take back the class, and the addresses that Gateways were given. Raises StatusError."""
+    for service in await client.list(SERVICES, labels=f"{PROXY_NAME}={NOT_PROXIED}"):
+        await client.delete(SERVICES, name_of(service), namespace=namespace_of(service))
+    try:
+        found = await client.get(GATEWAYCLASSES, CLASS)
+        if labels_of(found).get(MANAGED_BY) == "kone":
+            await client.delete(GATEWAYCLASSES, CLASS)
+    except StatusError as error:
+        if error.reason != "NotFound":
+            raise
 
 
 class _Informed(GatewayWorld):

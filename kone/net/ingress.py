@@ -21,7 +21,7 @@ from kone.apimachinery.kinds import ENDPOINTSLICES, GVR, INGRESSCLASSES, INGRESS
 from kone.apimachinery.objects import Key, Object, dig, key_of, labels_of, name_of, namespace_of, resource_version_of
 from kone.client.client import Client, EventType
 from kone.client.events import EventRecorder
-from kone.net.gateway import Gateways, is_of_gateway
+from kone.net.gateway import MANAGED_BY, Gateways, is_of_gateway, withdraw_gateways
 from kone.net.gateway_config import parts_of
 from kone.net.gateway_listeners import Listeners
 from kone.net.gateway_routes import Routes
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 CLASS = "kone"
 DEFAULT_CLASS = "ingressclass.kubernetes.io/is-default-class"
-MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "kone-ingress"
 
 SYNC_INTERVAL_S = 0.1
@@ -463,8 +462,9 @@ async def _ensure_class(client: Client) -> None:
 
 
 async def withdraw_ingress(client: Client, data_dir: Path) -> None:
-    """End what an earlier run served, and take back its class: Ingresses would wait for it. Raises StatusError."""
+    """End what an earlier run served, and take back its classes: others would wait for it. Raises StatusError."""
     await end_caddy(data_dir)
+    await withdraw_gateways(client)
     try:
         found = await client.get(INGRESSCLASSES, CLASS)
         if labels_of(found).get(MANAGED_BY) == "kone":

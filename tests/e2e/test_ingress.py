@@ -36,8 +36,9 @@ def ask(connection: http.client.HTTPConnection, host: str) -> int:
     return answer.status
 
 
-def status(host: str) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", INGRESS_PORT, timeout=10)
+def status(host: str, port: int = INGRESS_PORT) -> int:
+    """What a request is answered; 0 where nobody listens."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         return ask(connection, host)
     except OSError:

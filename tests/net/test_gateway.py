@@ -17,6 +17,7 @@ from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, ENDPOINTSLICES, G
 from kone.apimachinery.objects import Object, dig, name_of, replace_in
 from kone.net.gateway import is_of_gateway
 from kone.net.gateway_listeners import GATEWAYCLASSES, GATEWAYS, GROUP, GRPCROUTES, HTTPROUTES
+from kone.net.ingress import withdraw_ingress
 from kone.net.ingress_caddy import end_caddy
 from tests.net.ingress_setting import HERE, NODE_IP, Setting, der, free_port, issue, tls_secret
 from tests.net.objects import (
@@ -467,3 +468,15 @@ async def test_with_a_pool_each_gateway_is_served_on_an_address_of_its_own(setti
         return sorted(name_of(each) for each in setting.client.of(SERVICES) if is_of_gateway(each))
 
     await setting.eventually(services, ["gateway-one"])
+
+
+async def test_a_node_without_ingress_takes_back_its_class_and_the_gateways_addresses(setting: Setting) -> None:
+    setting.own_addresses = True
+    controller = await setting.start()
+    setting.client.put(GATEWAYS, gateway("gw", listener(port=setting.http_port)))
+    await setting.eventually(lambda: programmed(setting), ("False", "AddressNotAssigned"))
+    await controller.stop()
+    assert setting.client.of(SERVICES)
+    await withdraw_ingress(setting.client, setting.data_dir)
+    assert not setting.client.of(SERVICES)
+    assert not setting.client.of(GATEWAYCLASSES)

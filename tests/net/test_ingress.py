@@ -148,6 +148,26 @@ async def test_a_client_stays_with_its_endpoint_where_the_service_says_so(starte
     await started.eventually(answering, 1)
 
 
+async def test_each_namespace_has_its_own_services_and_secrets(started: Setting) -> None:
+    certificates = {"a": issue("a.com"), "b": issue("b.com")}
+    for namespace, certificate in certificates.items():
+
+        async def say(request: web.BaseRequest, namespace: str = namespace) -> web.StreamResponse:
+            return web.Response(text=namespace)
+
+        await started.backend("web", say, namespace=namespace)
+        started.put_secret(tls_secret("cert", certificate, namespace))
+        host, shared = f"{namespace}.com", ("shared.com", f"/{namespace}", "Prefix", "web")
+        rules = [(host, "/", "Prefix", "web"), shared]
+        annotated = ingress("web", rules, namespace=namespace, tls=[([host], "cert")])
+        annotated["metadata"]["annotations"] = {"ingress.kone/ssl-redirect": "false"}
+        started.put(annotated)
+    for namespace, certificate in certificates.items():
+        await started.served(f"{namespace}.com", text=namespace)
+        await started.served("shared.com", f"/{namespace}", text=namespace)
+        assert await started.certificate(f"{namespace}.com") == der(certificate)
+
+
 # What backends see
 
 
