@@ -138,6 +138,26 @@ class Settings:
     admission_control_config_file: str = _setting(
         "", "how admission plugins are configured, a file of kind AdmissionConfiguration", metavar="FILE"
     )
+    authentication_config: str = _setting(
+        "",
+        "whose tokens are believed and who may be anonymous, a file of kind AuthenticationConfiguration; it is read "
+        "again when it changes",
+        metavar="FILE",
+    )
+    anonymous_auth: str = _setting(
+        "on", "whether requests without credentials are served, as far as roles let them", choices=("off", "on")
+    )
+    oidc_issuer_url: str = _setting("", "OpenID Connect provider whose tokens are believed, https://…", metavar="URL")
+    oidc_client_id: str = _setting("", "audience that the provider's tokens must be for", metavar="ID")
+    oidc_username_claim: str = _setting("sub", "claim that is the user's name", metavar="CLAIM")
+    oidc_username_prefix: str = _setting(
+        "", "put before the name; - is nothing (default: URL# unless the claim is email)", metavar="TEXT"
+    )
+    oidc_groups_claim: str = _setting("", "claim that is the user's groups", metavar="CLAIM")
+    oidc_groups_prefix: str = _setting("", "put before each group", metavar="TEXT")
+    oidc_required_claim: str = _setting("", "claims that a token must have", metavar="KEY=VALUE[,KEY=VALUE…]")
+    oidc_signing_algs: str = _setting("RS256", "algorithms that tokens may be signed by", metavar="LIST")
+    oidc_ca_file: str = _setting("", "CAs that the provider is trusted by (default: the host's)", metavar="FILE")
     audit_policy_file: str = _setting(
         "", "what the audit log records, a file of kind Policy (audit.k8s.io/v1)", metavar="FILE"
     )
@@ -287,6 +307,10 @@ def resolve(settings: Settings) -> Settings:
             raise ConfigError(f"{flag} {port}: give a port from 0 to 65535")
     if filled.ingress_http_port == filled.ingress_https_port != 0:
         raise ConfigError(f"--ingress-https-port {filled.ingress_https_port} is --ingress-http-port too: give another")
+    if bool(filled.oidc_issuer_url) != bool(filled.oidc_client_id):
+        raise ConfigError("--oidc-issuer-url and --oidc-client-id go together: give both or neither")
+    if filled.oidc_issuer_url and filled.authentication_config:
+        raise ConfigError("--oidc-issuer-url and --authentication-config exclude each other: give one")
     if filled.audit_log_path and not filled.audit_policy_file:
         raise ConfigError("--audit-log-path needs --audit-policy-file: say what is recorded")
     _duration("--request-timeout", filled.request_timeout, least_s=1e-9)

@@ -32,6 +32,7 @@ from kone.apiserver.audit import Audit
 from kone.apiserver.custom_resources import CustomResources
 from kone.apiserver.kubelet_client import ClientTls
 from kone.apiserver.local_client import LocalClient
+from kone.apiserver.outbound import Outbound
 from kone.apiserver.reviews import Reviews
 from kone.apiserver.subresources import actions
 from kone.apiserver.verbs import Verbs
@@ -43,6 +44,7 @@ from kone.auth.encryption import parse_encryption
 from kone.auth.signing import sign_request
 from kone.auth.static_tokens import BootstrapTokens, admin_tokens
 from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
+from kone.authentication_files import AuthenticationFiles
 from kone.cache.watch_cache import Caches
 from kone.client.client import Client
 from kone.config import ConfigError, Settings, node_ports
@@ -93,6 +95,7 @@ class ControlPlane:
         self._verbs: Verbs | None = None
         self._allocators: Allocators | None = None
         self._webhooks: WebhookClient | None = None
+        self._outbound: Outbound | None = None
         self._audit: Audit | None = None
         self._upkeep: Manager | None = None
         self._files: list[api_files.ReloadedFile] = []
@@ -206,7 +209,11 @@ class ControlPlane:
         verifiers: list[TokenVerifier] = [admin_tokens(self.pki.admin_token)]
         if (listed := api_files.token_file_of(settings)) is not None:
             verifiers.append(listed)
-        authenticator = Authenticator((*verifiers, tokens, BootstrapTokens(get, self.clock)))
+        self._outbound = Outbound()
+        files = AuthenticationFiles(settings, self._outbound, self.clock)
+        remote, anonymous = files.read()
+        authenticator = Authenticator((*verifiers, tokens, BootstrapTokens(get, self.clock)), remote, anonymous)
+        self._files += files.follow(authenticator)
         self._verbs = Verbs(
             registry=self.registry,
             store=store,
@@ -358,6 +365,8 @@ class ControlPlane:
             await self.api.stop()
         if self._webhooks is not None:
             await self._webhooks.close()
+        if self._outbound is not None:
+            await self._outbound.close()
         if self._audit is not None:
             self._audit.close()
             self._audit = None

@@ -333,7 +333,7 @@ class ApiServer:
         connection = request.protocol
         assert isinstance(connection, Connection)
         try:
-            return await self._authenticator.authenticate(connection.certificate, headers, connection.peer)
+            return await self._authenticator.authenticate(connection.certificate, headers, connection.peer, info.path)
         except StatusError:
             if self._audit is not None:
                 tried = (("bearer", bearer_token(headers)), ("x509", connection.certificate))

@@ -54,7 +54,7 @@ class Reviews:
         spec: Object = review.get("spec") or {}
         if not spec.get("token"):
             raise bad_request("token is required for TokenReview in authentication")
-        status = self._authenticator.review(spec["token"], spec.get("audiences") or ())
+        status = await self._authenticator.review(spec["token"], spec.get("audiences") or ())
         return Answer({**review, "status": status}, code=201)
 
     async def self_subject(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kone.apimachinery.errors import unauthorized
+from kone.apimachinery.errors import aggregate, unauthorized
 from kone.apimachinery.objects import Object
 from kone.apimachinery.users import ANONYMOUS, AUTHENTICATED, SYSTEM_MASTERS, UNAUTHENTICATED, User
 from kone.auth.tokens import TokenUser
@@ -56,21 +56,46 @@ class TokenVerifier(Protocol):
         """`audiences` that the token must be for, at least one of them; () means the API server's own."""
 
 
-class Authenticator:
-    """`verifiers` are asked in order for the user of a bearer token."""
+class RemoteVerifier(Protocol):
+    """A TokenVerifier that has to ask somebody else first."""
 
-    def __init__(self, verifiers: Iterable[TokenVerifier]) -> None:
+    async def verify(self, token: str, audiences: Sequence[str] = ()) -> TokenUser | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Anonymous:
+    """Whether requests without credentials are served; where `paths` are given, for these only."""
+
+    enabled: bool = True
+    paths: frozenset[str] = frozenset()
+
+    def allows(self, path: str) -> bool:
+        return self.enabled and (not self.paths or path in self.paths)
+
+
+class Authenticator:
+    """`verifiers` are asked in order for the user of a bearer token, then `remote` ones, whose answers are remembered
+    for a moment. Both, and who is anonymous, may be changed at any time."""
+
+    def __init__(
+        self,
+        verifiers: Iterable[TokenVerifier],
+        remote: Iterable[RemoteVerifier] = (),
+        anonymous: Anonymous | None = None,
+    ) -> None:
         self._verifiers = tuple(verifiers)
+        self.remote = tuple(remote)
+        self.anonymous = anonymous or Anonymous()
         self._certificates: OrderedDict[bytes, Certificate] = OrderedDict()
 
     async def authenticate(
-        self, peer_cert_der: bytes | None, headers: Headers, unix_peer: UnixPeer | None = None
+        self, peer_cert_der: bytes | None, headers: Headers, unix_peer: UnixPeer | None = None, path: str = ""
     ) -> User:
-        """The user of a request, with system:authenticated among its groups unless anonymous.
+        """The user of a request for `path`, with system:authenticated among its groups unless anonymous.
 
         `peer_cert_der` must have been verified by the TLS layer against the cluster's or the front proxy's CA.
-        Raises StatusError 401 for a bearer token that is not valid, and for a local peer that is neither root nor the
-        server's own user and shows no credentials.
+        Raises StatusError 401 for a bearer token that is not valid, for a local peer that is neither root nor the
+        server's own user and shows no credentials, and where nobody may be anonymous.
         """
         if unix_peer is not None and unix_peer.uid in (0, os.geteuid()):
             return local_user(unix_peer)
@@ -82,35 +107,47 @@ class Authenticator:
             elif certificate.user.name:
                 return certificate.user
         if token := bearer_token(headers):
-            return self.token_user(token)
+            return await self.token_user(token)
+        if not self.anonymous.allows(path):
+            raise unauthorized()
         return _ANONYMOUS_USER
 
-    def token_user(self, token: str) -> User:
+    async def token_user(self, token: str) -> User:
         """The user of a bearer token. Raises StatusError 401."""
-        try:
-            found = self._verify(token, ())
-        except ValueError as error:
-            log.info("a bearer token was refused: %s", error)
-            raise unauthorized() from error
+        found, problems = await self._verify(token, ())
+        if problems:
+            log.info("a bearer token was refused: %s", "; ".join(problems))
         if found is None:
             raise unauthorized()
         return found.user
 
-    def review(self, token: str, audiences: Sequence[str] = ()) -> Object:
+    async def review(self, token: str, audiences: Sequence[str] = ()) -> Object:
         """The status of a TokenReview of this token."""
-        try:
-            found = self._verify(token, audiences)
-        except ValueError as error:
-            return {"user": {}, "error": f"[{INVALID_TOKEN}, {error}]"}
+        found, problems = await self._verify(token, audiences)
         if found is None:
-            return {"user": {}, "error": INVALID_TOKEN}
+            return {"user": {}, "error": aggregate([INVALID_TOKEN, *problems])}
         return {"authenticated": True, "user": user_info(found.user), "audiences": list(found.audiences)}
 
-    def _verify(self, token: str, audiences: Sequence[str]) -> TokenUser | None:
+    async def _verify(self, token: str, audiences: Sequence[str]) -> tuple[TokenUser | None, Sequence[str]]:
+        """Whose token it is, and what those said of it who refused it."""
+        problems: list[str] = []
         for verifier in self._verifiers:
-            if (found := verifier.verify(token, audiences)) is not None:
-                return found
-        return None
+            try:
+                found = verifier.verify(token, audiences)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if found is not None:
+                return found, ()
+        for remote in self.remote:
+            try:
+                found = await remote.verify(token, audiences)
+            except ValueError as error:
+                problems.append(str(error))
+                continue
+            if found is not None:
+                return found, ()
+        return None, problems
 
     def _parsed(self, der: bytes) -> Certificate:
         digest = hashlib.sha256(der).digest()

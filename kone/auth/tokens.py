@@ -256,7 +256,7 @@ class ServiceAccountTokens:
         if (known := self._verified.get(digest)) is not None:
             self._verified.move_to_end(digest)
             return known
-        if _unverified_issuer(token) not in (self.issuer, SECRET_ISSUER):
+        if unverified_issuer(token) not in (self.issuer, SECRET_ISSUER):
             return None
         import jwt
 
@@ -272,7 +272,7 @@ class ServiceAccountTokens:
             try:
                 # Times and audiences are checked at every use, with upstream's texts.
                 claims: dict[str, Any] = jwt.decode(
-                    token, key.public, algorithms=[key.algorithm], options=_SIGNATURE_ONLY
+                    token, key.public, algorithms=[key.algorithm], options=SIGNATURE_ONLY
                 )
             except jwt.InvalidTokenError as error:
                 problem = error
@@ -436,7 +436,7 @@ def validate_expiration(expiration_s: int) -> list[FieldError]:
     return []
 
 
-_SIGNATURE_ONLY: Options = {
+SIGNATURE_ONLY: Options = {
     "verify_signature": True,
     "verify_exp": False,
     "verify_nbf": False,
@@ -448,7 +448,7 @@ _SIGNATURE_ONLY: Options = {
 }
 
 
-def _unverified_issuer(token: str) -> str:
+def unverified_issuer(token: str) -> str:
     """The issuer that a JWT claims, "" where it is none."""
     parts = token.split(".")
     if len(parts) != 3:

@@ -4,81 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import datetime
-import ipaddress
 import json
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 from kone.admission.webhooks import CallFailed
 from kone.apimachinery.kinds import GVR
 from kone.apiserver.webhook_client import WebhookClient
 from kone.apiserver.webhook_users import WebhookUsers
 from kone.client.kubeconfig import Identity
+from tests.https_server import HttpsServer
 from tests.memory_caches import MemoryCaches
 
 SERVICES = GVR("", "v1", "services")
 SLICES = GVR("discovery.k8s.io", "v1", "endpointslices")
 
 
-class Server:
-    """Answers what it was sent, or as told by the path; its certificate is of 127.0.0.1 and hook.ns.svc."""
+class Server(HttpsServer):
+    """Answers what it was sent, or as told by the path."""
 
     def __init__(self, folder: Path) -> None:
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "hook")])
-        names = [x509.DNSName("hook.ns.svc"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        now = datetime.datetime.now(datetime.UTC)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(name)
-            .public_key(key.public_key())
-            .serial_number(1)
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-            .sign(key, hashes.SHA256())
-        )
-        pem = certificate.public_bytes(Encoding.PEM)
-        file = folder / "tls.pem"
-        file.write_bytes(pem + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        self.bundle = base64.b64encode(pem).decode()
+        super().__init__(folder, self._reply)
+        self.bundle = base64.b64encode(self.ca_pem.encode()).decode()
         self.pair = {"client-certificate-data": self.bundle, "client-key": "tls.pem"}
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(file)
-        self._context.load_verify_locations(file)
-        self._context.verify_mode = ssl.CERT_OPTIONAL
         self.seen: list[tuple[str, bool]] = []
         """Of each request its Authorization header, and whether it came with a client certificate."""
         self.queries: list[str] = []
-        self.port = 0
-        self._runner: web.ServerRunner | None = None
 
-    async def start(self) -> None:
-        self._runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._context)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
-
-    async def stop(self) -> None:
-        assert self._runner is not None
-        await self._runner.cleanup()
-
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _reply(self, request: web.BaseRequest) -> web.StreamResponse:
         self.queries.append(request.raw_path)
         transport = request.transport
         shown = transport is not None and bool(transport.get_extra_info("peercert"))

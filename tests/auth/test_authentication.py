@@ -110,16 +110,16 @@ async def test_nobody_else_does(authenticator: Authenticator, pki: Pki) -> None:
     assert alone.name == "system:anonymous"
 
 
-def test_a_token_review_says_whose_token_it_is(authenticator: Authenticator, world: World) -> None:
-    status = authenticator.review(world.token())
+async def test_a_token_review_says_whose_token_it_is(authenticator: Authenticator, world: World) -> None:
+    status = await authenticator.review(world.token())
     assert status["authenticated"] is True
     assert status["user"]["username"] == "system:serviceaccount:ns:sa"
     assert status["audiences"] == [ISSUER]
 
 
-def test_a_token_review_says_what_is_wrong(authenticator: Authenticator, world: World) -> None:
-    assert authenticator.review("bad") == {"user": {}, "error": "invalid bearer token"}
-    assert authenticator.review(world.token(), ["nope"]) == {
+async def test_a_token_review_says_what_is_wrong(authenticator: Authenticator, world: World) -> None:
+    assert await authenticator.review("bad") == {"user": {}, "error": "invalid bearer token"}
+    assert await authenticator.review(world.token(), ["nope"]) == {
         "user": {},
         "error": f'[invalid bearer token, token audiences ["{ISSUER}"] is invalid for the target audiences ["nope"]]',
     }
