@@ -1,18 +1,24 @@
-"""Who is let in, by kube-apiserver's own files and flags: OpenID Connect providers, and who may be anonymous.
+"""Who is let in, by kube-apiserver's own files and flags: OpenID Connect providers, a webhook that knows tokens, and
+who may be anonymous.
 
 Read at the start, where anything wrong raises ConfigError, and again when a file changes.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kone import api_files
+from kone.admission.webhooks import CallFailed
 from kone.aio.clock import Clock
+from kone.apimachinery.objects import Object
 from kone.apiserver.outbound import Outbound
+from kone.apiserver.webhook_client import WebhookClient
 from kone.auth.authentication import Anonymous, Authenticator, RemoteVerifier
+from kone.auth.review_webhook import Post, Trouble
 from kone.auth.tokens import DEFAULT_ISSUER
 from kone.config import ConfigError, Settings
 
@@ -20,24 +26,59 @@ if TYPE_CHECKING:
     from kone.auth.authentication_config import AuthenticationConfig
 
 FLAG = "--authentication-config"
+WEBHOOK_TIMEOUT_S = 10.0
+
+
+def webhook_of(flag: str, path: str, webhooks: WebhookClient, timeout_s: float) -> Post:
+    """What asks where a kubeconfig leads. Raises ConfigError."""
+    try:
+        backend = webhooks.backend(path)
+    except ValueError as error:
+        raise ConfigError(f"{flag} {path}: {error}") from None
+
+    async def post(review: Object) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await backend.post(review)
+        except TimeoutError:
+            raise Trouble(f"the webhook took longer than {timeout_s:g} s") from None
+        except CallFailed as error:
+            raise (Trouble if error.is_transient else ValueError)(str(error)) from None
+
+    return post
 
 
 class AuthenticationFiles:
     """What the settings say of authentication, put into an Authenticator."""
 
-    def __init__(self, settings: Settings, outbound: Outbound, clock: Clock) -> None:
-        self._settings, self._outbound, self._clock = settings, outbound, clock
+    def __init__(self, settings: Settings, outbound: Outbound, webhooks: WebhookClient, clock: Clock) -> None:
+        self._settings, self._outbound, self._clients, self._clock = settings, outbound, webhooks, clock
         self._authenticator: Authenticator | None = None
+        self._webhooks: list[RemoteVerifier] = []
 
     def read(self) -> tuple[list[RemoteVerifier], Anonymous]:
         """Raises ConfigError."""
         settings = self._settings
+        self._webhooks = self._webhook()
         if settings.authentication_config:
             config = api_files.read(FLAG, settings.authentication_config, self._parsed)
-            return self._verifiers(config), self._anonymous(config)
-        if settings.oidc_issuer_url:
-            return self._verifiers(self._of_flags()), Anonymous(settings.anonymous_auth == "on")
-        return [], Anonymous(settings.anonymous_auth == "on")
+            return [*self._verifiers(config), *self._webhooks], self._anonymous(config)
+        found = self._verifiers(self._of_flags()) if settings.oidc_issuer_url else []
+        return [*found, *self._webhooks], Anonymous(settings.anonymous_auth == "on")
+
+    def _webhook(self) -> list[RemoteVerifier]:
+        settings = self._settings
+        if not (path := settings.authentication_token_webhook_config_file):
+            return []
+        from kone.auth.remembering import Remembering
+        from kone.auth.review_webhook import ReviewWebhook
+        from kone.auth.webhook_tokens import GROUP, WebhookTokens
+
+        post = webhook_of("--authentication-token-webhook-config-file", path, self._clients, WEBHOOK_TIMEOUT_S)
+        version = settings.authentication_token_webhook_version
+        tokens = WebhookTokens(ReviewWebhook(post, GROUP, version, "TokenReview", self._clock))
+        kept_s = settings.authentication_token_webhook_cache_ttl_s
+        return [Remembering(tokens, self._clock, good_s=kept_s, bad_s=kept_s)]
 
     def follow(self, authenticator: Authenticator) -> Iterable[api_files.ReloadedFile]:
         """Keep an authenticator as the file says."""
@@ -48,7 +89,7 @@ class AuthenticationFiles:
     async def _apply(self, text: str) -> None:
         assert self._authenticator is not None
         config = self._parsed(text)
-        self._authenticator.remote = tuple(self._verifiers(config))
+        self._authenticator.remote = (*self._verifiers(config), *self._webhooks)
         self._authenticator.anonymous = self._anonymous(config)
 
     def _parsed(self, text: str) -> AuthenticationConfig:

@@ -36,6 +36,7 @@ PARTS = (
 PROXY_MODES = ("auto", "ipvs", "nftables", "iptables", "userspace")
 PROXY_MODE = "kone.dev/proxy-mode"  # annotation of the node: which one it is
 IPVS_SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq")
+AUTHORIZATION_MODES = ("AlwaysAllow", "AlwaysDeny", "Node", "RBAC", "Webhook")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _INSTANCE = re.compile(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?")
 
@@ -158,6 +159,27 @@ class Settings:
     oidc_required_claim: str = _setting("", "claims that a token must have", metavar="KEY=VALUE[,KEY=VALUE…]")
     oidc_signing_algs: str = _setting("RS256", "algorithms that tokens may be signed by", metavar="LIST")
     oidc_ca_file: str = _setting("", "CAs that the provider is trusted by (default: the host's)", metavar="FILE")
+    authentication_token_webhook_config_file: str = _setting(
+        "", "a webhook that knows bearer tokens, a kubeconfig", metavar="FILE"
+    )
+    authentication_token_webhook_version: str = _setting(
+        "v1beta1", "version of the TokenReviews that it is sent", choices=("v1", "v1beta1")
+    )
+    authentication_token_webhook_cache_ttl: str = _setting("2m0s", "how long its answers hold", metavar="TIME")
+    authorization_mode: str = _setting(
+        "Node,RBAC", f"who is asked whether a user may, in order, of {','.join(AUTHORIZATION_MODES)}", metavar="LIST"
+    )
+    authorization_config: str = _setting(
+        "",
+        "the same with webhooks, a file of kind AuthorizationConfiguration; it is read again when it changes",
+        metavar="FILE",
+    )
+    authorization_webhook_config_file: str = _setting("", "the webhook of mode Webhook, a kubeconfig", metavar="FILE")
+    authorization_webhook_version: str = _setting(
+        "v1beta1", "version of the SubjectAccessReviews that it is sent", choices=("v1", "v1beta1")
+    )
+    authorization_webhook_cache_authorized_ttl: str = _setting("5m0s", "how long its yes holds", metavar="TIME")
+    authorization_webhook_cache_unauthorized_ttl: str = _setting("30s", "how long its no holds", metavar="TIME")
     audit_policy_file: str = _setting(
         "", "what the audit log records, a file of kind Policy (audit.k8s.io/v1)", metavar="FILE"
     )
@@ -226,6 +248,22 @@ class Settings:
     def server_seats(self) -> int:
         """What flow control shares out among its priority levels."""
         return self.max_requests_inflight + self.max_mutating_requests_inflight
+
+    @property
+    def authorization_modes(self) -> tuple[str, ...]:
+        return tuple(mode.strip() for mode in self.authorization_mode.split(",") if mode.strip())
+
+    @property
+    def authentication_token_webhook_cache_ttl_s(self) -> float:
+        return parse_go_duration(self.authentication_token_webhook_cache_ttl)
+
+    @property
+    def authorization_webhook_cache_authorized_ttl_s(self) -> float:
+        return parse_go_duration(self.authorization_webhook_cache_authorized_ttl)
+
+    @property
+    def authorization_webhook_cache_unauthorized_ttl_s(self) -> float:
+        return parse_go_duration(self.authorization_webhook_cache_unauthorized_ttl)
 
     @property
     def request_timeout_s(self) -> float:
@@ -313,6 +351,7 @@ def resolve(settings: Settings) -> Settings:
         raise ConfigError("--oidc-issuer-url and --authentication-config exclude each other: give one")
     if filled.audit_log_path and not filled.audit_policy_file:
         raise ConfigError("--audit-log-path needs --audit-policy-file: say what is recorded")
+    _check_authorization(filled)
     _duration("--request-timeout", filled.request_timeout, least_s=1e-9)
     _duration("--shutdown-delay-duration", filled.shutdown_delay_duration)
     if filled.server_seats <= 0:
@@ -388,6 +427,25 @@ def _address(flag: str, text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
         return ipaddress.ip_address(text)
     except ValueError:
         raise ConfigError(f"{flag} {text}: this is not an IP address") from None
+
+
+def _check_authorization(settings: Settings) -> None:
+    modes = settings.authorization_modes
+    flag = f"--authorization-mode {settings.authorization_mode}"
+    if unknown := [mode for mode in modes if mode not in AUTHORIZATION_MODES]:
+        raise ConfigError(f"{flag}: {unknown[0]} is none: choose from {','.join(AUTHORIZATION_MODES)}")
+    if not modes or len(set(modes)) < len(modes):
+        raise ConfigError(f"{flag}: give each mode once, and one at least")
+    if ("Webhook" in modes) != bool(settings.authorization_webhook_config_file):
+        raise ConfigError(f"{flag}: Webhook and --authorization-webhook-config-file go together: give both or neither")
+    if settings.authorization_config and settings.authorization_mode != "Node,RBAC":
+        raise ConfigError("--authorization-mode and --authorization-config exclude each other: give one")
+    for name in (
+        "authentication_token_webhook_cache_ttl",
+        "authorization_webhook_cache_authorized_ttl",
+        "authorization_webhook_cache_unauthorized_ttl",
+    ):
+        _duration(f"--{name.replace('_', '-')}", getattr(settings, name))
 
 
 def _duration(flag: str, text: str, *, least_s: float = 0.0) -> None:

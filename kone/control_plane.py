@@ -45,6 +45,7 @@ from kone.auth.signing import sign_request
 from kone.auth.static_tokens import BootstrapTokens, admin_tokens
 from kone.auth.tokens import ObjectGetter, ServiceAccountTokens
 from kone.authentication_files import AuthenticationFiles
+from kone.authorization_files import AuthorizationFiles
 from kone.cache.watch_cache import Caches
 from kone.client.client import Client
 from kone.config import ConfigError, Settings, node_ports
@@ -210,10 +211,11 @@ class ControlPlane:
         if (listed := api_files.token_file_of(settings)) is not None:
             verifiers.append(listed)
         self._outbound = Outbound()
-        files = AuthenticationFiles(settings, self._outbound, self.clock)
+        files = AuthenticationFiles(settings, self._outbound, self._webhooks, self.clock)
         remote, anonymous = files.read()
         authenticator = Authenticator((*verifiers, tokens, BootstrapTokens(get, self.clock)), remote, anonymous)
         self._files += files.follow(authenticator)
+        self._files += AuthorizationFiles(settings, self._webhooks, self.clock, authorizer).apply()
         self._verbs = Verbs(
             registry=self.registry,
             store=store,

@@ -50,7 +50,7 @@ from kone.apiserver.responses import NoSuchPage, no_such_method, no_such_route, 
 from kone.apiserver.streams import Streams
 from kone.apiserver.verbs import Verbs
 from kone.auth.authentication import Authenticator, Headers, bearer_token
-from kone.auth.authorizer import Authorizer
+from kone.auth.authorizer import Authorizer, Unasked
 from kone.auth.impersonation import impersonate
 from kone.auth.tokens import ServiceAccountTokens
 from kone.registry.metrics import NODE_METRICS, POD_METRICS
@@ -241,7 +241,12 @@ class ApiServer:
                 if self._stopping:
                     return _shutting_down()
                 task = self._deadlines.begin(request, query, began)
-            response = await self._serve(request, info, query, began)
+            while True:
+                try:
+                    response = await self._serve(request, info, query, began)
+                    break
+                except Unasked as question:
+                    await question.ask()
         except NoSuchPage:
             response = _page_not_found()
         except StatusError as error:
@@ -277,13 +282,13 @@ class ApiServer:
         access = info.access(selected_fields(query) if "fieldSelector" in query else ())
         headers = cast(Headers, request.headers)  # a multi-dict's get() has overloads that no protocol can say
         user = await self._authenticated(request, headers, info, access)
-        if self._audit is not None:
+        if self._audit is not None and request.record is None:
             request.record = self._audit.begin(request, info, access, user)
         if any(name in request.headers for name in _IMPERSONATE):
             user = impersonate(user, headers, access, self._authorizer)
             if request.record is not None:
                 request.record.impersonates(user)
-        if (verb := info.verb) == "watch" or not is_long_running(info):
+        if request.flow is None and ((verb := info.verb) == "watch" or not is_long_running(info)):
             flow = request.flow = self.flow.classify(user, info)
             ticket = request.ticket = self.flow.enter(flow, info, query, began)
             if (ticket is None or ticket.waits) and not await self._turn(request, flow):

@@ -18,6 +18,7 @@ HOOKS: Final = tuple(
     f"poststarthook/{name}"
     for name in (
         "start-apiserver-admission-initializer",
+        "storage-readiness",
         "generic-apiserver-start-informers",
         "priority-and-fairness-config-consumer",
         "priority-and-fairness-filter",

@@ -117,8 +117,11 @@ class Reviews:
 
     def _decide(self, user: User, spec: Object) -> Object:
         request, problem = _access_request(spec)
-        allowed, reason = self._authorizer.allowed(user, request)
+        verdict, reason = self._authorizer.decide(user, request)
+        allowed = verdict is True
         status: Object = {"allowed": allowed}
+        if verdict is None:
+            status["denied"] = True
         if reason and not allowed and reason.startswith("RBAC: "):
             problem, reason = "; ".join(filter(None, (reason.removeprefix("RBAC: "), problem))), ""
         if reason:

@@ -21,6 +21,7 @@ from kone.authentication_files import AuthenticationFiles
 from kone.config import Settings
 from tests.https_server import HttpsServer
 
+NO_WEBHOOKS: Any = None
 KEY = ec.generate_private_key(ec.SECP256R1())
 
 
@@ -75,7 +76,7 @@ async def test_by_flags(issuer: Issuer, outbound: Outbound, tmp_path: Path) -> N
         oidc_required_claim="hd=acme",
         anonymous_auth="off",
     )
-    remote, anonymous = AuthenticationFiles(settings, outbound, SystemClock()).read()
+    remote, anonymous = AuthenticationFiles(settings, outbound, NO_WEBHOOKS, SystemClock()).read()
     found = Authenticator((), remote, anonymous)
     user = await found.authenticate(None, issuer.token(groups=["a"], hd="acme"))
     assert (user.name, user.groups) == (f"{issuer.url}#ann", ("g:a", "system:authenticated"))
@@ -88,7 +89,7 @@ async def test_by_flags(issuer: Issuer, outbound: Outbound, tmp_path: Path) -> N
 async def test_by_a_file_that_changes(issuer: Issuer, outbound: Outbound, tmp_path: Path) -> None:
     file = tmp_path / "authentication.json"
     file.write_text(config(issuer, "one:"))
-    files = AuthenticationFiles(Settings(authentication_config=str(file)), outbound, SystemClock())
+    files = AuthenticationFiles(Settings(authentication_config=str(file)), outbound, NO_WEBHOOKS, SystemClock())
     found = Authenticator((), *files.read())
     [reloaded] = files.follow(found)
     assert (await found.authenticate(None, issuer.token())).name == "one:ann"
