@@ -31,6 +31,7 @@ from kone.apiserver.app import ApiServer, Limits, TlsFiles
 from kone.apiserver.audit import Audit
 from kone.apiserver.custom_resources import CustomResources
 from kone.apiserver.kubelet_client import ClientTls
+from kone.apiserver.local_api_services import LocalApiServices
 from kone.apiserver.local_client import LocalClient
 from kone.apiserver.outbound import Outbound
 from kone.apiserver.reviews import Reviews
@@ -103,6 +104,7 @@ class ControlPlane:
         self._manager: Manager | None = None
         self._scheduler: Scheduler | None = None
         self._custom: CustomResources | None = None
+        self._local_api_services: LocalApiServices | None = None
         self._tasks = TaskGroup("control-plane")
         self.on_new_certificates: list[Callable[[], None]] = []
 
@@ -251,6 +253,8 @@ class ControlPlane:
         self.api.aggregator.start(self.client_for(API_SERVER))
         self._custom = CustomResources(self._verbs, self.clock, API_SERVER, self._webhooks)
         self._custom.start()
+        self._local_api_services = LocalApiServices(caches, self.clock)
+        self._local_api_services.start(self.client_for(API_SERVER))
         tls = TlsFiles(self.pki.certificate("apiserver"), self.pki.key("apiserver"), self._client_ca)
         try:
             await self.api.start(
@@ -360,6 +364,9 @@ class ControlPlane:
         if self._upkeep is not None:
             await self._upkeep.stop()
             self._upkeep = None
+        if self._local_api_services is not None:
+            await self._local_api_services.stop()
+            self._local_api_services = None
         if self._custom is not None:
             await self._custom.stop()
             self._custom = None
@@ -425,6 +432,8 @@ class ControlPlane:
             all_controllers(),
         )
         await self._manager.start()
+        if self.api is not None:
+            self.api.components.running.add("controller-manager")
 
     @property
     def _local_storage(self) -> str:
@@ -474,6 +483,8 @@ class ControlPlane:
         recorders = {profile.name: EventRecorder(client, profile.name, clock=self.clock) for profile in found.profiles}
         self._scheduler = Scheduler(client, recorders, self.clock, found)
         await self._scheduler.start()
+        if self.api is not None:
+            self.api.components.running.add("scheduler")
 
     async def _stop_scheduler(self) -> None:
         if self._scheduler is not None:

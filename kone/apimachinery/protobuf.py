@@ -36,6 +36,7 @@ from kone.apimachinery.protowire import (
 from kone.apimachinery.schema import Field, GoType
 
 MAGIC: Final = b"k8s\x00"
+_OBJECT_META, _LIST_META = "meta.v1.ObjectMeta", "meta.v1.ListMeta"
 
 # What a field's bytes are. The read loop compares these numbers, most frequent first.
 TEXT, MESSAGE, MESSAGES, TEXTS, MAP, EMBEDDED, SPECIAL, LIST, SCALAR = range(9)
@@ -336,15 +337,22 @@ def encode(obj: Object) -> bytes:
     """A built-in object as a protobuf body. Raises StatusError 406 for kinds that have none."""
     api_version, kind = obj.get("apiVersion", ""), obj.get("kind", "")
     found = schema.definition_of(GVK(*parse_api_version(api_version), kind))
-    if found is None:
+    if found is not None:
+        message = _write_message(_table(found.name), obj)
+    elif kind in ("PartialObjectMetadata", "PartialObjectMetadataList"):
+        message = _write_partial(obj)
+    else:
         raise StatusError(406, "NotAcceptable", "only the following media types are accepted: application/json")
     type_meta = field_bytes(1, api_version.encode()) + field_bytes(2, kind.encode())
-    return (
-        MAGIC
-        + field_bytes(1, type_meta)
-        + field_bytes(2, _write_message(_table(found.name), obj))
-        + b"\x1a\x00\x22\x00"
-    )
+    return MAGIC + field_bytes(1, type_meta) + field_bytes(2, message) + b"\x1a\x00\x22\x00"
+
+
+def _write_partial(obj: Mapping[str, Any]) -> bytes:
+    """PartialObjectMetadata, or a list of it: metadata is field 1, items field 2. They are of meta.k8s.io alone."""
+    if "items" not in obj:
+        return field_bytes(1, _write_message(_table(_OBJECT_META), obj.get("metadata") or {}))
+    items = b"".join(field_bytes(2, _write_partial(item)) for item in obj["items"] or ())
+    return field_bytes(1, _write_message(_table(_LIST_META), obj.get("metadata") or {})) + items
 
 
 def _write_message(table: dict[int, _Slot], obj: Mapping[str, Any]) -> bytes:

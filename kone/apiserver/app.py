@@ -31,6 +31,7 @@ from kone.apimachinery.users import User
 from kone.apiserver import negotiation, openapi_proto
 from kone.apiserver.aggregation import Aggregator
 from kone.apiserver.audit import Audit, is_long_running
+from kone.apiserver.component_statuses import COMPONENTSTATUSES, ComponentStatuses
 from kone.apiserver.connections import Connection, Request, Server, ends_with_client
 from kone.apiserver.deadlines import REQUEST_TIMEOUT_S, Deadlines, calmed, timed_out
 from kone.apiserver.discovery import Discovery
@@ -73,6 +74,7 @@ VERSION: Final[Object] = {
 _OPENID_CONFIGURATION: Final = "/.well-known/openid-configuration"
 _OPENID_KEYS: Final = "/openid/v1/jwks"
 _PLAIN_TEXT: Final = "text/plain; charset=utf-8"
+_EXPOSITION: Final = "text/plain; version=0.0.4; charset=utf-8"
 _IMPERSONATE: Final = ("Impersonate-User", "Impersonate-Group", "Impersonate-Uid")
 BACKLOG: Final = 1024
 WAIT_PART: Final = 4  # a request may wait for a seat for so much of its time
@@ -146,7 +148,12 @@ class ApiServer:
         self._kubelets = KubeletClient(verbs, kubelet_tls)
         self._proxies = Proxies(verbs, self._kubelets)
         self._resource_metrics = ResourceMetrics(verbs.caches, self._kubelets, self._clock)
-        verbs.computed = dict.fromkeys((NODE_METRICS, POD_METRICS), self._resource_metrics)
+        self.components = ComponentStatuses()
+        verbs.computed = {
+            COMPONENTSTATUSES: self.components,
+            NODE_METRICS: self._resource_metrics,
+            POD_METRICS: self._resource_metrics,
+        }
         self._resources = Resources(verbs, self._clock, Streams(self._kubelets), self._proxies)
         self._discovery = Discovery(verbs.registry)
         self.aggregator = Aggregator(verbs.caches, self._discovery, front_proxy_tls, self._clock)
@@ -362,8 +369,10 @@ class ApiServer:
                 raise no_such_method()
             negotiation.check_json_route(request.headers.get("Accept", ""))
             return reply(render(VERSION, Output(pretty=True)))
+        if path == "/metrics/slis":
+            return reply(self.health.text().encode(), content_type=_EXPOSITION)
         if path == "/metrics":
-            return reply(self.metrics.text().encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
+            return reply(self.metrics.text().encode(), content_type=_EXPOSITION)
         if first in ("api", "apis"):
             return self._discover(request, path)
         if self._tokens is not None and path in (_OPENID_CONFIGURATION, _OPENID_KEYS):

@@ -1,4 +1,4 @@
-"""/livez, /readyz and /healthz: named checks, each of which says in a word what is wrong.
+"""/livez, /readyz and /healthz: named checks, each of which says in a word what is wrong; and how often they held.
 
 The names are upstream's, for those who ask for one or leave one out. What upstream's server does in hooks after its
 start is done here before it listens: those checks are one fact.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -62,6 +63,8 @@ class Health:
     ready: dict[str, Check] = field(default_factory=dict)
     started: bool = False
     stopping: bool = False
+    _last: dict[tuple[str, str], bool] = field(default_factory=dict)
+    _counts: Counter[tuple[str, str, bool]] = field(default_factory=Counter)
 
     def _checks(self, endpoint: str) -> dict[str, Check]:
         started: Check = lambda: "" if self.started else NOT_STARTED  # noqa: E731 - one check, many names
@@ -83,7 +86,7 @@ class Health:
         if single:
             if single not in checks:
                 return None
-            wrong = await _run(single, checks[single])
+            wrong = await self._run(endpoint, single, checks[single])
             return (500, f"internal server error: {wrong}\n") if wrong else (200, "ok")
         lines: list[str] = []
         failed = False
@@ -91,12 +94,33 @@ class Health:
             if name in exclude:
                 lines.append(f"[+]{name} excluded: ok")
                 continue
-            wrong = await _run(name, check)
+            wrong = await self._run(endpoint, name, check)
             failed = failed or bool(wrong)
             lines.append(f"[-]{name} failed: {wrong}" if wrong else f"[+]{name} ok")
         if failed:
             return 500, "\n".join([*lines, f"{endpoint} check failed", ""])
         return 200, "\n".join([*lines, f"{endpoint} check passed", ""]) if verbose else "ok"
+
+    async def _run(self, endpoint: str, name: str, check: Check) -> str:
+        wrong = await _run(name, check)
+        self._last[name, endpoint] = not wrong
+        self._counts[name, endpoint, not wrong] += 1
+        return wrong
+
+    def text(self) -> str:
+        """The exposition of /metrics/slis: each check that was made, by its last outcome and by all of them."""
+        return "\n".join(self._lines()) + "\n"
+
+    def _lines(self) -> Iterator[str]:
+        yield "# HELP kubernetes_healthcheck [STABLE] This metric records the result of all healthchecks."
+        yield "# TYPE kubernetes_healthcheck gauge"
+        for (name, endpoint), held in sorted(self._last.items()):
+            yield f'kubernetes_healthcheck{{name="{name}",type="{endpoint}"}} {int(held)}'
+        yield "# HELP kubernetes_healthchecks_total [STABLE] This metric records the results of all healthcheck."
+        yield "# TYPE kubernetes_healthchecks_total counter"
+        for (name, endpoint, held), count in sorted(self._counts.items()):
+            status = "success" if held else "error"
+            yield f'kubernetes_healthchecks_total{{name="{name}",status="{status}",type="{endpoint}"}} {count}'
 
 
 async def _run(name: str, check: Check) -> str:

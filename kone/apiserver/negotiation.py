@@ -1,7 +1,8 @@
 """What a client accepts: JSON, YAML, protobuf, a Table, only the metadata, and in which version. Decided once per
 header text.
 
-Whoever takes JSON gets JSON, since that is what is stored; protobuf is for clients that take nothing else.
+Whoever takes JSON gets JSON, since that is what is stored; protobuf is for clients that take nothing else, and for
+metadata alone, which is made for the answer in any case.
 
 Two doors, as upstream: the route knows which media types exist at all (406 with the available ones), then the handler
 looks for the first clause, best quality first, whose parameters it can keep.
@@ -102,6 +103,8 @@ def negotiate(
             media: Media = "json"
         elif clause.media_type == YAML:
             media = "yaml"
+        elif clause.media_type == PROTOBUF and _asks_for_metadata(clause):
+            media = "protobuf"
         else:
             continue
         output = _output(clause, media, transforms)
@@ -110,6 +113,11 @@ def negotiate(
     if protobuf and any(clause.media_type == PROTOBUF and not _transforms(clause) for clause in parse_accept(header)):
         return Output("protobuf")
     raise not_acceptable("only the following media types are accepted: " + ", ".join(OBJECT_TYPES))
+
+
+def accepts_gzip(header: str) -> bool:
+    """Whether an Accept-Encoding says so; upstream knows the plain word alone, without a quality."""
+    return any(token.strip() == "gzip" for token in header.split(","))
 
 
 def check_json_route(header: str) -> None:
@@ -128,8 +136,12 @@ def _check_route(header: str, available: tuple[str, ...]) -> None:
 
 
 def _transforms(clause: Clause) -> bool:
-    """Whether a Table or metadata are asked for, which have no protobuf form here."""
+    """Whether a Table or metadata are asked for: a Table has no protobuf form."""
     return any(name == "as" for name, _ in clause.parameters)
+
+
+def _asks_for_metadata(clause: Clause) -> bool:
+    return dict(clause.parameters).get("as", "").startswith("PartialObjectMetadata")
 
 
 def _output(clause: Clause, media: Media, transforms: bool) -> Output | None:

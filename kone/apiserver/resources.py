@@ -6,6 +6,7 @@ The app has settled who asks and that they may; here the request meets `Verbs`.
 from __future__ import annotations
 
 import asyncio
+import gzip
 import logging
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
@@ -21,7 +22,7 @@ from kone.apimachinery.users import User
 from kone.apiserver import codec, options, subresources, tables
 from kone.apiserver.connections import Request
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
-from kone.apiserver.negotiation import PLAIN, Output, negotiate
+from kone.apiserver.negotiation import PLAIN, Output, accepts_gzip, negotiate
 from kone.apiserver.options import ListOptions, first, parse_list_options, parse_write_options
 from kone.apiserver.ownership import judge_twice, manager_of_agent, parse_apply
 from kone.apiserver.proxies import Proxies
@@ -58,6 +59,8 @@ DEPRECATED: Final[Mapping[tuple[str, str], str]] = {
 }
 EVICTIONS: Final = (GVK("policy", "v1beta1", "Eviction"),)  # still taken for policy/v1's
 PARSED_AT_ONCE_BYTES: Final = 64 * 1024
+PACKED_OVER_BYTES: Final = 128 * 1024  # answers over it are compressed (responsewriters)
+PACKED_LEVEL: Final = 1  # of gzip: fast rather than small
 CONNECTS: Final = frozenset(("log", "exec", "attach", "portforward", "proxy"))
 CONNECT_VERBS: Final = {"GET": "get", "POST": "create"}
 
@@ -229,9 +232,20 @@ class _Call:
     def _include(self, output: Output) -> tables.Include:
         return tables.parse_include(first(self.query, "includeObject")) if output.transform == "Table" else "Metadata"
 
-    def _answer(self, answer: Answer, output: Output) -> web.Response:
+    async def _answer(self, answer: Answer, output: Output) -> web.Response:
         body = object_body(self.resource, answer, output, self._include(output), self.server._clock.now())
-        return reply(body, code=answer.code, content_type=output.content_type, warnings=self.ctx.warnings)
+        return await self._reply(body, output, answer.code)
+
+    async def _reply(self, body: bytes, output: Output, code: int = 200) -> web.Response:
+        """A large answer goes out compressed where the client takes that; a thread does it meanwhile."""
+        packs = len(body) > PACKED_OVER_BYTES and accepts_gzip(self.request.headers.get("Accept-Encoding", ""))
+        if packs:
+            body = await asyncio.to_thread(gzip.compress, body, PACKED_LEVEL)
+        made = reply(body, code=code, content_type=output.content_type, warnings=self.ctx.warnings)
+        if packs:
+            made.headers["Content-Encoding"] = "gzip"
+            made.headers.add("Vary", "Accept-Encoding")
+        return made
 
     async def _get(self) -> web.Response:
         output = self._output()
@@ -243,18 +257,18 @@ class _Call:
             self.namespace,
             first(self.query, "resourceVersion"),
         )
-        return self._answer(answer, output)
+        return await self._answer(answer, output)
 
     async def _list(self) -> web.Response:
         output = self._output(streams=True)
         chosen = parse_list_options(self.query)
         include = self._include(output)
         page = await self.verbs.list(self.resource, chosen, namespace=self.namespace)
-        return self._page(page, output, include)
+        return await self._page(page, output, include)
 
-    def _page(self, page: ListPage, output: Output, include: tables.Include) -> web.Response:
+    async def _page(self, page: ListPage, output: Output, include: tables.Include) -> web.Response:
         body = list_body(self.resource, page, output, include, self.server._clock.now())
-        return reply(body, content_type=output.content_type, warnings=self.ctx.warnings)
+        return await self._reply(body, output)
 
     async def _watch_path(self, method: str) -> web.StreamResponse:
         """The old /watch/ prefix: as ?watch=1; a name is as a field selector."""
@@ -337,12 +351,14 @@ class _Call:
         resource, subresource = self.resource, self.info.subresource
         if not subresource and not resource.virtual:
             obj = await self._decode(body, resource.gvk)
-            return self._answer(await self.verbs.create(self.ctx, resource, obj, namespace=self.namespace), output)
+            return await self._answer(
+                await self.verbs.create(self.ctx, resource, obj, namespace=self.namespace), output
+            )
         obj = await self._decode(body, subresources.body_kind(resource, subresource))
         answer = await subresources.act(
             self.verbs, self.ctx, resource, subresource, obj, namespace=self.namespace, name=self.name
         )
-        return self._answer(answer, output)
+        return await self._answer(answer, output)
 
     async def _update(self) -> web.Response:
         output = self._output()
@@ -357,7 +373,7 @@ class _Call:
         answer = await subresources.replace(
             self.verbs, self.ctx, self.resource, subresource, self.name, obj, namespace=self.namespace
         )
-        return self._answer(answer, output)
+        return await self._answer(answer, output)
 
     async def _apply(self, output: Output) -> web.Response:
         body = await self._body()
@@ -369,7 +385,7 @@ class _Call:
         answer = await subresources.apply(
             self.verbs, self.ctx, self.resource, self.info.subresource, self.name, config, namespace=self.namespace
         )
-        return self._answer(answer, output)
+        return await self._answer(answer, output)
 
     async def _patch(self) -> web.Response:
         output = self._output()
@@ -392,7 +408,7 @@ class _Call:
             Patch(kind, content, twice),
             namespace=self.namespace,
         )
-        return self._answer(answer, output)
+        return await self._answer(answer, output)
 
     async def _delete_options(self) -> DeleteOptions:
         """From the body where there is one, else from the query."""
@@ -410,7 +426,7 @@ class _Call:
         output = self._output()
         chosen = await self._delete_options()
         answer = await self.verbs.delete(self.ctx, self.resource, self.name, chosen, namespace=self.namespace)
-        return self._answer(answer, output)
+        return await self._answer(answer, output)
 
     async def _delete_collection(self) -> web.Response:
         output = self._output()
@@ -418,4 +434,4 @@ class _Call:
         selected = parse_list_options({k: v for k, v in self.query.items() if k != "watch"})
         chosen = await self._delete_options()
         page = await self.verbs.delete_collection(self.ctx, self.resource, selected, chosen, namespace=self.namespace)
-        return self._page(page, output, include)
+        return await self._page(page, output, include)

@@ -94,8 +94,9 @@ class CustomConversion:
         structural_schema.prune(found, root)
         structural_schema.drop_nulls(found, root)
         structural_schema.set_defaults(found, root)
-        if not found["metadata"].get("generation"):
-            found["metadata"]["generation"] = 1
+        meta = found.get("metadata")  # server-side apply converts parts of objects, which may have none
+        if meta is not None and not meta.get("generation"):
+            meta["generation"] = 1
         return obj if found == obj else found
 
     def _coerced(self, obj: Object) -> Object:

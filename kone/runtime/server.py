@@ -35,6 +35,7 @@ from kone.runtime.stats import Stats
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 30.0
+LINE_MAX_BYTES: Final = 64 * 1024  # a command to execute stands in the URL: more than the API server passes on
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -111,7 +112,13 @@ class KubeletServer:
             app.router.add_post("/run" + rest, self._run)
         # A client that goes takes its request with it: a followed log must not be read on for nobody.
         self._runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, shutdown_timeout=1.0, handler_cancellation=True
+            app,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=1.0,
+            handler_cancellation=True,
+            max_line_size=LINE_MAX_BYTES,
+            max_field_size=LINE_MAX_BYTES,
         )
         await self._runner.setup()
         self._context = self._tls.context()

@@ -272,6 +272,31 @@ async def test_a_database_that_fails_is_seen_by_the_probes(served: Served) -> No
     assert (await served.call("GET", "/readyz/etcd"))[0] == 500
 
 
+async def test_checks_that_were_made_are_counted(served: Served) -> None:
+    served.server.health.live["broken"] = lambda: "it is"
+    for path in ("/livez", "/livez/ping"):
+        await served.call("GET", path)
+    _, text, _ = await served.call("GET", "/metrics/slis")
+    for line in (
+        'kubernetes_healthcheck{name="broken",type="livez"} 0',
+        'kubernetes_healthcheck{name="ping",type="livez"} 1',
+        'kubernetes_healthchecks_total{name="broken",status="error",type="livez"} 1',
+        'kubernetes_healthchecks_total{name="ping",status="success",type="livez"} 2',
+    ):
+        assert line in text.splitlines()
+
+
+@pytest.mark.parametrize(("accepted", "packed"), [("gzip", True), ("deflate, gzip", True), ("gzip;q=1", False)])
+async def test_a_large_answer_is_packed_for_whom_takes_it(served: Served, accepted: str, packed: bool) -> None:
+    await served.call("POST", CM, {**config_map("large"), "data": {"k": "v" * 200_000}})
+    await served.call("POST", CM, config_map("small"))
+    for path, large in ((f"{CM}/large", True), (CM, True), (f"{CM}/small", False)):
+        async with served.session.get(f"http://kone{path}", headers={"Accept-Encoding": accepted}) as answer:
+            assert (answer.headers.get("Content-Encoding") == "gzip") is (packed and large)
+            assert (answer.headers.get("Vary") == "Accept-Encoding") is (packed and large)
+            assert "metadata" in await answer.json()
+
+
 async def test_discovery(served: Served) -> None:
     _, groups, _ = await served.call("GET", "/apis")
     assert [group["name"] for group in groups["groups"]] == ["apps", "coordination.k8s.io"]

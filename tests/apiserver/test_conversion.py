@@ -397,3 +397,12 @@ async def test_what_is_applied_must_be_known_to_the_versions_of_others_where_onl
         500,
         "failed to convert new object: .spec.b: field not declared in schema",
     )
+
+
+async def test_who_applies_no_metadata_any_more_in_another_version_loses_it(world: World) -> None:
+    await world.define(definition(version("v1", storage=True, a=TEXT), version("v2", a=TEXT), conversion={}))
+    config = host(a="x")
+    config["metadata"]["finalizers"] = ["example.com/f"]
+    await world.verbs.apply(world.ctx("one"), world.resource("v1"), "h", config, namespace="ns")
+    taken = await world.apply("v2", "one", a="y")
+    assert (taken["spec"], taken["metadata"].get("finalizers")) == ({"a": "y"}, None)

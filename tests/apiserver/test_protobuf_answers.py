@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 import pytest
 
-from kone.apimachinery import protobuf
+from kone.apimachinery import protobuf, protowire
 from kone.apimachinery.objects import Object
 from tests.apiserver.conftest import Served
 
@@ -47,6 +47,30 @@ async def test_a_refusal(served: Served) -> None:
 async def test_who_takes_json_gets_json(served: Served, accept: str) -> None:
     await made(served)
     assert (await get(served, f"{CM}/a", accept))[:2] == (200, "application/json")
+
+
+METADATA = f"{PROTOBUF};as=PartialObjectMetadata{{}};g=meta.k8s.io;v=v1,application/json"
+
+
+async def test_metadata_alone_is_protobuf_for_whom_names_it_first(served: Served) -> None:
+    created = await made(served)
+    code, kind, body = await get(served, f"{CM}/a", METADATA.format(""))
+    assert (code, kind) == (200, PROTOBUF)
+    assert envelope(body) == (b"PartialObjectMetadata", created["metadata"]["uid"].encode())
+    code, kind, body = await get(served, CM, METADATA.format("List"))
+    assert (code, kind) == (200, PROTOBUF)
+    assert envelope(body) == (b"PartialObjectMetadataList", created["metadata"]["uid"].encode())
+
+
+def envelope(body: bytes) -> tuple[bytes, bytes]:
+    """The kind, and the uid of the first object (ObjectMeta, field 5)."""
+    parts = dict(protowire.read_parts(body, 4, len(body)))
+    kind = dict(protowire.read_parts(parts[1], 0, len(parts[1])))[2]
+    message = parts[2]
+    if kind.endswith(b"List"):
+        message = dict(protowire.read_parts(message, 0, len(message)))[2]
+    meta = dict(protowire.read_parts(message, 0, len(message)))[1]
+    return kind, dict(protowire.read_parts(meta, 0, len(meta)))[5]
 
 
 async def test_cbor_alone_is_not_acceptable(served: Served) -> None:

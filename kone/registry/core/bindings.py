@@ -25,6 +25,7 @@ COMPONENTSTATUSES = Resource(
     short_names=("cs",),
     verbs=("get", "list"),
     strategy=Strategy(),
+    virtual=True,
     columns=(
         NAME,
         Column("Status", lambda obj, now: _health(obj)["shown"]),
