@@ -20,7 +20,7 @@ from kone.apimachinery.cel_checker import Checked, Checker, children
 from kone.apimachinery.cel_cost import Sizes, estimated_cost
 from kone.apimachinery.cel_eval import CostExceeded, Frame, Lazy, plan
 from kone.apimachinery.cel_functions import Functions
-from kone.apimachinery.cel_syntax import CelSyntaxError, Node, parse
+from kone.apimachinery.cel_syntax import CelProgramError, CelSyntaxError, Node, parse
 from kone.apimachinery.cel_types import (
     BOOL,
     BYTES,
@@ -57,6 +57,7 @@ __all__ = [
     "TIMESTAMP",
     "UNSPECIFIED",
     "CelError",
+    "CelProgramError",
     "CelSyntaxError",
     "CostExceeded",
     "Environment",

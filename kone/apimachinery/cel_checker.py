@@ -367,7 +367,7 @@ class Checker:
             self._validate_call(node)
             exempt = exempt or node.function == "format"
         elif not exempt and isinstance(node, ListNode):
-            self._uniform(node.elements, node.optional)
+            self._uniform(node.elements, node.optional, once=True)
         elif not exempt and isinstance(node, MapNode):
             optional = frozenset(i for i, entry in enumerate(node.entries) if entry.optional)
             self._uniform([entry.key for entry in node.entries if entry.key is not None], frozenset())
@@ -375,14 +375,15 @@ class Checker:
         for child in children(node):
             self._validate(child, exempt=exempt)
 
-    def _uniform(self, nodes: Sequence[Node], optional: frozenset[int]) -> None:
-        """Literals of lists and maps are of one type."""
+    def _uniform(self, nodes: Sequence[Node], optional: frozenset[int], *, once: bool = False) -> None:
+        """Literals of lists and maps are of one type; of a list, the first that is not is told."""
         types = self.checked.types
         found = [unwrap_optional(types[n.id])[0] if i in optional else types[n.id] for i, n in enumerate(nodes)]
         for node, t in zip(nodes, found, strict=True):
             if t != found[0]:
                 self._error(node.id, f"expected type '{found[0]}' but found '{t}'")
-                break
+                if once:
+                    break
 
     def _validate_call(self, node: Call) -> None:
         name = self.checked.functions.get(node.id, (node.function,))[0]

@@ -11,7 +11,6 @@ from typing import Any
 from kone.apimachinery.cel_values import CelError, Duration, Timestamp, TypeValue, UInt, double_text, type_name
 
 _CLAUSE = re.compile(r"(?:\.(\d*))?(.)?", re.DOTALL)
-_MAX_PRECISION = 1000
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")  # as the locale's scientific notation has it
 
 
@@ -20,6 +19,9 @@ def format_text(text: str, args: list[Any]) -> str:
     while True:
         percent = text.find("%", at)
         if percent < 0:
+            if used < len(args):
+                why = f"too many arguments supplied to string.format (expected {used}, got {len(args)})"
+                raise CelError(why)
             out.append(text[at:])
             return "".join(out)
         out.append(text[at:percent])
@@ -41,17 +43,22 @@ def format_text(text: str, args: list[Any]) -> str:
 def _formatted(clause: re.Match[str], value: Any) -> str:
     digits, letter = clause[1], clause[2]
     if letter is None:
-        raise CelError("error while parsing precision: could not find end of precision specifier")
-    precision = 6 if digits is None else int(digits or 0)
-    if precision > _MAX_PRECISION:
-        raise CelError(f"error while parsing precision: precision {precision} exceeds maximum allowed precision 1000")
+        raise _unparsed("error while parsing precision: could not find end of precision specifier")
+    if digits == "":
+        why = 'error while converting precision to integer: strconv.Atoi: parsing "": invalid syntax'
+        raise _unparsed(f"error while parsing precision: {why}")
+    precision = 6 if digits is None else int(digits)
     made = _CLAUSES.get(letter)
     if made is None:
-        raise CelError(f'unrecognized formatting clause "{letter}"')
+        raise _unparsed(f'unrecognized formatting clause "{letter}"')
     try:
         return made(value, precision)
     except CelError as error:
         raise CelError(f"error during formatting: {error}") from None
+
+
+def _unparsed(why: str) -> CelError:
+    return CelError(f"could not parse formatting clause: {why}")
 
 
 def _refuse(clause: str, taken: str, value: Any) -> CelError:
@@ -72,7 +79,7 @@ def _text(value: Any, precision: int = 0) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     if isinstance(value, float):
-        return {"+Inf": "Infinity", "-Inf": "-Infinity"}.get(double_text(value), double_text(value))
+        return {"+Inf": "Infinity", "-Inf": "-Infinity"}.get(double_text(value), double_text(value, 6))
     if isinstance(value, TypeValue):
         return value.name
     if isinstance(value, list):
@@ -107,20 +114,19 @@ def _decimal(value: Any, precision: int) -> str:
 
 
 def _fixed(value: Any, precision: int) -> str:
-    if not isinstance(value, float) and not _is_int(value):
+    if not isinstance(value, float):
         raise _refuse("fixed-point", "doubles", value)
-    value = float(value)
-    return f"{value:.{precision}f}" if math.isfinite(value) else _text(value)
+    return f"{value:,.{precision}f}" if math.isfinite(value) else _text(value)
 
 
 def _scientific(value: Any, precision: int) -> str:
-    if not isinstance(value, float) and not _is_int(value):
+    """The precision is not heard: upstream's locale has six digits."""
+    if not isinstance(value, float):
         raise _refuse("scientific", "doubles", value)
-    value = float(value)
     if not math.isfinite(value):
         return _text(value)
-    mantissa, _, exponent = f"{value:.{precision}e}".partition("e")
-    return f"{mantissa}\u202f×\u202f10{exponent.removeprefix('+').translate(_SUPERSCRIPT)}"
+    mantissa, _, exponent = f"{value:.6e}".partition("e")
+    return f"{mantissa}×10{exponent.removeprefix('+').translate(_SUPERSCRIPT)}"
 
 
 def _binary(value: Any, precision: int) -> str:

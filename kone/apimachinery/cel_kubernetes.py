@@ -10,13 +10,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
 from typing import Any, Protocol
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from kone.apimachinery import names
 from kone.apimachinery.cel_functions import Functions
-from kone.apimachinery.cel_standard import add, contains, size_of, traversal
+from kone.apimachinery.cel_standard import add, contains, size_of, traversal, walk_cost
 from kone.apimachinery.cel_values import (
     NONE,
     CelError,
@@ -29,6 +29,8 @@ from kone.apimachinery.cel_values import (
     no_overload,
     parse_timestamp,
 )
+from kone.apimachinery.errors import go_quote
+from kone.apimachinery.go_netip import parse_address
 from kone.apimachinery.go_regexp import Regexp, compile_go
 from kone.apimachinery.quantity import Quantity, parse_quantity
 
@@ -78,22 +80,19 @@ def _last_index_of(found: list[Any], item: Any) -> int:
     return next((i for i in reversed(range(len(found))) if equal(found[i], item)), -1)
 
 
-def _list_cost(args: list[Any], result: Any) -> int:
-    return sum(1 + (traversal(len(each)) if isinstance(each, str | bytes) else 0) for each in args[0])
-
-
 for _t in ("int", "uint", "double", "bool", "duration", "timestamp", "string", "bytes"):
-    _declare("isSorted", f"list({_t}).() -> bool", _is_sorted, _list_cost)
-    _declare("min", f"list({_t}).() -> {_t}", _best("min", -1), _list_cost)
-    _declare("max", f"list({_t}).() -> {_t}", _best("max", 1), _list_cost)
+    _declare("isSorted", f"list({_t}).() -> bool", _is_sorted, walk_cost)
+    _declare("min", f"list({_t}).() -> {_t}", _best("min", -1), walk_cost)
+    _declare("max", f"list({_t}).() -> {_t}", _best("max", 1), walk_cost)
 for _t, _zero in (("int", 0), ("uint", UInt(0)), ("double", 0.0), ("duration", Duration(0))):
-    _declare("sum", f"list({_t}).() -> {_t}", _sum(_zero), _list_cost)
-_declare("indexOf", "list(A).(A) -> int", _index_of, _list_cost)
-_declare("lastIndexOf", "list(A).(A) -> int", _last_index_of, _list_cost)
+    _declare("sum", f"list({_t}).() -> {_t}", _sum(_zero), walk_cost)
+_declare("indexOf", "list(A).(A) -> int", _index_of, walk_cost)
+_declare("lastIndexOf", "list(A).(A) -> int", _last_index_of, walk_cost)
 _declare(
     "includes",
     "dyn.(dyn) -> bool",
     lambda found, item: contains(item, found) if isinstance(found, list) else equal(found, item),
+    walk_cost,
 )
 
 
@@ -260,7 +259,7 @@ def _port(url: Url) -> str:
 
 _U = "kubernetes.URL"
 _declare("url", f"(string) -> {_U}", _url, _parse_cost)
-_declare("isURL", "(string) -> bool", _is_url, _parse_cost)
+_declare("isURL", "(string) -> bool", _is_url)
 _declare("getScheme", f"{_U}.() -> string", lambda u: u.scheme)
 _declare("getHost", f"{_U}.() -> string", lambda u: u.host)
 _declare("getHostname", f"{_U}.() -> string", _hostname)
@@ -277,6 +276,10 @@ class Ip(Opaque):
     cel_type = "net.IP"
     address: IPv4Address | IPv6Address
 
+    @property
+    def size(self) -> int:
+        return len(self.address.packed)
+
 
 @dataclass(frozen=True)
 class Cidr(Opaque):
@@ -285,30 +288,21 @@ class Cidr(Opaque):
     prefix: int
 
     @property
+    def size(self) -> int:
+        return math.ceil(self.prefix / 8)
+
+    @property
     def network(self) -> IPv4Network | IPv6Network:
         return ip_interface(f"{self.address}/{self.prefix}").network
 
 
 def _parse_ip(text: str) -> IPv4Address | IPv6Address:
+    try:
+        found = parse_address(text)
+    except ValueError as error:
+        raise ValueError(f'IP Address "{text}" parse error during conversion from string: {error}') from None
     if "%" in text:
         raise ValueError(f'IP address "{text}" with zone value is not allowed')
-    try:
-        found = ip_address(text)
-    except ValueError:
-        why = f'ParseAddr("{text}"): unable to parse IP'
-        if re.fullmatch(r"[\d.]+", text):
-            parts = text.split(".")
-            if any(part.isdigit() and int(part) > 255 for part in parts):
-                why = f'ParseAddr("{text}"): IPv4 field has value >255'
-            elif any(len(part) > 1 and part.startswith("0") for part in parts):
-                why = f'ParseAddr("{text}"): IPv4 field has octet with leading zero'
-            elif "" in parts:
-                why = f'ParseAddr("{text}"): IPv4 field must have at least one digit'
-            elif len(parts) > 4:
-                why = f'ParseAddr("{text}"): IPv4 address too long'
-            elif len(parts) > 1:
-                why = f'ParseAddr("{text}"): IPv4 address too short'
-        raise ValueError(f'IP Address "{text}" parse error during conversion from string: {why}') from None
     if isinstance(found, IPv6Address) and found.ipv4_mapped is not None:
         raise ValueError(f'IPv4-mapped IPv6 address "{text}" is not allowed')
     return found
@@ -332,9 +326,9 @@ def _parse_cidr(text: str) -> Cidr:
     if not slash:
         raise refuse("no '/'")
     try:
-        address = ip_address(head)
-    except ValueError:
-        raise refuse(f'ParseAddr("{head}"): unable to parse IP') from None
+        address = parse_address(head)
+    except ValueError as error:
+        raise refuse(str(error)) from None
     if isinstance(address, IPv6Address) and address.scope_id:
         raise refuse("IPv6 zones cannot be present in a prefix")
     if not re.fullmatch(r"0|[1-9]\d{0,2}", bits):
@@ -377,11 +371,20 @@ def _contains_ip(found: Cidr, other: Any) -> bool:
 
 
 def _contains_cidr(found: Cidr, other: Any) -> bool:
-    try:
-        inner = other if isinstance(other, Cidr) else _parse_cidr(other)
-    except ValueError:
-        raise no_overload() from None
+    inner = other if isinstance(other, Cidr) else _cidr(other)
     return found.prefix <= inner.prefix and _contains_ip(found, Ip(inner.network.network_address))
+
+
+def _contained_cost(args: list[Any], result: Any) -> int:
+    """Two lists of bytes are compared as far as the prefix goes; a text is read before."""
+    found: Cidr = args[0]
+    read = traversal(len(args[1])) if isinstance(args[1], str) else 0
+    return traversal(2 * found.size) + read
+
+
+def _contained_network_cost(args: list[Any], result: Any) -> int:
+    """The prefix is gone through once more, to mask it, and its length is compared."""
+    return _contained_cost(args, result) + traversal(args[0].size) + 1
 
 
 def _is_global_unicast(ip: Ip) -> bool:
@@ -408,14 +411,14 @@ _declare("string", "(net.IP) -> string", lambda ip: str(ip.address))
 _declare("cidr", "(string) -> net.CIDR", _cidr, _parse_cost)
 _declare("isCIDR", "(string) -> bool", _parses(_parse_cidr), _parse_cost)
 for _t in ("string", "net.IP"):
-    _declare("containsIP", f"net.CIDR.({_t}) -> bool", _contains_ip)
+    _declare("containsIP", f"net.CIDR.({_t}) -> bool", _contains_ip, _contained_cost)
 for _t in ("string", "net.CIDR"):
-    _declare("containsCIDR", f"net.CIDR.({_t}) -> bool", _contains_cidr)
+    _declare("containsCIDR", f"net.CIDR.({_t}) -> bool", _contains_cidr, _contained_network_cost)
 _declare("ip", "net.CIDR.() -> net.IP", lambda found: Ip(found.address))
 _declare("prefixLength", "net.CIDR.() -> int", lambda found: found.prefix)
 _declare("masked", "net.CIDR.() -> net.CIDR", lambda found: Cidr(found.network.network_address, found.prefix))
 _declare("string", "(net.CIDR) -> string", lambda found: f"{found.address}/{found.prefix}")
-KUBERNETES.types |= {"net.IP", "net.CIDR", "kubernetes.Quantity", "kubernetes.URL", "kubernetes.Semver"}
+KUBERNETES.types |= {"net.IP", "net.CIDR"}
 
 
 # -- named formats ----------------------------------------------------------------------------------------------------
@@ -469,12 +472,29 @@ _FORMATS: dict[str, Callable[[str], Sequence[str]]] = {
     "date": _says("invalid date", lambda text: parse_timestamp(f"{text}T00:00:00Z") is not None),
     "datetime": _says("invalid datetime", lambda text: parse_timestamp(text) is not None),
 }
+_PATTERN_LENGTHS = {  # of the regular expressions that upstream takes the formats to cost
+    "dns1123Subdomain": 60,
+    "dns1123SubdomainPrefix": 60,
+    "qualifiedName": 60,
+    "labelValue": 40,
+    "uri": 1103,
+    "uuid": 70,
+    "byte": 84,
+    "date": 71,
+    "datetime": 71,
+}
+_LABEL_PATTERN_LENGTH = 30
 _NAMED = {name: NamedFormat(name, check) for name, check in _FORMATS.items()}
 
 
 def _validate(found: NamedFormat, text: str) -> Optional:
     errors = list(found.check(text))
     return Optional(errors) if errors else NONE
+
+
+def _validate_cost(args: list[Any], result: Any) -> int:
+    length = _PATTERN_LENGTHS.get(args[0].name, _LABEL_PATTERN_LENGTH)
+    return math.ceil((1 + size_of(args[1])) / 10) * math.ceil(length * 0.25)
 
 
 def _constant(value: Any) -> Callable[[], Any]:
@@ -488,17 +508,12 @@ _declare(
     "(string) -> optional_type(kubernetes.NamedFormat)",
     lambda name: Optional(_NAMED[name]) if name in _NAMED else NONE,
 )
-_declare("validate", "kubernetes.NamedFormat.(string) -> optional_type(list(string))", _validate)
+_declare("validate", "kubernetes.NamedFormat.(string) -> optional_type(list(string))", _validate, _validate_cost)
 
 
 # -- semantic versions ------------------------------------------------------------------------------------------------
 
-_SEMVER = re.compile(
-    r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
-    r"(?:-((?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*)(?:\.(?:0|[1-9]\d*|\d*[a-zA-Z-][0-9a-zA-Z-]*))*))?"
-    r"(?:\+([0-9a-zA-Z-]+(?:\.[0-9a-zA-Z-]+)*))?",
-    re.ASCII,
-)
+_SEMVER_WORD = re.compile(r"[0-9A-Za-z-]+")
 
 
 @dataclass(frozen=True)
@@ -526,17 +541,35 @@ def parse_semver(text: str, normalize: bool = False) -> Semver:
     parts = text.split(".", 2)
     if len(parts) != 3:
         raise ValueError("No Major.Minor.Patch elements found")
-    for word, part in (("major", parts[0]), ("minor", parts[1])):
-        if not part.isascii() or not part.isdigit():
-            raise ValueError(f'Invalid character(s) found in {word} number "{part}"')
-        if len(part) > 1 and part.startswith("0"):
-            raise ValueError(f'{word.title()} number must not contain leading zeroes "{part}"')
-    found = _SEMVER.fullmatch(text)
-    if not found:
-        patch = re.split(r"[-+]", parts[2])[0]
-        raise ValueError(f'Invalid character(s) found in patch number "{patch}"')
-    before = tuple(found[4].split(".")) if found[4] else ()
-    return Semver((int(found[1]), int(found[2]), int(found[3])), before)
+    _semver_number("major", parts[0])
+    _semver_number("minor", parts[1])
+    patch, plus, build = parts[2].partition("+")
+    patch, dash, before = patch.partition("-")
+    _semver_number("patch", patch)
+    words = before.split(".") if dash else []
+    for word in words:
+        if not word:
+            raise ValueError("Prerelease is empty")
+        if word.isascii() and word.isdigit():
+            if len(word) > 1 and word.startswith("0"):
+                raise ValueError(f"Numeric PreRelease version must not contain leading zeroes {go_quote(word)}")
+        elif not _SEMVER_WORD.fullmatch(word):
+            raise ValueError(f"Invalid character(s) found in prerelease {go_quote(word)}")
+    for word in build.split(".") if plus else ():
+        if not word:
+            raise ValueError("Build meta data is empty")
+        if not _SEMVER_WORD.fullmatch(word):
+            raise ValueError(f"Invalid character(s) found in build meta data {go_quote(word)}")
+    return Semver((int(parts[0]), int(parts[1]), int(patch)), tuple(words))
+
+
+def _semver_number(word: str, text: str) -> None:
+    if text and not (text.isascii() and text.isdigit()):
+        raise ValueError(f"Invalid character(s) found in {word} number {go_quote(text)}")
+    if len(text) > 1 and text.startswith("0"):
+        raise ValueError(f"{word.title()} number must not contain leading zeroes {go_quote(text)}")
+    if not text:
+        raise ValueError('strconv.ParseUint: parsing "": invalid syntax')
 
 
 def _semver(text: str, normalize: bool = False) -> Semver:
@@ -641,6 +674,12 @@ def _authorization_cost(args: list[Any], result: Any) -> int:
     return 350_000  # a webhook may be asked; library/cost.go
 
 
+def _selector_cost(args: list[Any], result: Any) -> int:
+    """A list of requirements: a list and a struct each, and one takes two characters at the least."""
+    length = size_of(args[1])
+    return 10 + traversal(length) + 50 * math.ceil(length * 0.5)
+
+
 _A = "kubernetes.authorization"
 AUTHORIZER, RESOURCE_CHECK = f"{_A}.Authorizer", f"{_A}.ResourceCheck"
 _declare(
@@ -655,17 +694,18 @@ _declare(
     f"{_A}.GroupCheck.(string) -> {_A}.ResourceCheck",
     lambda a, resource: a.to("ResourceCheck", resource=_non_empty("resource", resource)),
 )
-for _word, _key in (
-    ("subresource", "subresource"),
-    ("namespace", "namespace"),
-    ("name", "name"),
-    ("fieldSelector", "field_selector"),
-    ("labelSelector", "label_selector"),
+for _word, _key, _cost in (
+    ("subresource", "subresource", None),
+    ("namespace", "namespace", None),
+    ("name", "name", None),
+    ("fieldSelector", "field_selector", _selector_cost),
+    ("labelSelector", "label_selector", _selector_cost),
 ):
     _declare(
         _word,
         f"{_A}.ResourceCheck.(string) -> {_A}.ResourceCheck",
         lambda a, text, key=_key: a.to("ResourceCheck", **{key: text}),
+        _cost,
     )
 for _t in ("PathCheck", "ResourceCheck"):
     _declare("check", f"{_A}.{_t}.(string) -> {_A}.Decision", _check, _authorization_cost)

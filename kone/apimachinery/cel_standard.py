@@ -19,6 +19,7 @@ from kone.apimachinery.cel_values import (
     DefaultMap,
     Duration,
     MapList,
+    Opaque,
     Optional,
     SetList,
     Timestamp,
@@ -50,7 +51,24 @@ def traversal(size: int) -> int:
 def size_of(value: Any) -> int:
     if isinstance(value, str | bytes | list | dict):
         return len(value)
-    return size_of(value.value) if isinstance(value, Optional) and value.present else 1
+    if isinstance(value, Optional):
+        return size_of(value.value) if value.present else 1
+    return getattr(value, "size", 1)
+
+
+def walk_cost(args: list[Any], result: Any) -> int:
+    """Going through all of a value: a tenth for each byte of its texts, 1 for anything else."""
+    return _walked(args[0])
+
+
+def _walked(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value.encode()) // 10
+    if isinstance(value, bytes):
+        return len(value) // 10
+    if isinstance(value, list):
+        return sum(map(_walked, value))
+    return sum(_walked(part) for pair in value.items() for part in pair) if isinstance(value, dict) else 1
 
 
 # -- operators --------------------------------------------------------------------------------------------------------
@@ -126,7 +144,7 @@ for _t in ("int", "uint"):
 _declare("-_", "(double) -> double", lambda a: -a)
 _declare("-_", "(int) -> int", lambda a: integer(-a))
 _declare("!_", "(bool) -> bool", lambda a: not a)
-_declare("_==_", "(A, A) -> bool", equal, _less_cost)
+_declare("_==_", "(A, A) -> bool", equal, lambda args, _: 1 if isinstance(args[0], Opaque) else _less_cost(args, _))
 _declare("_!=_", "(A, A) -> bool", lambda a, b: not equal(a, b), _less_cost)
 _ORDERED: dict[str, Callable[[Any, Any], bool]] = {
     "_<_": lambda a, b: compare(a, b) < 0,
@@ -265,7 +283,7 @@ def to_string(value: Any) -> str:
             return value.decode()
         except UnicodeDecodeError:
             raise CelError("invalid UTF-8 in bytes, cannot convert to string") from None
-    return shown(value)
+    return double_text(value, 6) if isinstance(value, float) else shown(value)
 
 
 def _to_duration(value: Any) -> Duration:
@@ -374,17 +392,19 @@ def _char_at(text: str, at: int) -> str:
 
 
 def _index_of(text: str, part: str, start: int = 0) -> int:
-    if start < 0 or (start >= len(text) and start != 0 and part):
+    if start < 0:
         raise CelError(f"index out of range: {start}")
-    return start if not part else text.find(part, start)
+    return min(start, len(text)) if not part else text.find(part, start)
 
 
 def _last_index_of(text: str, part: str, end: int | None = None) -> int:
-    if end is not None and not 0 <= end < max(len(text), 1):
+    if end is not None and end < 0:
         raise CelError(f"index out of range: {end}")
     if not part:
-        return len(text) if end is None else end
-    return text.rfind(part) if end is None else text.rfind(part, 0, end + len(part))
+        return len(text) if end is None else min(end, len(text))
+    if end is None:
+        return text.rfind(part)
+    return text.rfind(part, 0, end + len(part)) if end < len(text) else -1
 
 
 def _substring(text: str, start: int, end: int | None = None) -> str:
@@ -440,11 +460,15 @@ def _double_text_cost(args: list[Any], result: Any) -> int:
     return math.ceil(size_of(args[0]) * 0.2)
 
 
+def _joined_cost(args: list[Any], result: Any) -> int:
+    return math.ceil(size_of(result) * 0.2)
+
+
 _declare("charAt", "string.(int) -> string", _char_at)
-_declare("indexOf", "string.(string) -> int", _index_of, _text_cost)
-_declare("indexOf", "string.(string, int) -> int", _index_of, _text_cost)
-_declare("lastIndexOf", "string.(string) -> int", _last_index_of, _text_cost)
-_declare("lastIndexOf", "string.(string, int) -> int", _last_index_of, _text_cost)
+_declare("indexOf", "string.(string) -> int", _index_of, walk_cost)
+_declare("indexOf", "string.(string, int) -> int", _index_of, walk_cost)
+_declare("lastIndexOf", "string.(string) -> int", _last_index_of, walk_cost)
+_declare("lastIndexOf", "string.(string, int) -> int", _last_index_of, walk_cost)
 _declare("lowerAscii", "string.() -> string", _lower, _text_cost)
 _declare("upperAscii", "string.() -> string", _upper, _text_cost)
 _declare("replace", "string.(string, string) -> string", _replace, _double_text_cost)
@@ -455,8 +479,8 @@ _declare("substring", "string.(int) -> string", _substring, _text_cost)
 _declare("substring", "string.(int, int) -> string", _substring, _text_cost)
 _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _declare("trim", "string.() -> string", lambda text: text.strip(_SPACE), _text_cost)
-_declare("join", "list(string).() -> string", _join, lambda args, result: traversal(len(result)))
-_declare("join", "list(string).(string) -> string", _join, lambda args, result: traversal(len(result)))
+_declare("join", "list(string).() -> string", _join, _joined_cost)
+_declare("join", "list(string).(string) -> string", _join, _joined_cost)
 _declare("format", "string.(list(dyn)) -> string", format_text, _text_cost)
 _declare("strings.quote", "(string) -> string", _quote, _text_cost)
 
@@ -514,28 +538,40 @@ def _range(size: int) -> list[int]:
     return list(range(size))
 
 
+_ALLOCATION = 11  # of a call that makes a list
+
+
 def _length_cost(args: list[Any], result: Any) -> int:
-    return 1 + len(result)
+    return _ALLOCATION + size_of(result)
 
 
-def _square_cost(args: list[Any], result: Any) -> int:
-    return 1 + size_of(args[0]) ** 2
+def _flatten_cost(args: list[Any], result: Any) -> int:
+    depth = args[1] if len(args) > 1 else 1
+    return _ALLOCATION + len(args[0]) * (depth if depth >= 0 else 1)
+
+
+def _pairs_cost(args: list[Any], result: Any) -> int:
+    """Every element is compared with every other, of the list that says the order."""
+    compared = args[-1]
+    factor = 2.1 if compared and isinstance(compared[0], str | bytes) else 2.0
+    return _ALLOCATION + int(len(compared) ** 2 * factor)
 
 
 _declare("slice", "list(A).(int, int) -> list(A)", _slice, _length_cost)
-_declare("flatten", "list(list(A)).() -> list(A)", _flatten, _length_cost)
-_declare("flatten", "list(dyn).(int) -> list(dyn)", _flatten, _length_cost)
-_declare("distinct", "list(A).() -> list(A)", _distinct, _square_cost)
+_declare("flatten", "list(list(A)).() -> list(A)", _flatten, _flatten_cost)
+_declare("flatten", "list(dyn).(int) -> list(dyn)", _flatten, _flatten_cost)
+_declare("distinct", "list(A).() -> list(A)", _distinct, _pairs_cost)
 _declare("reverse", "list(A).() -> list(A)", lambda found: found[::-1], _length_cost)
 _declare("lists.range", "(int) -> list(int)", _range, _length_cost)
 for _t in ("int", "uint", "double", "bool", "duration", "timestamp", "string", "bytes"):
-    _declare("sort", f"list({_t}).() -> list({_t})", lambda found: _sorted_by(found, found), _square_cost)
+    _declare("sort", f"list({_t}).() -> list({_t})", lambda found: _sorted_by(found, found), _pairs_cost)
+    _declare("@sortByAssociatedKeys", f"list(A).(list({_t})) -> list(A)", _sorted_by, _pairs_cost)
 _declare("first", "list(A).() -> optional_type(A)", lambda found: Optional(found[0]) if found else NONE)
 _declare("last", "list(A).() -> optional_type(A)", lambda found: Optional(found[-1]) if found else NONE)
 
 
 def _set_cost(args: list[Any], result: Any) -> int:
-    return size_of(args[0]) * size_of(args[1])
+    return 1 + size_of(args[0]) * size_of(args[1])
 
 
 def _set_contains(a: list[Any], b: list[Any]) -> bool:
@@ -547,7 +583,7 @@ _declare(
     "sets.equivalent",
     "(list(A), list(A)) -> bool",
     lambda a, b: _set_contains(a, b) and _set_contains(b, a),
-    lambda args, result: 2 * _set_cost(args, result),
+    lambda args, result: 1 + 2 * len(args[0]) * len(args[1]),
 )
 _declare("sets.intersects", "(list(A), list(A)) -> bool", lambda a, b: any(contains(x, b) for x in a), _set_cost)
 

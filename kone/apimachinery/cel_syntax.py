@@ -23,12 +23,23 @@ _PREFIX, _SUFFIX = "INVALID_ARGUMENT: ", " [INVALID_ARGUMENT]"
 _EXTENSIONS = "name: kone\nextensions:\n- name: optional\n- name: two-var-comprehensions\n"
 _GO_WORDS = (  # cel-cpp's words for what cel-go, which upstream uses, says in others
     (re.compile(r"has\(\) argument must be a field selection"), "invalid argument to has() macro"),
-    (re.compile(r"\w+\(\) variable name must be a simple identifier"), "argument must be a simple name"),
+    (
+        re.compile(r"\w+\(\) (?:(?:first|second) )?variable name must be a simple identifier"),
+        "argument must be a simple name",
+    ),
+    (
+        re.compile(r"\w+\(\) (?:(?:first|second) )?variable name cannot be __result__"),
+        "iteration variable overwrites accumulator variable",
+    ),
 )
 
 
 class CelSyntaxError(Exception):
     """An expression is not CEL; the text is upstream's, one or more lines "ERROR: <input>:line:column: …"."""
+
+
+class CelProgramError(CelSyntaxError):
+    """An expression is CEL, but a constant part of it fails; the text is upstream's, without a place."""
 
 
 @dataclass(slots=True)
@@ -175,12 +186,14 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+_ACCUMULATOR, _SORTED = "@result", "@__sortBy_input__"
 _LITERALS = {1: "null", 2: "bool", 3: "int", 4: "uint", 5: "double", 6: "string", 7: "bytes"}
 
 
 class _Reader:
     def __init__(self, source: str, positions: dict[int, int]) -> None:
         self.source, self.positions = source, positions
+        self._next = 0  # ids of nodes that macros make go down from here
 
     def node(self, data: bytes) -> Node:
         id, kind, body = 0, 0, b""
@@ -200,7 +213,9 @@ class _Reader:
             case 6:
                 target = _many(body, 1)
                 args = [self.node(each) for each in _many(body, 3)]
-                return Call(id, _one(body, 2).decode(), self.node(target[0]) if target else None, args)
+                # A leading dot names a function of no container, as all of ours are.
+                name = _one(body, 2).decode().removeprefix(".")
+                return self._expanded(Call(id, name, self.node(target[0]) if target else None, args))
             case 7:
                 optional = frozenset(_one(body, 2))  # packed varints, each an index below 128
                 return ListNode(id, [self.node(each) for each in _many(body, 1)], optional)
@@ -213,6 +228,64 @@ class _Reader:
                 self.positions[id] = max(self.source.find("{", self.positions.get(id, 0)), 0)
                 return Struct(id, name, entries)
         return self.comprehension(id, body)
+
+    def _expanded(self, call: Call) -> Node:
+        """What cel-go's macros that cel-cpp does not have make of a call."""
+        names = [arg.name if isinstance(arg, Ident) else "" for arg in call.args]
+        if call.target is None:
+            return call
+        if call.function == "sortBy" and len(names) == 2 and names[0]:
+            return self._sort_by(call.target, call, names[0])
+        if call.function == "exists_one" and len(names) == 3 and names[0] and names[1]:
+            return self._exists_one(call.target, call, names[0], names[1])
+        return call
+
+    def _made(self, origin: Node) -> int:
+        """The id of a node that a macro made, shown where its call is."""
+        self._next -= 1
+        self.positions[self._next] = self.positions.get(origin.id, 0)
+        return self._next
+
+    def _call(self, origin: Node, function: str, *args: Node) -> Call:
+        return Call(self._made(origin), function, None, list(args))
+
+    def _exists_one(self, over: Node, call: Call, first: str, second: str) -> Node:
+        """over.exists_one(first, second, condition) counts."""
+
+        def count() -> Ident:
+            return Ident(self._made(call), _ACCUMULATOR)
+
+        def number(value: int) -> Literal:
+            return Literal(self._made(call), value, "int")
+
+        step = self._call(call, "_?_:_", call.args[2], self._call(call, "_+_", count(), number(1)), count())
+        result = self._call(call, "_==_", count(), number(1))
+        true = Literal(self._made(call), True, "bool")
+        return Comprehension(call.id, first, second, over, _ACCUMULATOR, number(0), true, step, result)
+
+    def _sort_by(self, over: Node, call: Call, each: str) -> Node:
+        """over.sortBy(each, key) sorts by a list of the keys; `over` is evaluated once, as a variable."""
+
+        def bound() -> Ident:
+            return Ident(self._made(call), _SORTED)
+
+        one = ListNode(self._made(call), [call.args[1]], frozenset())
+        step = self._call(call, "_+_", Ident(self._made(call), _ACCUMULATOR), one)
+        keys = Comprehension(
+            self._made(call),
+            each,
+            "",
+            bound(),
+            _ACCUMULATOR,
+            ListNode(self._made(call), [], frozenset()),
+            Literal(self._made(call), True, "bool"),
+            step,
+            Ident(self._made(call), _ACCUMULATOR),
+        )
+        sorted_ = Call(self._made(call), "@sortByAssociatedKeys", bound(), [keys])
+        nothing = ListNode(self._made(call), [], frozenset())
+        false = Literal(self._made(call), False, "bool")
+        return Comprehension(call.id, "#unused", "", nothing, _SORTED, over, false, bound(), sorted_)
 
     def entry(self, data: bytes) -> Entry:
         parts = dict(_fields(data))

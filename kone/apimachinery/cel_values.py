@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -312,28 +313,26 @@ def parse_timestamp(text: str) -> Timestamp | None:
     return Timestamp(ns)
 
 
-def double_text(value: float) -> str:
-    """As Go's %g with the shortest precision shows it."""
+def double_text(value: float, exponent_from: int = 21) -> str:
+    """As Go shows it with the shortest precision: as %v does, or as strconv's 'g' with an exponent from 6 on."""
     if value != value:
         return "NaN"
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
     if value == 0:
         return "-0" if math.copysign(1, value) < 0 else "0"
-    mantissa, _, exponent = f"{value!r}".partition("e")
-    power = int(exponent) if exponent else math.floor(math.log10(abs(value)))
-    if -5 < power < 21:
-        text = f"{value:.20f}" if exponent else mantissa
-        if exponent:
-            digits = mantissa.replace(".", "").lstrip("-")
-            sign = "-" if value < 0 else ""
-            if power < 0:
-                return f"{sign}0.{'0' * (-power - 1)}{digits}"
-            return f"{sign}{digits.ljust(power + 1, '0')}"
-        return text.removesuffix(".0")
-    if not exponent:
-        mantissa = f"{value / 10.0**power!r}"
-    return f"{mantissa.removesuffix('.0')}e{'-' if power < 0 else '+'}{abs(power):02d}"
+    sign, digits, scale = Decimal(repr(value)).as_tuple()
+    assert isinstance(scale, int)
+    figures = "".join(map(str, digits)).rstrip("0")
+    power = len(digits) + scale - 1
+    minus = "-" if sign else ""
+    if not -5 < power < exponent_from:
+        rest = f".{figures[1:]}" if len(figures) > 1 else ""
+        return f"{minus}{figures[0]}{rest}e{'-' if power < 0 else '+'}{abs(power):02d}"
+    if power < 0:
+        return f"{minus}0.{'0' * (-power - 1)}{figures}"
+    whole, rest = figures[: power + 1].ljust(power + 1, "0"), figures[power + 1 :]
+    return f"{minus}{whole}.{rest}" if rest else minus + whole
 
 
 def walk(found: Any) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from kone.apimachinery.cel import (
     STRING,
     TIMESTAMP,
     UNSPECIFIED,
+    CelProgramError,
     CelSyntaxError,
     Environment,
     FieldTable,
@@ -232,6 +233,8 @@ def finding(compile_: Callable[[str], Program], source: str) -> str:
     """What is wrong with an expression, in upstream's words; "" where nothing is."""
     try:
         compile_(source)
+    except CelProgramError as error:
+        return f"program instantiation failed: {error}"
     except CelSyntaxError as error:
         return f"compilation failed: {error}"
     except WrongResult as error:

@@ -122,7 +122,7 @@ def test_what_holds(expression: str) -> None:
     ("expression", "text"),
     [
         ("object.zz == 1", "no such key: zz"),
-        ("object.metadata.name.zz == 1", "no such overload"),
+        ("object.metadata.name.zz == 1", "no such key: zz"),
         ("object.list[9] == 1", "index out of bounds: 9"),
         ("1 / (object.spec.replicas - 3) == 1", "division by zero"),
         ("object.spec.replicas + 9223372036854775807 > 0", "integer overflow"),
