@@ -290,7 +290,7 @@ class ApiServer:
         headers = cast(Headers, request.headers)  # a multi-dict's get() has overloads that no protocol can say
         user = await self._authenticated(request, headers, info, access)
         if self._audit is not None and request.record is None:
-            request.record = self._audit.begin(request, info, access, user)
+            request.record = self._audit.begin(request, request.named(), info, access, user)
         if any(name in request.headers for name in _IMPERSONATE):
             user = impersonate(user, headers, access, self._authorizer)
             if request.record is not None:
@@ -349,7 +349,9 @@ class ApiServer:
         except StatusError:
             if self._audit is not None:
                 tried = (("bearer", bearer_token(headers)), ("x509", connection.certificate))
-                self._audit.refused(request, info, access, ", ".join(name for name, given in tried if given))
+                self._audit.refused(
+                    request, request.named(), info, access, ", ".join(name for name, given in tried if given)
+                )
             raise
 
     async def _other(

@@ -8,7 +8,6 @@ received, when a long answer began, when it was complete, or when it failed with
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
@@ -37,7 +36,6 @@ from kone.auth.authentication import user_info
 
 log = logging.getLogger(__name__)
 
-AUDIT_ID: Final = "Audit-Id"
 USER_AGENT_MAX: Final = 1024
 DECISION: Final = "authorization.k8s.io/decision"
 REASON: Final = "authorization.k8s.io/reason"
@@ -65,21 +63,25 @@ class Audit:
         self.events = 0
         """Events written so far."""
 
-    def begin(self, request: web.BaseRequest, info: RequestInfo, access: AccessRequest, user: User) -> Record | None:
+    def begin(
+        self, request: web.BaseRequest, audit_id: str, info: RequestInfo, access: AccessRequest, user: User
+    ) -> Record | None:
         """Record a request whose user is known. None where the policy does not want it."""
         recording = self._policy.recording(user, access)
         if recording is None:
             return None
-        record = Record(self, request, info, recording, user)
+        record = Record(self, request, audit_id, info, recording, user)
         record.write(REQUEST_RECEIVED)
         return record
 
-    def refused(self, request: web.BaseRequest, info: RequestInfo, access: AccessRequest, tried: str) -> None:
+    def refused(
+        self, request: web.BaseRequest, audit_id: str, info: RequestInfo, access: AccessRequest, tried: str
+    ) -> None:
         """Record a request whose user could not be told from the credentials that it brought ("bearer", "x509")."""
         nobody = User("")
         recording = self._policy.recording(nobody, access)
         if recording is not None:
-            record = Record(self, request, info, recording, nobody)
+            record = Record(self, request, audit_id, info, recording, nobody)
             why = f"attempted: {tried}" if tried else "no credentials provided"
             record.status = {"metadata": {}, "message": f"Authentication failed, {why}", "code": 401}
             record.write(RESPONSE_STARTED)
@@ -102,7 +104,13 @@ class Record:
     """What is known of one request so far. `annotations` are those of authorization and admission."""
 
     def __init__(
-        self, audit: Audit, request: web.BaseRequest, info: RequestInfo, recording: Recording, user: User
+        self,
+        audit: Audit,
+        request: web.BaseRequest,
+        audit_id: str,
+        info: RequestInfo,
+        recording: Recording,
+        user: User,
     ) -> None:
         self._audit, self._recording = audit, recording
         self._received = audit.now()
@@ -110,7 +118,7 @@ class Record:
         self._begun = self._ended = False
         self.annotations: dict[str, str] = {}
         self.status: Object | None = None
-        self.id = request.headers.get(AUDIT_ID) or str(uuid.uuid4())
+        self.id = audit_id
         self._request: Object = {
             "requestURI": request.raw_path,
             "verb": info.verb,
@@ -155,7 +163,6 @@ class Record:
 
     def answer_begins(self, response: web.StreamResponse) -> None:
         """The head of the answer is about to be sent."""
-        response.headers[AUDIT_ID] = self.id
         if self._long and not self._begun:
             self._begun = True
             self.status = self.status or {"metadata": {}, "code": response.status}

@@ -20,6 +20,7 @@ from kone.apiserver import codec
 from kone.apiserver.audit import Record
 from kone.apiserver.flowcontrol.levels import Flow
 from kone.apiserver.flowcontrol.queues import Ticket
+from kone.apiserver.identity import new_uid
 from kone.apiserver.responses import no_such_method, status_reply
 from kone.auth.authentication import UnixPeer
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 HEADER_MAX_BYTES: Final = 32 * 1024
 IDLE_MAX_S: Final = 90.0  # a connection without a whole request for so long is closed
 STREAM_BYTES: Final = 128 * 1024
+_AUDIT_ID: Final = istr("Audit-Id")
 _SCHEMA_UID: Final = istr("X-Kubernetes-PF-FlowSchema-UID")
 _LEVEL_UID: Final = istr("X-Kubernetes-PF-PriorityLevel-UID")
 
@@ -121,6 +123,8 @@ def ends_with_client(request: web.BaseRequest) -> Iterator[None]:
 class Request(web.BaseRequest):
     """A request, and what is recorded of it where that is wanted."""
 
+    audit_id = ""
+    """What its answer and the audit log call it."""
     record: Record | None = None
     flow: Flow | None = None
     """What flow control has found it to be."""
@@ -135,11 +139,17 @@ class Request(web.BaseRequest):
     ended: Callable[[], None] | None = None
     """Called at the end of a watch."""
 
+    def named(self) -> str:
+        """Give it its audit ID, the client's if it has one."""
+        self.audit_id = self.headers.get(_AUDIT_ID) or new_uid()
+        return self.audit_id
+
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """Called before the head of any answer is sent."""
         self.answered = True
+        headers = response.headers
+        headers[_AUDIT_ID] = self.audit_id or self.named()
         if (flow := self.flow) is not None:
-            headers = response.headers
             headers[_SCHEMA_UID] = flow.schema_uid
             headers[_LEVEL_UID] = flow.level_uid
         if self.record is not None:

@@ -323,3 +323,12 @@ async def test_metrics_count_requests(served: Served) -> None:
         'apiserver_request_total{code="200",group="",resource="configmaps",subresource="",verb="LIST",version="v1"} 1'
         in text
     )
+
+
+async def test_every_answer_has_an_audit_id_the_clients_own_if_it_gives_one(served: Served) -> None:
+    seen = set()
+    for path in (CM, f"{CM}/none", "/version", "/nothing"):
+        seen.add((await served.call("GET", path))[2]["Audit-Id"])
+    _, _, headers = await served.call("GET", CM, Authorization="Bearer nonsense", Audit_ID="mine")
+    assert headers["Audit-Id"] == "mine"
+    assert len(seen) == 4
