@@ -138,7 +138,8 @@ class Chains:
             for c in self._config.service_cidrs
             for protocol, tcp in (("TCP", "-p tcp "), ("", ""))
         ]
-        return ["-m conntrack ! --ctstate NEW -j RETURN", *refused, *unknown]
+        # What goes to the host itself is refused as it comes in: sending it is no error, as where nobody listens.
+        return ["-o lo -j RETURN", "-m conntrack ! --ctstate NEW -j RETURN", *refused, *unknown]
 
 
 def rules_of(

@@ -138,7 +138,8 @@ class Table:
             "postrouting": ("ct status dnat jump hide",),
             "filter-input": ("ct state new jump unserved",),
             "filter-forward": ("ct state new jump unserved",),
-            "filter-output": ("ct state new jump unserved",),
+            # What goes to the host itself is refused as it comes in: sending it is no error, as where nobody listens.
+            "filter-output": ('oifname != "lo" ct state new jump unserved',),
         }
 
     def _at_node(self) -> list[str]:

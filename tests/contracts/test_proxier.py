@@ -152,6 +152,16 @@ async def test_a_service_without_endpoints_refuses_and_an_unknown_address_too(st
     assert await refused(stage.ask(stage.at.unknown_vip, 80))
 
 
+async def test_a_program_of_the_host_is_refused_by_udp_as_where_nobody_listens(stage: Stage) -> None:
+    await stage.proxier.sync({DNS: stage.dns(node_port=30053)})
+    with stage.udp_client("") as client:
+        client.connect((stage.at.host, 30053))
+        client.send(b"?")
+        async with asyncio.timeout(2):
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.get_running_loop().sock_recv(client, 100)
+
+
 async def test_changes_are_followed(stage: Stage) -> None:
     a, b = await stage.backend_pod("a"), await stage.backend_pod("b")
     await stage.proxier.sync({WEB: stage.web(a)})

@@ -117,6 +117,7 @@ def test_the_way_through_the_chains() -> None:
     ]
     assert CHAINS.node_ports_rules(buckets)[0] == "-p tcp -m tcp --dport 30080:30143 -j KONE-N-470"
     assert CHAINS.reject_rules(["x"]) == [
+        "-o lo -j RETURN",
         "-m conntrack ! --ctstate NEW -j RETURN",
         "x",
         "-d 10.96.0.0/16 -p tcp -m addrtype ! --dst-type LOCAL -j REJECT --reject-with tcp-reset",
