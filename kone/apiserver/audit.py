@@ -7,6 +7,7 @@ received, when a long answer began, when it was complete, or when it failed with
 
 from __future__ import annotations
 
+import gzip
 import logging
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
@@ -200,7 +201,8 @@ class Record:
         wanted = self._recording.takes_responses
         if not wanted and response.status < 400 and not body.startswith(b'{"kind":"Status"'):
             return
-        answered = _decoded(body, response.content_type)
+        packed = response.headers.get("Content-Encoding") == "gzip"
+        answered = _decoded(gzip.decompress(body) if packed else body, response.content_type)
         if not isinstance(answered, dict):
             return
         if answered.get("kind") == "Status" and answered.get("apiVersion") == "v1":

@@ -19,7 +19,7 @@ from kone.apimachinery.kinds import GVK
 from kone.apimachinery.objects import Object
 from kone.apimachinery.patch import Patch, PatchKind
 from kone.apimachinery.users import User
-from kone.apiserver import codec, options, subresources, tables
+from kone.apiserver import codec, options, subresources, tables, yaml_reader
 from kone.apiserver.connections import Request
 from kone.apiserver.context import Answer, DeleteOptions, RequestContext
 from kone.apiserver.negotiation import PLAIN, Output, accepts_gzip, negotiate
@@ -326,11 +326,13 @@ class _Call:
         self.ctx.field_validation = chosen.field_validation
 
     async def _parsed(self, body: bytes, parse: Callable[[bytes], _Parsed]) -> _Parsed:
-        """What `parse` makes of a body. A large one is read by a thread, so that others need not wait: YAML takes
-        seconds a megabyte, JSON of many small objects half a second."""
-        if len(body) > PARSED_AT_ONCE_BYTES:
-            return await asyncio.to_thread(parse, body)
-        return parse(body)
+        """What `parse` makes of a body. A large one is read by a thread, so that others need not wait, and YAML by a
+        process: it takes seconds a megabyte, JSON of many small objects half a second."""
+        if len(body) <= PARSED_AT_ONCE_BYTES:
+            return parse(body)
+        if self._content_type.partition(";")[0].strip().endswith("yaml"):
+            body = await yaml_reader.read(body)
+        return await asyncio.to_thread(parse, body)
 
     @property
     def _content_type(self) -> str:

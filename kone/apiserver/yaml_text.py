@@ -18,6 +18,19 @@ class YamlError(ValueError):
     """The text is not YAML; what upstream says after "yaml: "."""
 
 
+class Loaded(bytes):
+    """A text that has been read before (yaml_reader): `load` gives what was found, or raises YamlError as it was."""
+
+    value: Any
+    twice: list[str]
+    error: str | None
+
+    def __new__(cls, text: bytes, value: Any, twice: list[str], error: str | None) -> Loaded:
+        made = super().__new__(cls, text)
+        made.value, made.twice, made.error = value, twice, error
+        return made
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # where libyaml is there, it reads
     twice: list[str]
 
@@ -113,6 +126,10 @@ def load(text: bytes) -> tuple[Any, list[str]]:
     """(the first document, the keys that it gives twice). Raises YamlError.
 
     JSON, which is YAML and what most clients send as such, is read as JSON: a thousand times faster."""
+    if isinstance(text, Loaded):
+        if text.error is not None:
+            raise YamlError(text.error)
+        return text.value, text.twice
     if text.lstrip()[:1] == b"{":
         try:
             value = orjson.loads(text)

@@ -150,6 +150,17 @@ async def test_request_and_response_are_there_without_managed_fields(audited: tu
     assert gone["responseStatus"]["status"] == "Success"
 
 
+async def test_an_answer_that_goes_out_compressed_is_there_too(audited: tuple[Served, Lines]) -> None:
+    served, lines = audited
+    await served.call("POST", CM, {**config_map("a"), "data": {"k": "v" * 200_000}})
+    lines.take("ResponseComplete")
+    async with served.session.get(f"http://kone{CM}", headers={"Accept-Encoding": "gzip"}) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        await answer.read()
+    (listed,) = lines.take("ResponseComplete")
+    assert len(listed["responseObject"]["items"][0]["data"]["k"]) == 200_000
+
+
 async def test_what_the_policy_leaves_out_leaves_no_trace(audited: tuple[Served, Lines]) -> None:
     served, lines = audited
     await served.call("GET", "/version")
