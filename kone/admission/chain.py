@@ -38,6 +38,7 @@ from kone.admission.extended_resource_toleration import ExtendedResourceTolerati
 from kone.admission.image_policy_webhook import ImagePolicyWebhook
 from kone.admission.limit_pod_hard_anti_affinity_topology import LimitPodHardAntiAffinityTopology
 from kone.admission.limit_ranger import LimitRanger
+from kone.admission.metrics import AdmissionMetrics, Kind
 from kone.admission.namespace_lifecycle import NamespaceLifecycle
 from kone.admission.namespace_presence import MakeNamespace, NamespaceAutoProvision, NamespaceExists
 from kone.admission.node_declared_features import NodeDeclaredFeatureValidator
@@ -69,31 +70,60 @@ from kone.admission.webhooks import (
 )
 from kone.admission.webhooks_matching import Matcher
 from kone.aio.clock import Clock
-from kone.apimachinery.errors import go_quote
+from kone.apimachinery.errors import StatusError, go_quote
 from kone.registry.resource import Registry
+
+
+class _Measured:
+    """How long a pass takes, of one plugin or (without a name) of all of them, and whether it refuses."""
+
+    __slots__ = ("_kind", "_metrics", "_name", "_operation", "_start")
+
+    def __init__(self, metrics: AdmissionMetrics, kind: Kind, operation: str, name: str) -> None:
+        self._metrics, self._kind, self._operation, self._name = metrics, kind, operation, name
+
+    def __enter__(self) -> None:
+        self._start = self._metrics.now()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        seconds, is_rejected = self._metrics.now() - self._start, isinstance(error, StatusError)
+        if self._name:
+            self._metrics.plugin(self._name, self._kind, self._operation, seconds, is_rejected=is_rejected)
+        else:
+            self._metrics.step(self._kind, self._operation, seconds, is_rejected=is_rejected)
 
 
 class Chain:
     """Asks each plugin in turn; the first refusal ends it. Which plugins concern a kind of write is worked out once."""
 
-    def __init__(self, plugins: Iterable[Plugin]) -> None:
+    def __init__(self, plugins: Iterable[Plugin], metrics: AdmissionMetrics) -> None:
         self.plugins = tuple(plugins)
+        self.metrics = metrics
         self._known: dict[tuple[str, str, str, str], tuple[list[Plugin], list[Plugin]]] = {}
 
     async def mutate(self, a: Attributes) -> None:
         plugins = self._for(a)[0]
-        for plugin in plugins:
-            await plugin.mutate(a)
-        if a.changed:
-            a.reinvoking = True
+        with self._measured("admit", a):
             for plugin in plugins:
-                if plugin.reinvoked:
-                    a.reinvoke_where_changed()
-                await plugin.mutate(a)
+                with self._measured("admit", a, plugin):
+                    await plugin.mutate(a)
+            if a.changed:
+                a.reinvoking = True
+                for plugin in plugins:
+                    if plugin.reinvoked:
+                        a.reinvoke_where_changed()
+                    with self._measured("admit", a, plugin):
+                        await plugin.mutate(a)
 
     async def validate(self, a: Attributes) -> None:
-        for plugin in self._for(a)[1]:
-            await plugin.validate(a)
+        plugins = self._for(a)[1]
+        with self._measured("validate", a):
+            for plugin in plugins:
+                with self._measured("validate", a, plugin):
+                    await plugin.validate(a)
+
+    def _measured(self, kind: Kind, a: Attributes, plugin: Plugin | None = None) -> _Measured:
+        return _Measured(self.metrics, kind, a.operation, plugin.name if plugin is not None else "")
 
     def _for(self, a: Attributes) -> tuple[list[Plugin], list[Plugin]]:
         key = (a.operation, *a.group_resource, a.subresource)
@@ -132,7 +162,8 @@ def default_chain(
 
     Raises ValueError where a plugin cannot be configured so.
     """
-    made = _factories(caches, clock, authorizer, doors)
+    metrics = AdmissionMetrics(clock)
+    made = _factories(caches, clock, authorizer, doors, metrics)
     plugins = []
     for name in choose() if names is None else names:
         if name in made:
@@ -140,14 +171,16 @@ def default_chain(
                 plugins.append(made[name](configurations.get(name)))
             except ValueError as error:
                 raise ValueError(f"couldn't init admission plugin {go_quote(name)}: {error}") from None
-    return Chain(plugins)
+    return Chain(plugins, metrics)
 
 
 Factory = Callable[[str | None], Plugin]
 """Makes a plugin of its configuration's text, None where it has none. Raises ValueError."""
 
 
-def _factories(caches: Caches, clock: Clock, authorizer: Authorizer, doors: Doors) -> Mapping[str, Factory]:
+def _factories(
+    caches: Caches, clock: Clock, authorizer: Authorizer, doors: Doors, metrics: AdmissionMetrics
+) -> Mapping[str, Factory]:
     """How each plugin is made."""
     found: dict[str, Factory] = {
         "AlwaysAdmit": lambda _: AlwaysAdmit(),
@@ -196,7 +229,7 @@ def _factories(caches: Caches, clock: Clock, authorizer: Authorizer, doors: Door
             authorizer, registry
         )
         if (webhooks := doors.webhooks) is not None:
-            found |= _asking(caches, authorizer, registry, webhooks)
+            found |= _asking(caches, authorizer, registry, webhooks, metrics)
             found["ImagePolicyWebhook"] = lambda text: _image_policy(text, webhooks, clock)
     return found
 
@@ -206,7 +239,9 @@ def _image_policy(text: str | None, webhooks: WebhookDoor, clock: Clock) -> Plug
     return ImagePolicyWebhook(policy, webhooks.backend(policy.kubeconfig), clock)
 
 
-def _asking(caches: Caches, authorizer: Authorizer, registry: Registry, webhooks: WebhookDoor) -> Mapping[str, Factory]:
+def _asking(
+    caches: Caches, authorizer: Authorizer, registry: Registry, webhooks: WebhookDoor, metrics: AdmissionMetrics
+) -> Mapping[str, Factory]:
     """The plugins that ask policies and other programs."""
     matcher, finish = Matcher(caches, registry), finisher(registry)
 
@@ -217,10 +252,10 @@ def _asking(caches: Caches, authorizer: Authorizer, registry: Registry, webhooks
     return {
         "MutatingAdmissionPolicy": lambda _: MutatingAdmissionPolicy(caches, matcher, registry, authorizer, finish),
         "MutatingAdmissionWebhook": lambda text: MutatingAdmissionWebhook(
-            caches, matcher, caller(text), authorizer, finish
+            caches, matcher, caller(text), authorizer, metrics, finish
         ),
         "ValidatingAdmissionPolicy": lambda _: ValidatingAdmissionPolicy(caches, matcher, registry, authorizer),
         "ValidatingAdmissionWebhook": lambda text: ValidatingAdmissionWebhook(
-            caches, matcher, caller(text), authorizer
+            caches, matcher, caller(text), authorizer, metrics
         ),
     }

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from kone.admission.metrics import AdmissionMetrics, Kind
 from kone.admission.plugin import Attributes, Authorizer, Caches, Plugin
 from kone.admission.policy_variables import variables_of
 from kone.admission.webhooks_matching import Invocation, Matcher, hooks_of, is_exempt
@@ -30,6 +31,7 @@ from kone.registry.resource import Registry
 log = logging.getLogger(__name__)
 
 GROUP = "admissionregistration.k8s.io"
+CALL_FAILED = 503  # the code that upstream counts where a webhook cannot be asked
 
 
 class CallFailed(Exception):
@@ -136,7 +138,15 @@ class _Webhooks(Plugin):
     subresources = None
     plural: str
 
-    def __init__(self, caches: Caches, matcher: Matcher, caller: WebhookCaller, authorizer: Authorizer) -> None:
+    def __init__(
+        self,
+        caches: Caches,
+        matcher: Matcher,
+        caller: WebhookCaller,
+        authorizer: Authorizer,
+        metrics: AdmissionMetrics,
+    ) -> None:
+        self._metrics = metrics
         self._cache = caches.of(GROUP, self.plural)
         self._matcher, self._caller, self._authorizer = matcher, caller, authorizer
         self._hooks: list[_Hook] | None = None
@@ -190,6 +200,12 @@ class _Webhooks(Plugin):
         convert = self._matcher.converted
         obj, old = await convert(a.obj, invocation, a.resource), await convert(a.old, invocation, a.resource)
         timeout_s = float(hook.spec.get("timeoutSeconds") or 10)
+        start = self._metrics.now()
+
+        def count(code: int, error: str = "", *, ignored: bool = False) -> None:
+            seconds = self._metrics.now() - start
+            self._metrics.webhook(hook.name, self.counted, a.operation, seconds, code, error=error, ignored=ignored)
+
         try:
             sent = review(
                 a, invocation, str(uuid.uuid4()), list(hook.spec.get("admissionReviewVersions") or ()), obj, old
@@ -201,6 +217,7 @@ class _Webhooks(Plugin):
             response = read(answer, sent, mutating=mutating)
         except BadAnswer as error:
             text = f"failed calling webhook {go_quote(hook.name)}: {error}"
+            count(CALL_FAILED, "calling_webhook_error", ignored=hook.fails_open)
             if hook.fails_open:
                 log.warning("%s; failurePolicy is Ignore", text)
                 a.annotate(f"failed-open.{self._annotation(a, hook)}", hook.name)
@@ -211,10 +228,14 @@ class _Webhooks(Plugin):
         for text in response.warnings:
             a.warn(text)
         if not response.allowed:
-            raise denial(hook.name, response.status)
+            refusal = denial(hook.name, response.status)
+            count(refusal.code, "no_error")
+            raise refusal
+        count(200)
         return response
 
     annotated: str
+    counted: Kind
 
     def _annotation(self, a: Attributes, hook: _Hook) -> str:
         return f"{self.annotated}.webhook.admission.k8s.io/round_{int(a.reinvoking)}_index_{hook.index}"
@@ -225,11 +246,18 @@ class MutatingAdmissionWebhook(_Webhooks):
     reinvoked = True
     plural = "mutatingwebhookconfigurations"
     annotated = "mutation"
+    counted = "admit"
 
     def __init__(
-        self, caches: Caches, matcher: Matcher, caller: WebhookCaller, authorizer: Authorizer, finish: Finish
+        self,
+        caches: Caches,
+        matcher: Matcher,
+        caller: WebhookCaller,
+        authorizer: Authorizer,
+        metrics: AdmissionMetrics,
+        finish: Finish,
     ) -> None:
-        super().__init__(caches, matcher, caller, authorizer)
+        super().__init__(caches, matcher, caller, authorizer, metrics)
         self._finish = finish
 
     async def mutate(self, a: Attributes) -> None:
@@ -279,6 +307,7 @@ class ValidatingAdmissionWebhook(_Webhooks):
     name = "ValidatingAdmissionWebhook"
     plural = "validatingwebhookconfigurations"
     annotated = "validating"
+    counted = "validating"
 
     async def validate(self, a: Attributes) -> None:
         hooks = self.hooks()

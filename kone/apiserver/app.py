@@ -163,7 +163,7 @@ class ApiServer:
             watching=lambda: len(self._resources.watching),
             inflight=lambda: len(self._deadlines),
             objects=self._count_objects,
-            more=self.flow.metrics,
+            more=lambda: (*self.flow.metrics(), *verbs.admission.metrics.text()),
         )
         self._tls: ssl.SSLContext | None = None
         self._tls_files: TlsFiles | None = None

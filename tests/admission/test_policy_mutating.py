@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from kone.admission.chain import Chain
+from kone.admission.metrics import AdmissionMetrics
 from kone.admission.policy_merge import CannotMerge, merge
 from kone.admission.policy_mutating import MutatingAdmissionPolicy
 from kone.admission.webhooks import finisher
 from kone.admission.webhooks_matching import Matcher
+from kone.aio.clock import FakeClock
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVK, GVR, NAMESPACES
 from kone.apimachinery.objects import Object
@@ -43,7 +45,8 @@ def world(*policies: Object) -> Chain:
         caches.put(GVR(GROUP, "v1", "mutatingadmissionpolicybindings"), binding)
     registry = builtin()
     matcher = Matcher(caches, registry)
-    return Chain([MutatingAdmissionPolicy(caches, matcher, registry, Authorizer(caches, []), finisher(registry))])
+    policies = MutatingAdmissionPolicy(caches, matcher, registry, Authorizer(caches, []), finisher(registry))
+    return Chain([policies], AdmissionMetrics(FakeClock()))
 
 
 async def mutated(*policies: Object, **spec: Any) -> Object:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from kone.admission.chain import Chain
+from kone.admission.metrics import AdmissionMetrics
 from kone.admission.plugin import Attributes
 from kone.admission.webhooks import (
     CallFailed,
@@ -18,6 +19,7 @@ from kone.admission.webhooks import (
     finisher,
 )
 from kone.admission.webhooks_matching import Matcher, rule_matches
+from kone.aio.clock import FakeClock
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVR, NAMESPACES, PODS
 from kone.apimachinery.objects import Object
@@ -92,12 +94,19 @@ class World:
             self.caches.put(VALIDATING, {"metadata": {"name": "v"}, "webhooks": validating})
         registry = builtin()
         matcher, authorizer = Matcher(self.caches, registry), Authorizer(self.caches, [])
+        self.metrics = AdmissionMetrics(FakeClock())
         self.chain = Chain(
             [
-                MutatingAdmissionWebhook(self.caches, matcher, webhooks, authorizer, finisher(registry)),
-                ValidatingAdmissionWebhook(self.caches, matcher, webhooks, authorizer),
-            ]
+                MutatingAdmissionWebhook(self.caches, matcher, webhooks, authorizer, self.metrics, finisher(registry)),
+                ValidatingAdmissionWebhook(self.caches, matcher, webhooks, authorizer, self.metrics),
+            ],
+            self.metrics,
         )
+
+    def counted(self, family: str) -> list[str]:
+        """The lines of one of the metrics' families."""
+        head = f"apiserver_admission_{family}{{"
+        return [line.removeprefix("apiserver_admission_") for line in self.metrics.text() if line.startswith(head)]
 
     async def admit(self, a: Attributes) -> Attributes:
         await self.chain.mutate(a)
@@ -236,3 +245,42 @@ def test_where_a_webhook_is_asked() -> None:
     service = {"name": "s", "namespace": "n", "path": "/p", "port": 443}
     assert str(webhook_url({"service": service}, 10)) == "https://s.n.svc:443/p?timeout=10s"
     assert str(webhook_url({"url": "https://h/p"}, 5)) == "https://h/p?timeout=5s"
+
+
+# -- what is counted -------------------------------------------------------------------------------------------------
+
+
+async def test_questions_to_webhooks_are_counted_by_their_answers() -> None:
+    no = {"status": {"code": 418, "message": "no"}}
+    webhooks = Webhooks(yes=allow, no=lambda request: {"allowed": False, **no}, gone=CallFailed("refused"))
+    await World(webhooks, mutating=[hook("yes")]).admit(write("CREATE", pod()))
+    world = World(webhooks, mutating=[hook("yes"), hook("gone", failurePolicy="Ignore")], validating=[hook("no")])
+    await world.refusal(write("CREATE", pod()))
+    request = 'webhook_request_total{name="%s.example.com",type="%s",operation="CREATE",code="%d",rejected="%s"} 1'
+    assert world.counted("webhook_request_total") == [
+        request % ("gone", "admit", 503, "false"),
+        request % ("no", "validating", 418, "true"),
+        request % ("yes", "admit", 200, "false"),
+    ]
+    assert world.counted("webhook_rejection_count") == [
+        'webhook_rejection_count{name="no.example.com",type="validating",operation="CREATE",error_type="no_error",'
+        'rejection_code="418"} 1'
+    ]
+    assert world.counted("webhook_fail_open_count") == [
+        'webhook_fail_open_count{name="gone.example.com",type="admit"} 1'
+    ]
+
+
+async def test_passes_are_counted_by_whether_they_refuse() -> None:
+    world = World(Webhooks(gone=CallFailed("refused")), validating=[hook("gone")])
+    await world.refusal(write("CREATE", pod()))
+    counted = (world.counted(f"{of}_admission_duration_seconds_count") for of in ("step", "controller"))
+    counts = [line for lines in counted for line in lines]
+    assert counts == [
+        'step_admission_duration_seconds_count{type="admit",operation="CREATE",rejected="false"} 1',
+        'step_admission_duration_seconds_count{type="validate",operation="CREATE",rejected="true"} 1',
+        'controller_admission_duration_seconds_count{name="MutatingAdmissionWebhook",type="admit",operation="CREATE",'
+        'rejected="false"} 1',
+        'controller_admission_duration_seconds_count{name="ValidatingAdmissionWebhook",type="validate",'
+        'operation="CREATE",rejected="true"} 1',
+    ]

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from multidict import CIMultiDictProxy
 
 from kone.admission.chain import Chain
+from kone.admission.metrics import AdmissionMetrics
 from kone.aio.clock import FakeClock
 from kone.apimachinery.errors import FieldError, invalid_value
 from kone.apimachinery.kinds import (
@@ -151,7 +152,7 @@ async def small() -> AsyncIterator[Small]:
         registry=registry,
         store=store,
         caches=caches,
-        admission=Chain([]),
+        admission=Chain([], AdmissionMetrics(clock)),
         authorizer=Authorizer(caches, ()),
         allocators=Allocators(),
         clock=clock,
@@ -224,7 +225,7 @@ async def full(signing_key: bytes) -> AsyncIterator[Full]:
         registry=builtin(),
         store=store,
         caches=caches,
-        admission=Chain([]),
+        admission=Chain([], AdmissionMetrics(clock)),
         authorizer=authorizer,
         allocators=allocators,
         clock=clock,

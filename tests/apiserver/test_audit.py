@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 
 from kone.admission.chain import Chain
+from kone.admission.metrics import AdmissionMetrics
 from kone.admission.plugin import Attributes, Plugin
 from kone.apimachinery.objects import Object
 from kone.apiserver.app import ApiServer
@@ -73,7 +74,7 @@ POLICY = {
 @pytest.fixture
 async def audited(small: Small, tmp_path: Path) -> AsyncIterator[tuple[Served, Lines]]:
     lines = Lines()
-    small.verbs.admission = Chain([Notes()])
+    small.verbs.admission = Chain([Notes()], AdmissionMetrics(small.clock))
     server = ApiServer(
         verbs=small.verbs,
         authenticator=Authenticator(()),

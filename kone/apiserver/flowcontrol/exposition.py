@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, cast
 
-from kone.apiserver.flowcontrol.counts import Counts, Histogram
+from kone.apimachinery.histograms import Histogram
+from kone.apiserver.flowcontrol.counts import Counts
 from kone.apiserver.flowcontrol.levels import Flow, PriorityLevel
 
 PREFIX: Final = "apiserver_flowcontrol_"
