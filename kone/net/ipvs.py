@@ -1,8 +1,7 @@
 """The ipvs proxier: the kernel's load balancer, some twenty static rules, and work that only a change makes.
 
-IPVS and ipset tell nobody when they are changed, so what they hold is compared every two seconds, as text that the
-kernel writes (under a millisecond for a hundred Services, some 10 ms for 5,000); links, addresses and rules are
-watched by netlink.
+IPVS and ipset tell nobody when they are changed, so what they hold is compared every two seconds (ipvs_look.py: under
+a millisecond for a hundred Services, some 10 ms for 5,000); links, addresses and rules are watched by netlink.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from functools import partial
 from typing import TypeVar
 
 from kone.aio.one_thread import OneThread
@@ -22,6 +22,7 @@ from kone.aio.tasks import TaskGroup
 from kone.net.changed_ports import TURN, changes
 from kone.net.firewall import ChainId, Firewall, FirewallError
 from kone.net.ipvs_kernel import Change, IpvsKernel
+from kone.net.ipvs_look import IpvsLook
 from kone.net.ipvs_rules import IpvsRules, Member, Wanted
 from kone.net.ipvs_table import Entry, Server
 from kone.net.netlink import NETLINK_ROUTE, address_text, attributes, listen
@@ -61,6 +62,8 @@ class IpvsProxier:
         self._lock = asyncio.Lock()
         self._look = asyncio.Event()
         self._thread = OneThread("kone-ipvs")
+        self._look_thread = OneThread("kone-ipvs-look")
+        self._eyes: IpvsLook | None = None
         self._tasks = TaskGroup("ipvs")
         self.mended = 0
 
@@ -95,7 +98,11 @@ class IpvsProxier:
         if self._kernel is not None:
             await self._thread.call(self._kernel.close)
             self._kernel = None
+        if self._eyes is not None:
+            await self._look_thread.call(self._eyes.close)
+            self._eyes = None
         self._thread.end()
+        self._look_thread.end()
 
     async def cleanup(self) -> None:
         """Remove everything, started or not. Raises FirewallError, OSError."""
@@ -120,6 +127,10 @@ class IpvsProxier:
             self._lines.clear()
             self._touched.clear()
             self._first = True
+
+    def _open_eyes(self) -> None:
+        """Whoever is cancelled meanwhile leaves them to be closed."""
+        self._eyes = IpvsLook(self._config.names, self._config.family)
 
     def _open(self) -> IpvsKernel:
         config = self._config
@@ -213,15 +224,16 @@ class IpvsProxier:
 
     async def _mend(self) -> None:
         while True:
-            with_notice = await self._noticed()
+            noticed = await self._noticed()
             self._look.clear()
             if self._first:
                 continue
-            async with self._lock:
-                try:
-                    await self._make_right(with_notice)
-                except (OSError, ProxySyncError) as error:
-                    log.error("what someone else changed of IPVS could not be mended, trying again: %s", error)
+            try:
+                if noticed or await self._sees_another():
+                    async with self._lock:
+                        await self._make_right(noticed)
+            except (OSError, ProxySyncError) as error:
+                log.error("what someone else changed of IPVS could not be mended, trying again: %s", error)
 
     async def _noticed(self) -> bool:
         """Whether netlink told of something; the time to look has come anyway."""
@@ -230,6 +242,22 @@ class IpvsProxier:
         except TimeoutError:
             return False
         await asyncio.sleep(SETTLE_S)
+        return True
+
+    async def _sees_another(self) -> bool:
+        """Whether the kernel is not what kone made it. Where kone writes meanwhile it looks again."""
+        if self._eyes is None:
+            await self._look_thread.call(self._open_eyes)
+        assert self._eyes is not None
+        eyes = self._eyes
+        for _ in range(2):
+            if (kernel := self._kernel) is None:
+                return False
+            expected = await self._thread.call(kernel.expected)
+            if not await self._look_thread.call(partial(eyes.is_other, expected)):
+                return False
+            if kernel.writes == expected.writes:
+                return True
         return True
 
     async def _make_right(self, noticed: bool) -> None:
@@ -242,13 +270,12 @@ class IpvsProxier:
                 self._host_ips = host_ips
                 log.info("the host's addresses changed: node ports follow")
                 await self._bring(await self._stage({n: p for n, p in self._served.items() if p.externally_accessible}))
-        if noticed or await self._thread.call(kernel.is_changed):
-            await self._thread.call(kernel.load)
-            change = self._everything()
-            if kernel.differs(change):
-                await self._bring(change)
-                self.mended += 1
-                log.warning("mended what someone else changed of IPVS")
+        await self._thread.call(kernel.load)
+        change = self._everything()
+        if kernel.differs(change):
+            await self._bring(change)
+            self.mended += 1
+            log.warning("mended what someone else changed of IPVS")
 
     async def _drain(self) -> None:
         while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ from socket import IPPROTO_UDP
 
 from kone.net.dummy_link import DummyLink
 from kone.net.ipset import Element, IpSets
+from kone.net.ipvs_look import Expected
 from kone.net.ipvs_rules import TYPES, IpvsRules, Member
-from kone.net.ipvs_table import Entry, IpvsTable, Real, Server, Table, raw_table, shape
+from kone.net.ipvs_table import Entry, IpvsTable, Real, Server, Table, shape
 from kone.net.names import Names
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,8 @@ class IpvsKernel:
         self._addresses: set[str] = set()
         self._finishing: dict[Server, Entry | None] = {}  # with real servers that drain: what is wanted of the row
         self._late: set[str] = set()  # addresses that go when what drains at them has
-        self._shape: bytes | None = None
+        self._counts: Counter[str] = Counter()  # members of each set
+        self.writes = 0
 
     def close(self) -> None:
         for door in (self._link, self._sets, self._table_door):
@@ -91,10 +94,11 @@ class IpvsKernel:
         self._sets.ensure(self._rules.sets())
         self._members = {(role, e) for role in TYPES for e in self._sets.elements(self._rules.set_name(role))}
         mine = {Server(e.protocol, e.ip, e.port) for role, e in self._members if role in ("SERVED", "DRAIN")}
-        table, raw = self._table_door.read(self._family)
-        self._shape = shape(raw)
+        table, _ = self._table_door.read(self._family)
         self._table = {server: entry for server, entry in table.items() if server in mine}
         self._addresses = self._link.addresses()
+        self._counts = Counter(self._rules.set_name(role) for role, _ in self._members)
+        self.writes += 1
 
     def contents(self) -> tuple[set[Server], set[Member], set[str]]:
         """What is there, but for what is the drain's own."""
@@ -114,28 +118,14 @@ class IpvsKernel:
         """The host's own addresses of the family, but for those of Services."""
         return self._link.host_addresses()
 
-    def is_changed(self) -> bool:
-        """Whether someone else changed rows, sets or addresses: neither IPVS nor ipset tells of it."""
-        now = shape(raw_table())
-        if self._shape is None:
-            # After a write of kone's own: what is there must be what the mirror says.
-            table, raw = self._table_door.read(self._family)
-            self._shape = shape(raw)
-            if any(table.get(server) != entry for server, entry in self._table.items()):
-                return True
-        elif now != self._shape:
-            return True
-        counts = self._sets.names()
-        here: dict[str, int] = dict.fromkeys((self._rules.set_name(role) for role in TYPES), 0)
-        for role, _ in self._members:
-            here[self._rules.set_name(role)] += 1
-        return any(counts.get(name) != count for name, count in here.items()) or (
-            not self._addresses <= self._link.addresses()
-        )
+    def expected(self) -> Expected:
+        """What shall be in the kernel now."""
+        counts = {name: self._counts[name] for name in map(self._rules.set_name, TYPES)}
+        return Expected(self.writes, dict(self._table), counts, frozenset(self._addresses))
 
     def bring(self, change: Change) -> dict[Server, int]:
         """Do what the change asks for; the errno of each server that the kernel refused. Raises OSError."""
-        self._shape = None
+        self.writes += 1
         self._settle_addresses({ip for ip, wanted in change.addresses.items() if wanted}, ())
         self._settle_members((m for m, wanted in change.members.items() if wanted), ())
         refused = self._settle_servers(change.servers)
@@ -146,7 +136,7 @@ class IpvsKernel:
     def finish(self) -> None:
         """Remove the real servers whose last connection is over."""
         if self._finishing:
-            self._shape = None
+            self.writes += 1
             self._settle_servers(dict(self._finishing))
             self._settle_addresses((), set(self._late))
 
@@ -161,7 +151,7 @@ class IpvsKernel:
         self._sets.destroy(name for name in own.values() if name in names)
         self._link.change((), self._link.addresses())
         self._link.delete_unused()
-        if len(shape(raw).splitlines()) > 3 and len(shape(raw_table()).splitlines()) <= 3:
+        if len(shape(raw).splitlines()) > 3 and len(shape(self._table_door.text()).splitlines()) <= 3:
             for setting in NEEDED:  # nobody uses IPVS any more: as the kernel has it
                 with contextlib.suppress(OSError):
                     (SETTINGS / setting).write_text("0")
@@ -227,6 +217,8 @@ class IpvsKernel:
             self._sets.change(self._by_set(new), self._by_set(gone))
             self._members |= set(new)
             self._members -= set(gone)
+            self._counts.update(self._rules.set_name(role) for role, _ in new)
+            self._counts.subtract(self._rules.set_name(role) for role, _ in gone)
 
     def _by_set(self, members: Iterable[Member]) -> dict[str, list[Element]]:
         found: dict[str, list[Element]] = {}

@@ -118,8 +118,13 @@ class IpvsTable:
 
     def read(self, family: int) -> tuple[Table, bytes]:
         """The table's rows of one family, and the text of the whole table."""
-        raw = raw_table()
+        raw = self.text()
         return read_table(family, raw, self._affinities() if b" persistent " in raw else {}), raw
+
+    @staticmethod
+    def text() -> bytes:
+        """/proc/net/ip_vs of the calling thread's namespace. Raises OSError."""
+        return Path("/proc/thread-self/net/ip_vs").read_bytes()
 
     def _affinities(self) -> dict[Server, int]:
         found: dict[Server, int] = {}
@@ -184,11 +189,6 @@ def read_table(family: int, raw: bytes, affinities: Mapping[Server, int]) -> Tab
         else:
             wanted = False
     return table
-
-
-def raw_table() -> bytes:
-    """/proc/net/ip_vs of the calling thread's namespace. Raises OSError."""
-    return Path("/proc/thread-self/net/ip_vs").read_bytes()
 
 
 def shape(raw: bytes) -> bytes:
