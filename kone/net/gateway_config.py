@@ -13,13 +13,15 @@ from urllib.parse import unquote
 
 from kone.apimachinery.objects import Object
 from kone.net.gateway_filters import Field, Filters, HeaderEdit, Match, PathEdit, Redirect
-from kone.net.gateway_routes import Rule, Site, Target
-from kone.net.ingress_config import NO_ENDPOINTS, Part, proxy, say
+from kone.net.gateway_routes import Rule, Site, Target, covers
+from kone.net.ingress_config import HOST, NO_ENDPOINTS, Part, proxy, say
 
 UUID = "{http.request.uuid}"
 DIGITS = 4  # shares are multiples of 1/65,536
 NO_BACKEND = "no backend can be had\n"
 NO_ROUTE = "no route serves this\n"
+MISDIRECTED = "this host needs a connection of its own\n"
+SERVER_NAME = "{http.request.tls.server_name}"
 WELL_KNOWN = {"http": 80, "https": 443}
 
 
@@ -31,7 +33,31 @@ def part_of(site: Site) -> Part:
         if host.closed:
             routes.append({"handle": [say(404, NO_ROUTE)]})
         hosts.append((host.pattern, tuple(routes)))
-    return Part(site.port, site.protocol == "HTTPS", tuple(hosts), site.certificates, site.addresses)
+    tls = site.protocol == "HTTPS"
+    first = tuple(_misdirected(site.listeners)) if tls else ()
+    return Part(site.port, tls, tuple(hosts), site.certificates, site.addresses, first)
+
+
+def _misdirected(listeners: Sequence[str]) -> Iterable[Object]:
+    """421 where the host of a request is of another listener than the name that its connection asked for.
+
+    A client may use one connection for all names of its certificate (RFC 9113, 9.1.2), but TLS was agreed on with one
+    listener. Clients that ask for no name are passed on.
+    """
+    for number, hostname in enumerate(listeners if len(listeners) > 1 else ()):
+        narrower = [other for other in listeners[:number] if covers(hostname, other)]
+        asked_here: Object = _named(SERVER_NAME, hostname, "|") if hostname else {}
+        if narrower:
+            asked_here["not"] = [_named(SERVER_NAME, other) for other in narrower]
+        others = [*(_named(HOST, other) for other in narrower), asked_here]
+        match = {**(_named(HOST, hostname) if hostname else {}), "not": others}
+        yield {"match": [match], "handle": [say(421, MISDIRECTED)]}
+
+
+def _named(variable: str, hostname: str, or_else: str = "") -> Object:
+    """Whether a name is of a listener's host; with "|" also whether there is none."""
+    pattern = f".+{re.escape(hostname[1:])}" if hostname.startswith("*.") else re.escape(hostname)
+    return {"vars_regexp": {variable: {"pattern": f"(?i)^(?:{or_else}{pattern})$"}}}
 
 
 def _route(rule: Rule, site: Site) -> Object:

@@ -72,6 +72,7 @@ class Site:
     addresses: tuple[str, ...]
     protocol: str
     hosts: tuple[VirtualHost, ...]
+    listeners: tuple[str, ...] = ()  # the listeners' hosts, the most specific first
     certificates: tuple[tuple[str, tuple[Key, ...]], ...] = ()  # by host, the most specific first
 
 
@@ -293,5 +294,6 @@ def _site(port: int, addresses: tuple[str, ...], at_port: list[Listener], hosts:
             )
             for pattern in patterns
         ),
+        tuple(sorted({listener.hostname for listener in at_port}, key=host_order)),
         tuple(sorted(certificates.items(), key=lambda item: host_order(item[0]))),
     )

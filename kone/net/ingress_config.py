@@ -67,6 +67,7 @@ class Part:
     hosts: tuple[tuple[str, tuple[Object, ...]], ...] = ()
     certificates: tuple[tuple[str, tuple[Key, ...]], ...] = ()
     addresses: tuple[str, ...] = ()
+    first: tuple[Object, ...] = ()  # routes that are tried before all hosts
 
 
 class _Entry(NamedTuple):
@@ -146,10 +147,11 @@ def _routes(rules: Rules, redirect_port: int, parts: Iterable[Part]) -> list[Obj
     for part in parts:
         entries = [_Entry(host, host.startswith("*."), list(made)) for host, made in part.hosts]
         if part.addresses:
-            inner = [*_by_host(entries), {"handle": [say(404, NOT_FOUND)]}]
+            inner = [*part.first, *_by_host(entries), {"handle": [say(404, NOT_FOUND)]}]
             match = {"match": [{"vars": {LOCAL: list(part.addresses)}}]}
             routes.append({**match, "handle": [{"handler": "subroute", "routes": inner}]})
         else:
+            routes += part.first
             paths += entries
     paths += [
         _Entry(host.name, False, [_path_route(path, redirect_port) for path in host.paths])

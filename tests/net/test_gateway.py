@@ -274,6 +274,33 @@ async def test_an_https_listener_has_its_certificate_for_its_host(started: Setti
     await started.eventually(lambda: started.certificate("anything.org"), der(renewed))
 
 
+async def test_a_request_for_another_listeners_host_needs_another_connection(started: Setting) -> None:
+    await started.backend("web")
+    port = started.https_port
+    started.put_secret(tls_secret("cert", issue("*.x.com")))
+    names = {"all": "", "wild": "*.x.com", "one": "a.x.com"}
+    listeners = [
+        listener(name, port, secret="cert", **({"hostname": host} if host else {})) for name, host in names.items()
+    ]
+    started.client.put(GATEWAYS, gateway("gw", *listeners))
+    started.client.put(HTTPROUTES, http_route("r", ("/", "web")))
+    await started.eventually(lambda: programmed(started), ("True", "Programmed"))
+    cases = [
+        ("a.x.com", "a.x.com", 200),
+        ("a.x.com", "b.x.com", 421),
+        ("b.x.com", "c.x.com", 200),
+        ("b.x.com", "a.x.com", 421),
+        ("b.x.com", "y.com", 421),
+        ("y.com", "z.com", 200),
+        ("y.com", "a.x.com", 421),
+    ]
+    for asked, host, expected in cases:
+        url = f"https://{HERE}:{port}/"
+        headers = {"Host": host, "Connection": "close"}
+        async with started.session.get(url, ssl=False, server_hostname=asked, headers=headers) as answer:
+            assert (asked, host, answer.status) == (asked, host, expected)
+
+
 async def text_at(setting: Setting, port: int) -> str:
     async with setting.session.get(f"http://{HERE}:{port}/", headers={"Connection": "close"}) as answer:
         return await answer.text()
