@@ -419,6 +419,7 @@ class ControlPlane:
             ],
             collectable_resources=lambda: [r.gvr for r in self.registry if {"list", "watch", "delete"} <= set(r.verbs)],
             resource_of_kind=self._resource_of_kind,
+            get_path=self._get_path,
             sign_request=self._sign_request,
             policy_warnings=self._policy_warnings,
             sign_account_token=self._account_tokens.of_secret,
@@ -466,6 +467,12 @@ class ControlPlane:
     def _resource_of_kind(self, api_version: str, kind: str) -> tuple[GVR, bool] | None:
         found = self.registry.by_kind(GVK(*parse_api_version(api_version), kind))
         return (found.gvr, found.namespaced) if found is not None else None
+
+    async def _get_path(self, path: str, query: Mapping[str, str]) -> Object:
+        """Other servers are asked for metrics alone, so what they see is the autoscaler. Raises StatusError."""
+        if self.api is None:
+            raise StatusError(503, "ServiceUnavailable", "the API server has not started")
+        return await self.api.paths.get(service_account_user("kube-system", "horizontal-pod-autoscaler"), path, query)
 
     async def _stop_controllers(self) -> None:
         if self._manager is not None:

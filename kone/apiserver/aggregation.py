@@ -10,7 +10,7 @@ import base64
 import binascii
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 APISERVICES = GVR("apiregistration.k8s.io", "v1", "apiservices")
 CHECK_TIMEOUT_S: Final = 5.0
 CHECK_EVERY_S: Final = 30.0
+GET_TIMEOUT_S: Final = 30.0  # of what loops of this process ask
 CHECK_AGAIN_S: Final = 2.0  # after a failure
 CHECKER = User("system:kube-aggregator", groups=(SYSTEM_MASTERS,))
 Verdict = tuple[str, str, str]
@@ -130,6 +131,32 @@ class Aggregator:
             return _unavailable(f"error trying to reach service: {error}")
         async with answer:
             return await relayed(request, answer, end_to_end(answer.headers))
+
+    async def get(self, api_service: Object, path: str, query: Mapping[str, str], user: User) -> Object:
+        """GET, for a loop of this process, of what another server has. Raises StatusError: as it answers, or 503."""
+        condition = find_condition(api_service, "Available")
+        if condition is None or condition.get("status") != "True":
+            raise StatusError(503, "ServiceUnavailable", "service unavailable")
+        headers = identity(user)
+        headers["Accept"] = "application/json"
+        headers["Accept-Encoding"] = "identity"
+        url = URL(_base(api_service)).with_path(path).with_query({key: text for key, text in query.items() if text})
+        timeout = aiohttp.ClientTimeout(total=GET_TIMEOUT_S)
+        try:
+            self._resolver.check(api_service["spec"]["service"])
+            context = self._context(api_service)
+            async with self._opened().get(url, headers=headers, ssl=context, timeout=timeout) as answer:
+                code, body = answer.status, await answer.read()
+            document: Any = orjson.loads(body) if code == 200 or body.startswith(b"{") else {}
+        except (aiohttp.ClientError, OSError, ValueError, ServiceMissing) as error:
+            why = str(error) or "context deadline exceeded"
+            raise StatusError(503, "ServiceUnavailable", f"error trying to reach service: {why}") from None
+        if 200 <= code < 300 and isinstance(document, dict):
+            return document
+        if isinstance(document, dict) and document.get("kind") == "Status":
+            raise StatusError.from_status(document)
+        unknown = "the server could not find the requested resource" if code == 404 else f"the server answered {code}"
+        raise StatusError(code, "NotFound" if code == 404 else "", unknown)
 
     async def _upgrade(
         self, request: web.BaseRequest, url: URL, headers: CIMultiDict[str], context: ssl.SSLContext

@@ -43,6 +43,7 @@ from kone.apiserver.metrics import Metrics
 from kone.apiserver.negotiation import PLAIN, Output, negotiate
 from kone.apiserver.openapi import OpenApi
 from kone.apiserver.openapi_v2 import OpenApiV2
+from kone.apiserver.path_reader import PathReader
 from kone.apiserver.proxies import Proxies
 from kone.apiserver.requests import Parameters, RequestInfo, parse_query, parse_request, selected_fields
 from kone.apiserver.resource_metrics import ResourceMetrics
@@ -157,6 +158,7 @@ class ApiServer:
         self._resources = Resources(verbs, self._clock, Streams(self._kubelets), self._proxies)
         self._discovery = Discovery(verbs.registry)
         self.aggregator = Aggregator(verbs.caches, self._discovery, front_proxy_tls, self._clock)
+        self.paths = PathReader(verbs, self._discovery, self.aggregator)
         self._openapi = OpenApi(verbs.registry)
         self._openapi_v2 = OpenApiV2(self._openapi)
         self.metrics = Metrics(

@@ -13,11 +13,13 @@ import pytest
 from aiohttp import web
 
 from kone.aio.clock import FakeClock
+from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import SERVICES
 from kone.apimachinery.objects import Object, find_condition
-from kone.apimachinery.users import User
+from kone.apimachinery.users import User, service_account_user
 from kone.apiserver.aggregation import APISERVICES, Aggregator, identity
 from kone.apiserver.app import ApiServer
+from kone.apiserver.path_reader import PathReader
 from kone.auth.authentication import Authenticator
 from kone.auth.authorizer import Authorizer
 from kone.auth.pki import Names, Pki
@@ -34,10 +36,14 @@ LISTED = {
 AGGREGATED = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json"
 
 
+LISTED_FLUNDER: Object = {"kind": "Flunder"}
+
+
 @dataclass
 class Aggregating:
     full: Full
     aggregator: Aggregator
+    paths: PathReader
     session: aiohttp.ClientSession
     port: int
     seen: list[web.Request]
@@ -84,7 +90,7 @@ async def aggregating(full: Full, tmp_path: Path) -> AsyncIterator[Aggregating]:
 
     async def answer(request: web.Request) -> web.Response:
         seen.append(request)
-        return web.json_response(LISTED if request.path.endswith("/v1") else {"kind": "Flunder"})
+        return web.json_response(LISTED if request.path.endswith("/v1") else LISTED_FLUNDER)
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
@@ -104,7 +110,7 @@ async def aggregating(full: Full, tmp_path: Path) -> AsyncIterator[Aggregating]:
     server.aggregator.start(full.client)
     await server.start(unix_path=tmp_path / "s")
     async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(tmp_path / "s"))) as session:
-        yield Aggregating(full, server.aggregator, session, port, seen)
+        yield Aggregating(full, server.aggregator, server.paths, session, port, seen)
     await server.stop(1.0)
     await runner.cleanup()
 
@@ -126,6 +132,31 @@ async def test_what_answers_is_available_discovered_and_reached(aggregating: Agg
     assert passed_on.raw_path == "/apis/wardle.example.com/v1/namespaces/ns/flunders/a?x=1"
     assert "eve" not in passed_on.headers.getall("X-Remote-User")
     assert "system:masters" in passed_on.headers.getall("X-Remote-Group")
+
+
+async def test_a_loop_reads_by_path_what_another_server_has(aggregating: Aggregating) -> None:
+    """As the autoscaler reads metrics: as its own service account."""
+    who = service_account_user("kube-system", "horizontal-pod-autoscaler")
+    path = "/apis/wardle.example.com/v1/namespaces/ns/pods/*/depth"
+    with pytest.raises(StatusError, match="the server could not find the requested resource"):
+        await aggregating.paths.get(who, path, {})
+    await aggregating.service(type="ExternalName", externalName="127.0.0.1")
+    await aggregating.register(aggregating.port)
+    await aggregating.condition()
+    assert await aggregating.paths.get(who, path, {"labelSelector": "a=b", "metricLabelSelector": ""}) == LISTED_FLUNDER
+    asked = aggregating.seen[-1]
+    assert (asked.path, dict(asked.query)) == (path, {"labelSelector": "a=b"})
+    assert asked.headers["X-Remote-User"] == who.name
+    assert "system:serviceaccounts" in asked.headers.getall("X-Remote-Group")
+    group = await aggregating.paths.get(who, "/apis/wardle.example.com", {})
+    assert group["preferredVersion"]["version"] == "v1"
+
+
+async def test_a_loop_reads_how_far_the_store_is(aggregating: Aggregating) -> None:
+    await aggregating.service()
+    found = await aggregating.paths.get(service_account_user("kube-system", "x"), "/api/v1/services", {"limit": "1"})
+    assert [each["metadata"]["name"] for each in found["items"]] == ["s"]
+    assert int(found["metadata"]["resourceVersion"]) >= int(found["items"][0]["metadata"]["resourceVersion"])
 
 
 async def test_what_is_gone_is_no_longer_there(aggregating: Aggregating) -> None:

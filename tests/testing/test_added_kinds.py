@@ -9,6 +9,7 @@ import pytest
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import CONFIGMAPS, CUSTOMRESOURCEDEFINITIONS, NAMESPACES, RESOURCEQUOTAS
 from kone.apimachinery.objects import Object, dig, find_condition, replace_in, uid_of
+from kone.controllers.storage_version_migrator import MIGRATIONS
 from kone.testing import Cluster
 from tests.testing.test_clients import DEFINITION, WIDGETS, eventually
 
@@ -100,3 +101,20 @@ async def test_a_quota_counts_them(cluster: Cluster) -> None:
     second = replace_in(first, ("metadata",), {"name": "second"})
     with pytest.raises(StatusError, match=f"exceeded quota: q, requested: {name}=1, used: {name}=1, limited: {name}=1"):
         await cluster.client.create(WIDGETS, second, namespace="ns")
+
+
+async def test_their_stored_version_is_migrated(cluster: Cluster) -> None:
+    await make(cluster, "first")
+    migration = {
+        "apiVersion": "storagemigration.k8s.io/v1",
+        "kind": "StorageVersionMigration",
+        "metadata": {"name": "m"},
+        "spec": {"resource": {"group": "example.com", "resource": "widgets"}},
+    }
+    await cluster.client.create(MIGRATIONS, migration)
+
+    async def is_done() -> bool:
+        found = await cluster.client.get(MIGRATIONS, "m")
+        return (find_condition(found, "Succeeded") or {}).get("status") == "True"
+
+    await eventually(is_done)
