@@ -13,10 +13,14 @@ from typing import TypeVar
 
 from kone.admission.choice import choose
 from kone.admission.configuration import Configurations, parse_configurations
+from kone.admission.webhooks import CallFailed
 from kone.aio.clock import Clock
 from kone.aio.rotating_file import RotatingFile
-from kone.apiserver.audit import Audit
+from kone.apimachinery.objects import Object
+from kone.apiserver.audit import Audit, Sink
 from kone.apiserver.audit_policy import parse_policy
+from kone.apiserver.audit_webhook import AuditWebhook, Sinks
+from kone.apiserver.webhook_client import WebhookClient
 from kone.auth.encryption import Encryption, parse_encryption
 from kone.auth.static_tokens import StaticTokens, parse_token_file
 from kone.config import ConfigError, Settings
@@ -74,13 +78,20 @@ def read(flag: str, path: str, parse: Callable[[str], Made]) -> Made:
         raise ConfigError(f"{flag} {path}: {error}") from None
 
 
-def audit_of(settings: Settings, clock: Clock) -> Audit | None:
-    """The audit log, None where it is off."""
-    if not settings.audit_policy_file or not settings.audit_log_path:
+def audit_of(settings: Settings, clock: Clock, webhook: AuditWebhook | None = None) -> Audit | None:
+    """The audit log, in a file or sent to a webhook; None where it is off."""
+    if not settings.audit_policy_file or not (settings.audit_log_path or webhook):
         return None
     policy = read("--audit-policy-file", settings.audit_policy_file, parse_policy)
+    sinks: list[Sink] = [] if webhook is None else [webhook]
+    if settings.audit_log_path:
+        sinks.append(_log_file(settings, clock))
+    return Audit(policy, sinks[0] if len(sinks) == 1 else Sinks(*sinks), clock)
+
+
+def _log_file(settings: Settings, clock: Clock) -> RotatingFile:
     try:
-        sink = RotatingFile(
+        return RotatingFile(
             settings.audit_log_path,
             clock,
             max_bytes=settings.audit_log_maxsize * MEGABYTE,
@@ -89,7 +100,30 @@ def audit_of(settings: Settings, clock: Clock) -> Audit | None:
         )
     except OSError as error:
         raise ConfigError(f"--audit-log-path {settings.audit_log_path}: {error.strerror}") from None
-    return Audit(policy, sink, clock)
+
+
+def audit_webhook_of(settings: Settings, webhooks: WebhookClient, clock: Clock) -> AuditWebhook | None:
+    """Where audit events are sent, None where no webhook is named."""
+    path = settings.audit_webhook_config_file
+    if not path or not settings.audit_policy_file:
+        return None
+    try:
+        backend = webhooks.backend(path)
+    except ValueError as error:
+        raise ConfigError(f"--audit-webhook-config-file {path}: {error}") from None
+
+    async def send(events: Object) -> None:
+        try:
+            await backend.tell(events)
+        except CallFailed as error:
+            raise ValueError(str(error)) from None
+
+    return AuditWebhook(
+        send,
+        clock,
+        batch=settings.audit_webhook_batch_max_size,
+        max_wait_s=settings.audit_webhook_batch_max_wait_s,
+    )
 
 
 def admission_plugins_of(settings: Settings) -> tuple[str, ...]:

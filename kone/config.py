@@ -187,6 +187,9 @@ class Settings:
     audit_log_maxage: int = _setting(0, "days that a full audit log is kept; 0 keeps it", metavar="DAYS")
     audit_log_maxbackup: int = _setting(0, "how many full audit logs are kept; 0 keeps all", metavar="N")
     audit_log_maxsize: int = _setting(100, "megabytes at which an audit log is full", metavar="MB")
+    audit_webhook_config_file: str = _setting("", "where audit events are sent, a kubeconfig", metavar="FILE")
+    audit_webhook_batch_max_size: int = _setting(400, "how many are sent at a time", metavar="N")
+    audit_webhook_batch_max_wait: str = _setting("30s", "how long one waits for others", metavar="TIME")
     max_requests_inflight: int = _setting(
         400, "seats for requests served at a time, which priority levels share; with the next", metavar="N"
     )
@@ -264,6 +267,10 @@ class Settings:
     @property
     def authorization_webhook_cache_unauthorized_ttl_s(self) -> float:
         return parse_go_duration(self.authorization_webhook_cache_unauthorized_ttl)
+
+    @property
+    def audit_webhook_batch_max_wait_s(self) -> float:
+        return parse_go_duration(self.audit_webhook_batch_max_wait)
 
     @property
     def request_timeout_s(self) -> float:
@@ -349,8 +356,15 @@ def resolve(settings: Settings) -> Settings:
         raise ConfigError("--oidc-issuer-url and --oidc-client-id go together: give both or neither")
     if filled.oidc_issuer_url and filled.authentication_config:
         raise ConfigError("--oidc-issuer-url and --authentication-config exclude each other: give one")
-    if filled.audit_log_path and not filled.audit_policy_file:
-        raise ConfigError("--audit-log-path needs --audit-policy-file: say what is recorded")
+    for flag, given in (
+        ("--audit-log-path", filled.audit_log_path),
+        ("--audit-webhook-config-file", filled.audit_webhook_config_file),
+    ):
+        if given and not filled.audit_policy_file:
+            raise ConfigError(f"{flag} needs --audit-policy-file: say what is recorded")
+    if filled.audit_webhook_batch_max_size < 1:
+        raise ConfigError(f"--audit-webhook-batch-max-size {filled.audit_webhook_batch_max_size}: give 1 at least")
+    _duration("--audit-webhook-batch-max-wait", filled.audit_webhook_batch_max_wait)
     _check_authorization(filled)
     _duration("--request-timeout", filled.request_timeout, least_s=1e-9)
     _duration("--shutdown-delay-duration", filled.shutdown_delay_duration)

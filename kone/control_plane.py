@@ -29,6 +29,7 @@ from kone.apimachinery.users import AUTHENTICATED, SYSTEM_MASTERS, User, service
 from kone.apiserver import kubernetes_endpoints
 from kone.apiserver.app import ApiServer, Limits, TlsFiles
 from kone.apiserver.audit import Audit
+from kone.apiserver.audit_webhook import AuditWebhook
 from kone.apiserver.custom_resources import CustomResources
 from kone.apiserver.kubelet_client import ClientTls
 from kone.apiserver.local_api_services import LocalApiServices
@@ -99,6 +100,7 @@ class ControlPlane:
         self._webhooks: WebhookClient | None = None
         self._outbound: Outbound | None = None
         self._audit: Audit | None = None
+        self._audit_webhook: AuditWebhook | None = None
         self._upkeep: Manager | None = None
         self._files: list[api_files.ReloadedFile] = []
         self._manager: Manager | None = None
@@ -229,7 +231,10 @@ class ControlPlane:
             actions=actions(Reviews(authenticator, authorizer, tokens)),
         )
         kubelet_client = "apiserver-kubelet-client"
-        self._audit = api_files.audit_of(settings, self.clock)
+        self._audit_webhook = api_files.audit_webhook_of(settings, self._webhooks, self.clock)
+        if self._audit_webhook is not None:
+            self._audit_webhook.start()
+        self._audit = api_files.audit_of(settings, self.clock, self._audit_webhook)
         self.api = ApiServer(
             verbs=self._verbs,
             authenticator=authenticator,
@@ -372,6 +377,9 @@ class ControlPlane:
             self._custom = None
         if self.api is not None:
             await self.api.stop()
+        if self._audit_webhook is not None:
+            await self._audit_webhook.stop()
+            self._audit_webhook = None
         if self._webhooks is not None:
             await self._webhooks.close()
         if self._outbound is not None:

@@ -43,6 +43,14 @@ class KubeconfigBackend:
 
     async def post(self, body: Object) -> Any:
         """The decoded answer. Raises CallFailed, also when it takes longer than TIMEOUT_S."""
+        data = await self.tell(body)
+        try:
+            return orjson.loads(data)
+        except orjson.JSONDecodeError as error:
+            raise CallFailed(f"couldn't get version/kind; json parse error: {error}") from None
+
+    async def tell(self, body: Object) -> bytes:
+        """The answer as it came. Raises CallFailed as `post`."""
         url = URL(self._connection.server).update_query(timeout=f"{TIMEOUT_S:g}s")
         shown = f"Post {go_quote(str(url))}"
         try:
@@ -55,7 +63,7 @@ class KubeconfigBackend:
             words = connection_words(error, url, f"{url.host}:{url.port}")
             raise CallFailed(f"{shown}: {words}", is_transient=is_reset) from None
 
-    async def _post(self, url: URL, body: Object) -> Any:
+    async def _post(self, url: URL, body: Object) -> bytes:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 timeout=aiohttp.ClientTimeout(total=None), cookie_jar=aiohttp.DummyCookieJar()
@@ -75,10 +83,7 @@ class KubeconfigBackend:
             if not 200 <= answer.status < 300:
                 is_transient = answer.status in TRANSIENT or "Retry-After" in answer.headers
                 raise CallFailed(answer_words(answer.status, data), is_transient=is_transient)
-        try:
-            return orjson.loads(data)
-        except orjson.JSONDecodeError as error:
-            raise CallFailed(f"couldn't get version/kind; json parse error: {error}") from None
+            return data
 
     def _token(self) -> str:
         """Read again each time: who keeps tokens in files renews them."""
