@@ -250,11 +250,15 @@ def _asking(
         return webhooks.identified(path) if path else webhooks
 
     return {
-        "MutatingAdmissionPolicy": lambda _: MutatingAdmissionPolicy(caches, matcher, registry, authorizer, finish),
+        "MutatingAdmissionPolicy": lambda _: MutatingAdmissionPolicy(
+            caches, matcher, registry, authorizer, metrics, finish
+        ),
         "MutatingAdmissionWebhook": lambda text: MutatingAdmissionWebhook(
             caches, matcher, caller(text), authorizer, metrics, finish
         ),
-        "ValidatingAdmissionPolicy": lambda _: ValidatingAdmissionPolicy(caches, matcher, registry, authorizer),
+        "ValidatingAdmissionPolicy": lambda _: ValidatingAdmissionPolicy(
+            caches, matcher, registry, authorizer, metrics
+        ),
         "ValidatingAdmissionWebhook": lambda text: ValidatingAdmissionWebhook(
             caches, matcher, caller(text), authorizer, metrics
         ),

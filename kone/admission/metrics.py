@@ -13,6 +13,7 @@ from kone.aio.clock import Clock
 from kone.apimachinery.histograms import Histogram
 
 PREFIX: Final = "apiserver_admission_"
+POLICY_S: Final = (0.0000005, 0.001, 0.01, 0.1, 1.0)
 PASS_S: Final = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5)
 WEBHOOK_S: Final = (0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10, 25)
 MAX_CODE: Final = 600  # codes above it are as good as it: webhooks make them up
@@ -31,6 +32,8 @@ class AdmissionMetrics:
         self._requests: Counter[Labels] = Counter()
         self._rejections: Counter[Labels] = Counter()
         self._failed_open: Counter[Labels] = Counter()
+        self._validations: dict[Labels, Histogram] = {}
+        self._mutations: dict[Labels, Histogram] = {}
 
     def step(self, kind: Kind, operation: str, seconds: float, *, is_rejected: bool) -> None:
         _observe(self._steps, (kind, operation, _word(is_rejected)), seconds, PASS_S)
@@ -58,6 +61,15 @@ class AdmissionMetrics:
         elif ignored:
             self._failed_open[name, kind] += 1
 
+    def validation(self, policy: str, binding: str, error: str, action: str, seconds: float) -> None:
+        """One expression of a validating policy that did not hold, by what came of it: deny, warn, audit; or allow,
+        where it failed and was ignored."""
+        _observe(self._validations, (policy, binding, error, action), seconds, POLICY_S)
+
+    def mutation(self, policy: str, binding: str, error: str, seconds: float) -> None:
+        """All that one mutating policy did by one binding."""
+        _observe(self._mutations, (policy, binding, error), seconds, POLICY_S)
+
     def text(self) -> Iterator[str]:
         """The exposition."""
         passes = ("type", "operation", "rejected")
@@ -83,6 +95,9 @@ class AdmissionMetrics:
         yield from _counters(
             "webhook_fail_open_count", "Webhooks that failed and were ignored.", ("name", "type"), self._failed_open
         )
+        of = ("policy", "policy_binding", "error_type")
+        yield from _policies("validating", (*of, "enforcement_action"), self._validations)
+        yield from _policies("mutating", of, self._mutations)
 
 
 def _word(value: bool) -> str:
@@ -100,6 +115,19 @@ def _histograms(name: str, help: str, names: Labels, found: dict[Labels, Histogr
     yield from _head(name, "histogram", help)
     for values, histogram in sorted(found.items(), key=lambda item: item[0]):
         yield from histogram.lines(PREFIX + name, _labels(names, values))
+
+
+def _policies(kind: str, names: Labels, found: dict[Labels, Histogram]) -> Iterator[str]:
+    """Two families of the same checks: how many, and how long they took."""
+    prefix = f"apiserver_{kind}_admission_policy_"
+    yield f"# HELP {prefix}check_total Checks of {kind} policies."
+    yield f"# TYPE {prefix}check_total counter"
+    for values, histogram in sorted(found.items(), key=lambda item: item[0]):
+        yield f"{prefix}check_total{{{_labels(names, values)}}} {histogram.count}"
+    yield f"# HELP {prefix}check_duration_seconds Of a check of {kind} policies."
+    yield f"# TYPE {prefix}check_duration_seconds histogram"
+    for values, histogram in sorted(found.items(), key=lambda item: item[0]):
+        yield from histogram.lines(f"{prefix}check_duration_seconds", _labels(names, values))
 
 
 def _counters(name: str, help: str, names: Labels, found: Counter[Labels]) -> Iterator[str]:

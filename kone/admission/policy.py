@@ -10,8 +10,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kone.admission.metrics import AdmissionMetrics
 from kone.admission.plugin import Attributes, Authorizer, Caches, Plugin
-from kone.admission.policy_source import Applier, ConfigurationError, Evaluation, Policies, Policy, compiled
+from kone.admission.policy_source import (
+    NO_ERROR,
+    Applier,
+    ConfigurationError,
+    Evaluation,
+    Policies,
+    Policy,
+    compiled,
+    error_type,
+)
 from kone.admission.webhooks_matching import Matcher, is_exempt
 from kone.apimachinery.cel import RUNTIME_BUDGET, CelError, CelSyntaxError, Program
 from kone.apimachinery.errors import StatusError
@@ -61,6 +71,8 @@ class _Decision:
     index: int
     message: str
     reason: str = "Invalid"
+    error: str = NO_ERROR
+    seconds: float = 0.0
 
 
 def _compile(spec: Mapping[str, Any], expressions: Expressions) -> _Compiled:
@@ -84,7 +96,15 @@ class ValidatingAdmissionPolicy(Plugin):
     operations = frozenset({"CREATE", "UPDATE", "DELETE", "CONNECT"})
     subresources = None
 
-    def __init__(self, caches: Caches, matcher: Matcher, registry: Registry, authorizer: Authorizer) -> None:
+    def __init__(
+        self,
+        caches: Caches,
+        matcher: Matcher,
+        registry: Registry,
+        authorizer: Authorizer,
+        metrics: AdmissionMetrics,
+    ) -> None:
+        self._metrics = metrics
         self._policies: Policies[_Compiled] = Policies(caches, "validatingadmissionpolicies", _compile)
         self._applier = Applier(caches, matcher, registry, authorizer)
 
@@ -119,29 +139,35 @@ class ValidatingAdmissionPolicy(Plugin):
                 continue
             for param in params:
                 evaluation = await self._applier.evaluation(a, policy, invocation, param, RUNTIME_BUDGET)
-                for decision in self._decisions(policy, evaluation):
+                for decision in self._decisions(policy, bound, evaluation):
                     self._act(a, policy, binding, decision, denials, failures)
                 for text in self._annotate(a, policy, evaluation):
                     denials.append(_Denial(policy.name, bound, text))
 
-    def _decisions(self, policy: Policy[_Compiled], evaluation: Evaluation) -> Iterator[_Decision]:
+    def _decisions(self, policy: Policy[_Compiled], bound: str, evaluation: Evaluation) -> Iterator[_Decision]:
         try:
             if not self._applier.conditions_hold(policy, evaluation):
                 evaluation.budget = -1  # its annotations are not wanted either
                 return
         except CelError as error:
             if not policy.fails_open:
-                yield _Decision(0, str(error))
+                yield _Decision(0, str(error), error=error_type(error))
             return
+        now = self._metrics.now
         for i, validation in enumerate(policy.compiled.validations):
+            start = now()
             try:
                 held = evaluation.evaluate(validation.program) is True
             except CelError as error:
-                if not policy.fails_open:
-                    yield _Decision(i, str(error))
+                kind, seconds = error_type(error), now() - start
+                if policy.fails_open:
+                    self._metrics.validation(policy.name, bound, kind, "allow", seconds)
+                else:
+                    yield _Decision(i, str(error), error=kind, seconds=seconds)
                 continue
             if not held:
-                yield _Decision(i, _message(validation, evaluation), validation.spec.get("reason") or "Invalid")
+                reason = validation.spec.get("reason") or "Invalid"
+                yield _Decision(i, _message(validation, evaluation), reason, seconds=now() - start)
 
     def _act(
         self,
@@ -154,6 +180,7 @@ class ValidatingAdmissionPolicy(Plugin):
     ) -> None:
         bound, actions = binding["metadata"]["name"], binding["spec"].get("validationActions") or ()
         for action in actions:
+            self._metrics.validation(policy.name, bound, decision.error, action.lower(), decision.seconds)
             if action == "Deny":
                 denials.append(_Denial(policy.name, bound, decision.message, decision.reason))
             elif action == "Warn":

@@ -9,9 +9,18 @@ import base64
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from kone.admission.metrics import AdmissionMetrics
 from kone.admission.plugin import Attributes, Authorizer, Caches, Plugin
 from kone.admission.policy_merge import CannotMerge, merge
-from kone.admission.policy_source import Applier, ConfigurationError, Policies, Policy, compiled
+from kone.admission.policy_source import (
+    NO_ERROR,
+    Applier,
+    ConfigurationError,
+    Policies,
+    Policy,
+    compiled,
+    error_type,
+)
 from kone.admission.webhooks import Finish
 from kone.admission.webhooks_matching import Invocation, Matcher, is_exempt
 from kone.apimachinery.cel import RUNTIME_BUDGET, CelError, CelSyntaxError, Program
@@ -49,8 +58,15 @@ class MutatingAdmissionPolicy(Plugin):
     subresources = None
 
     def __init__(
-        self, caches: Caches, matcher: Matcher, registry: Registry, authorizer: Authorizer, finish: Finish
+        self,
+        caches: Caches,
+        matcher: Matcher,
+        registry: Registry,
+        authorizer: Authorizer,
+        metrics: AdmissionMetrics,
+        finish: Finish,
     ) -> None:
+        self._metrics = metrics
         self._policies: Policies[_Compiled] = Policies(caches, "mutatingadmissionpolicies", _compile)
         self._applier = Applier(caches, matcher, registry, authorizer)
         self._matcher, self._finish = matcher, finish
@@ -115,12 +131,15 @@ class MutatingAdmissionPolicy(Plugin):
             return False
         for kind, program in policy.compiled:
             evaluation = await self._applier.evaluation(a, policy, invocation, param, RUNTIME_BUDGET)
+            start, failure = self._metrics.now(), NO_ERROR
             try:
                 made = evaluation.evaluate(program)
                 await self._patch(a, invocation, kind, made)
             except (CelError, _Refused) as error:
+                failure = error_type(error)
                 if not policy.fails_open:
                     denials.append(_denied(policy, binding, str(error)))
+            self._metrics.mutation(policy.name, binding, failure, self._metrics.now() - start)
         return a.obj != before
 
     async def _patch(self, a: Attributes, invocation: Invocation, kind: str, made: Any) -> None:

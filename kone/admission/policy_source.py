@@ -24,6 +24,17 @@ GROUP = "admissionregistration.k8s.io"
 Compiled = TypeVar("Compiled")
 
 
+NO_ERROR = "no_error"
+
+
+def error_type(error: BaseException) -> str:
+    """What the metrics call an error of an expression."""
+    text = str(error)
+    if text.startswith("compilation"):
+        return "compile_error"
+    return "out_of_budget" if "running out of cost budget" in text else "invalid_error"
+
+
 class ConfigurationError(Exception):
     """A policy or binding cannot be applied to a write as they are."""
 

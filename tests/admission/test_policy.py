@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from kone.admission.metrics import AdmissionMetrics
 from kone.admission.plugin import Attributes
 from kone.admission.policy import ValidatingAdmissionPolicy
 from kone.admission.webhooks_matching import Matcher
+from kone.aio.clock import FakeClock
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import GVR, NAMESPACES
 from kone.apimachinery.objects import Object
@@ -34,7 +36,9 @@ class World:
         self.caches.put(BINDINGS, {"metadata": {"name": "b"}, "spec": bound})
         registry = builtin()
         matcher = Matcher(self.caches, registry)
-        self.plugin = ValidatingAdmissionPolicy(self.caches, matcher, registry, Authorizer(self.caches, []))
+        self.metrics = AdmissionMetrics(FakeClock())
+        authorizer = Authorizer(self.caches, [])
+        self.plugin = ValidatingAdmissionPolicy(self.caches, matcher, registry, authorizer, self.metrics)
 
     async def admit(self, operation: Any = "CREATE", **data: str) -> Attributes:
         obj = {"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "c", "namespace": "ns"}, "data": data}
@@ -145,3 +149,23 @@ async def test_warnings_and_annotations() -> None:
         '"policy":"p","binding":"b","expressionIndex":0'
         in a.annotations["validation.policy.admission.k8s.io/validation_failure"]
     )
+
+
+@pytest.mark.parametrize(
+    ("spec", "actions", "counted"),
+    [
+        (valid("false"), ["Warn", "Audit"], ["no_error audit", "no_error warn"]),
+        ({**valid("object.zz == 1"), "failurePolicy": "Ignore"}, ["Deny"], ["invalid_error allow"]),
+        (valid("object.zz == 1"), ["Audit"], ["invalid_error audit"]),
+        (valid("true"), ["Deny"], []),
+    ],
+)
+async def test_what_does_not_hold_is_counted_by_what_came_of_it(
+    spec: Object, actions: list[str], counted: list[str]
+) -> None:
+    world = World(spec, {"validationActions": actions})
+    await world.admit()
+    head = 'apiserver_validating_admission_policy_check_total{policy="p",policy_binding="b",'
+    lines = [line.removeprefix(head) for line in world.metrics.text() if line.startswith(head)]
+    error_and_action = (line.replace('error_type="', "").replace('",enforcement_action="', " ") for line in lines)
+    assert [line.removesuffix('"} 1') for line in error_and_action] == counted

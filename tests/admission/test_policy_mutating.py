@@ -45,8 +45,9 @@ def world(*policies: Object) -> Chain:
         caches.put(GVR(GROUP, "v1", "mutatingadmissionpolicybindings"), binding)
     registry = builtin()
     matcher = Matcher(caches, registry)
-    policies = MutatingAdmissionPolicy(caches, matcher, registry, Authorizer(caches, []), finisher(registry))
-    return Chain([policies], AdmissionMetrics(FakeClock()))
+    metrics = AdmissionMetrics(FakeClock())
+    authorizer, finish = Authorizer(caches, []), finisher(registry)
+    return Chain([MutatingAdmissionPolicy(caches, matcher, registry, authorizer, metrics, finish)], metrics)
 
 
 async def mutated(*policies: Object, **spec: Any) -> Object:
@@ -130,3 +131,18 @@ def test_custom_resources_are_merged_as_maps_and_their_lists_are_atomic() -> Non
     assert merge({"spec": {"a": 1}}, {"spec": {"b": 2}}, kind) == {"spec": {"a": 1, "b": 2}}
     with pytest.raises(CannotMerge, match="may not mutate atomic"):
         merge({"spec": {}}, {"spec": {"l": [1]}}, kind)
+
+
+async def test_mutations_are_counted_by_whether_they_failed() -> None:
+    chain = world(
+        {
+            "mutations": [apply("Object{}"), patch("[JSONPatch{op: 'test', path: '/kind', value: object.zz}]")],
+            "failurePolicy": "Ignore",
+        }
+    )
+    await chain.mutate(write("CREATE", pod()))
+    head = "apiserver_mutating_admission_policy_check_total"
+    assert [line for line in chain.metrics.text() if line.startswith(head)] == [
+        head + '{policy="a",policy_binding="a",error_type="invalid_error"} 1',
+        head + '{policy="a",policy_binding="a",error_type="no_error"} 1',
+    ]
