@@ -1,7 +1,7 @@
 """The host's firewalld: what kone has accepted is accepted by it too.
 
 firewalld judges in a table of its own after kone's chains and rejects what its zones do not know, and no verdict of
-another table can prevent that. So a few rules, each named by a comment, stand first in its three base chains: of pods'
+another table can prevent that. So a few rules, each named by a comment, stand first in two of its base chains: of pods'
 traffic, which NetworkPolicies judge, and of what carries the mark that kone gives to what it accepted (rule_config.py).
 It writes its table anew when it starts and reloads, which netlink tells; then they are put back.
 """
