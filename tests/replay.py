@@ -1,11 +1,14 @@
 """`make replay`: play upstream's recorded conversations against a bare API; the counts of docs/replay.md only rise.
 
+    python -m tests.replay [--update] [crd.json …]
+
 The recordings and their player live beside the checkout, in ../shared/upstream (or $KONE_UPSTREAM). Without them there
 is nothing to play and the command says so. `--update` writes the new counts to docs/replay.md where none is lower.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import re
@@ -13,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -47,8 +50,9 @@ def bare_api() -> Iterator[Path]:
                 server.stdout.close()
 
 
-def play(kubeconfig: Path, details: Path) -> dict[str, tuple[int, int]]:
-    """Scenarios held and played, by file. What differed is written to `details`.
+def play(kubeconfig: Path, details: Path, files: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
+    """Scenarios held and played, by file; of these files alone, where some are named. What differed is written to
+    `details`.
 
     A file of which fewer hold than docs/replay.md says is played once more: some recordings race (the player itself
     waits for caches), and a rule that is broken stays broken.
@@ -57,6 +61,8 @@ def play(kubeconfig: Path, details: Path) -> dict[str, tuple[int, int]]:
     found = {}
     with open(details, "w") as log:
         for corpus in sorted((UPSTREAM / "corpus").glob("*.json")):
+            if files and corpus.name not in files:
+                continue
             held, played = _play_file(kubeconfig, corpus, log)
             if held < promised.get(corpus.name, 0):
                 held = max(held, _play_file(kubeconfig, corpus, log)[0])
@@ -96,20 +102,26 @@ def write(found: dict[str, tuple[int, int]]) -> None:
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.replay", description="play upstream's conversations")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="of these files alone, e.g. crd.json (default: all)")
+    parser.add_argument("--update", action="store_true", help="write the counts to docs/replay.md where none is lower")
+    asked = parser.parse_args()
+    if asked.update and asked.files:
+        parser.error("--update is of all files")
     if not (UPSTREAM / "replay").exists():
         print(f"{UPSTREAM} is not here: nothing is played")
         return 0
     details = ROOT / ".run" / "replay.log"
     details.parent.mkdir(exist_ok=True)
     with bare_api() as kubeconfig:
-        found = play(kubeconfig, details)
+        found = play(kubeconfig, details, asked.files)
     before = recorded()
     fewer = {name: (found[name][0], n) for name, n in before.items() if name in found and found[name][0] < n}
     for name, (now, then) in fewer.items():
         print(f"{name}: {now} scenarios hold, docs/replay.md says {then}; see {details}")
     if fewer:
         return 1
-    if "--update" in sys.argv:
+    if asked.update:
         write(found)
     return 0
 
