@@ -374,7 +374,7 @@ class ApiServer:
             negotiation.check_json_route(request.headers.get("Accept", ""))
             return reply(render(VERSION, Output(pretty=True)))
         if path == "/metrics/slis":
-            return reply(self.health.text().encode(), content_type=_EXPOSITION)
+            return reply((await self.health.text()).encode(), content_type=_EXPOSITION)
         if path == "/metrics":
             return reply(self.metrics.text().encode(), content_type=_EXPOSITION)
         if first in ("api", "apis"):

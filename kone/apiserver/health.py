@@ -107,8 +107,11 @@ class Health:
         self._counts[name, endpoint, not wrong] += 1
         return wrong
 
-    def text(self) -> str:
-        """The exposition of /metrics/slis: each check that was made, by its last outcome and by all of them."""
+    async def text(self) -> str:
+        """The exposition of /metrics/slis: each check that was made, by its last outcome and by all of them. A server
+        that nobody has probed looks at itself first."""
+        if not self._last:
+            await self.answer("/livez", verbose=False)
         return "\n".join(self._lines()) + "\n"
 
     def _lines(self) -> Iterator[str]:

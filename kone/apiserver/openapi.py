@@ -374,7 +374,8 @@ class _Paths:
         made: Object = {
             "tags": [_tag(resource)],
             "operationId": _operation_id(path, verb, resource),
-            "parameters": _PARAMETERS[verb],
+            # Clients read an empty list as none: what they write again would be another document.
+            **({"parameters": _PARAMETERS[verb]} if _PARAMETERS[verb] else {}),
             "responses": {"200": {"description": "OK", "content": content}, "401": {"description": "Unauthorized"}},
             "x-kubernetes-action": _ACTIONS[verb][1],
             "x-kubernetes-group-version-kind": {"group": gvk.group, "kind": gvk.kind, "version": gvk.version},

@@ -50,3 +50,18 @@ def without_texts(value: Any) -> Any:
 def test_no_texts_are_looked_for_in_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prose, "KUBERNETES_VERSION", "v1.2.3")
     assert prose.source.__wrapped__() is None
+
+
+@pytest.mark.parametrize("path", ["api/v1", "apis/apps/v1", "apis/admissionregistration.k8s.io/v1"])
+def test_no_list_is_empty_since_go_reads_it_as_none_and_writes_another_document(path: str) -> None:
+    found = OpenApi(builtin()).document(path)
+    assert found is not None
+    assert list(empty_lists(json.loads(found), path)) == []
+
+
+def empty_lists(value: Any, place: str) -> Any:
+    if value == []:
+        yield place
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in below:
+        yield from empty_lists(each, f"{place}.{key}")
