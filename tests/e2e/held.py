@@ -40,6 +40,9 @@ class Held:
             "networks": sorted(self._network_namespaces()),
             "groups": sorted(str(group) for top in tops for group in top.glob("**/pod*")),
             "loop devices": loop_devices.below(self.node.data),
+            "directories": sorted(
+                str(path) for top in ("kubelet/pods", "storage") for path in (self.node.data / top).glob("*")
+            ),
         }
 
     def _network_namespaces(self) -> Iterator[str]:
