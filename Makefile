@@ -144,7 +144,8 @@ test: venv deps docker ## rings 1 to 4: needs root and Docker, sets itself up
 .PHONY: testdeps
 testdeps:
 	@missing=""
-	for package in postgresql containernetworking-plugins curl systemd ufw $(if $(SYSTEMD),,firewalld dbus); do
+	for package in postgresql containernetworking-plugins curl systemd ufw docker-registry apache2-utils openssl \
+		$(if $(SYSTEMD),,firewalld dbus); do
 		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
 	done
 	if [ -n "$$missing" ]; then

@@ -120,6 +120,20 @@ class Settings:
         "with --instance)",
         metavar="DIR",
     )
+    image_credential_provider_config: str = _setting(
+        "",
+        "which programs give registry credentials, a file or directory of kind CredentialProviderConfig",
+        metavar="FILE",
+    )
+    image_credential_provider_bin_dir: str = _setting("", "where those programs are", metavar="DIR")
+    image_pull_credentials_verification: str = _setting(
+        "NeverVerifyPreloadedImages",
+        "for which images that are here a pod must show credentials",
+        choices=("NeverVerify", "NeverVerifyPreloadedImages", "NeverVerifyAllowlistedImages", "AlwaysVerify"),
+    )
+    preloaded_images_verification_allowlist: str = _setting(
+        "", "with NeverVerifyAllowlistedImages, the images that any pod may use", metavar="IMAGE[,REGISTRY/*…]"
+    )
     max_pods: int = _setting(110, "how many pods this node takes", metavar="N")
     scheduler_config_file: str = _setting(
         "", "profiles of the scheduler, a file of kind KubeSchedulerConfiguration", metavar="FILE"
@@ -372,6 +386,10 @@ def resolve(settings: Settings) -> Settings:
         raise ConfigError(
             f"--max-requests-inflight {filled.max_requests_inflight} and --max-mutating-requests-inflight "
             f"{filled.max_mutating_requests_inflight} add up to nothing: give more"
+        )
+    if bool(filled.image_credential_provider_config) != bool(filled.image_credential_provider_bin_dir):
+        raise ConfigError(
+            "--image-credential-provider-config and --image-credential-provider-bin-dir go together: give both"
         )
     if unknown := filled.disabled - set(PARTS):
         raise ConfigError(f"--disable {','.join(sorted(unknown))}: choose from {','.join(PARTS)}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from kone.aio.clock import Clock, SystemClock
 from kone.aio.stages import Stage, Stages
 from kone.aio.tasks import TaskGroup
+from kone.apimachinery.config_files import ConfigFileError
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.users import AUTHENTICATED, User, service_account_user
 from kone.client.client import Client
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from kone.net.rule_config import RuleConfig
     from kone.net.service_map import Family
     from kone.net.uplink_addresses import UplinkAddresses
+    from kone.runtime.credential_provider_config import Provider
     from kone.runtime.docker import DockerRuntime
     from kone.runtime.kubelet import Kubelet
 
@@ -468,11 +470,22 @@ class Node:
     async def _start_kubelet(self) -> None:
         from kone.auth.pod_keys import new_key
         from kone.runtime import kubelet_home
+        from kone.runtime.credential_providers import read_providers
         from kone.runtime.docker import DockerRuntime
         from kone.runtime.kubelet import Kubelet
         from kone.runtime.kubelet_config import KubeletConfig
+        from kone.runtime.pull_records import Policy, Verification
 
         settings, pki = self.settings, self._control_plane.pki
+        bin_dir = Path(settings.image_credential_provider_bin_dir)
+        try:
+            providers: Sequence[Provider] = ()
+            if settings.image_credential_provider_config:
+                providers = read_providers(Path(settings.image_credential_provider_config), bin_dir)
+            allowlist = filter(None, settings.preloaded_images_verification_allowlist.split(","))
+            policy = Policy(Verification(settings.image_pull_credentials_verification), allowlist)
+        except ConfigFileError as error:
+            raise StartError(f"credentials for images: {error}") from None
         user = User(f"system:node:{settings.node_name}", groups=("system:nodes", AUTHENTICATED))
         client = self._control_plane.client_for(user)
         config = KubeletConfig(
@@ -483,6 +496,9 @@ class Node:
             cluster_domain=settings.cluster_domain,
             instance=settings.instance or "default",
             max_pods=settings.max_pods,
+            credential_providers=tuple(providers),
+            credential_provider_dir=bin_dir,
+            pull_policy=policy,
             public_dir=Path(settings.kubelet_dir) if settings.kubelet_dir else None,
             port=settings.kubelet_port,
             pod_cidrs=self._pod_cidrs,

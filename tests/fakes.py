@@ -283,6 +283,10 @@ class FakeClient:
             self._commit(resource, replace_in(bound, ("status", "conditions"), [*others, condition]), parent)
         elif sub == "eviction":
             await self.delete(resource, name_of(parent), namespace=namespace)
+        elif sub == "token":
+            expires = format_time(self.clock.now() + dig(obj, "spec", "expirationSeconds", default=3600))
+            said = {"token": f"token {next(self._suffixes)} of {name}", "expirationTimestamp": expires}
+            return {**obj, "status": said}
         else:
             raise errors.not_found(resource.group_resource, f"{name}/{sub}")
         return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}

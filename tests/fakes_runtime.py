@@ -28,6 +28,7 @@ from kone.runtime.runtime import (
     NotFound,
     PodMeta,
     PullFailed,
+    PullProgress,
     RegistryAuth,
     Resources,
     RuntimeFault,
@@ -94,6 +95,7 @@ class FakeRuntime:
         self.known_images: dict[str, Image] = {"busybox:test": Image("sha256:busybox", ("busybox:test",))}
         self.registry: dict[str, Image] = {}
         self.pulls: list[str] = []
+        self.passwords: dict[str, str] = {}  # of images that the registry does not give to everybody
         self.fail_create: dict[str, str] = {}
         self.exec_codes: dict[str, int] = {}
         self.recursive_read_only = False
@@ -327,9 +329,13 @@ class FakeRuntime:
         self._get(container_id)
         return ContainerStats(container_id, self.clock.now())
 
-    async def pull_image(self, reference: str, auth: Sequence[RegistryAuth] = ()) -> Image:
+    async def pull_image(
+        self, reference: str, auth: RegistryAuth | None = None, progress: PullProgress | None = None
+    ) -> Image:
         self._check()
         self.pulls.append(reference)
+        if (password := self.passwords.get(reference)) is not None and (auth is None or auth.password != password):
+            raise PullFailed(f"pull access denied for {reference}, repository does not exist or may require login")
         if reference not in self.registry:
             raise PullFailed(f"manifest for {reference} not found: manifest unknown")
         image = self.registry[reference]

@@ -189,7 +189,7 @@ def _factories(
         "LimitPodHardAntiAffinityTopology": lambda _: LimitPodHardAntiAffinityTopology(),
         "LimitRanger": lambda _: LimitRanger(caches),
         "ServiceAccount": lambda _: ServiceAccount(caches, clock),
-        "NodeRestriction": lambda _: NodeRestriction(caches),
+        "NodeRestriction": lambda _: NodeRestriction(caches, authorizer),
         "TaintNodesByCondition": lambda _: TaintNodesByCondition(),
         "AlwaysPullImages": lambda _: AlwaysPullImages(),
         "PodSecurity": lambda text: PodSecurity(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from kone.admission.plugin import Attributes, Caches, Plugin
+from kone.admission.plugin import Attributes, Authorizer, Caches, Plugin
+from kone.apimachinery.access import AccessRequest
 from kone.apimachinery.errors import internal_error, not_found
 from kone.apimachinery.objects import (
     Object,
@@ -43,6 +44,9 @@ KUBELET_LABELS = frozenset(
 )
 KUBELET_LABEL_NAMESPACES = ("kubelet.kubernetes.io", "node.kubernetes.io")
 
+AUDIENCE_VERB = "request-serviceaccounts-token-audience"
+"""Who is granted it on a resource of the audience's name may have tokens for it that no pod's volume asks for."""
+
 Check = Callable[[str, Attributes], None]
 
 
@@ -51,7 +55,8 @@ class NodeRestriction(Plugin):
     operations = frozenset({"CREATE", "UPDATE", "DELETE"})
     subresources = None
 
-    def __init__(self, caches: Caches) -> None:
+    def __init__(self, caches: Caches, authorizer: Authorizer) -> None:
+        self._authorizer = authorizer
         self._pods = caches.of("", "pods")
         self._nodes = caches.of("", "nodes")
         self._accounts = caches.of("", "serviceaccounts")
@@ -202,7 +207,10 @@ class NodeRestriction(Plugin):
         if len(audiences) > 1:
             raise a.refuse("node may only request 0 or 1 audiences")
         audience = audiences[0] if audiences else ""
-        if audience not in _audiences_of(pod) and not self._driver_wants(pod, audience):
+        if audience in _audiences_of(pod) or self._driver_wants(pod, audience):
+            return
+        grant = AccessRequest(AUDIENCE_VERB, "", "v1", audience, "", a.namespace, a.name)
+        if not self._authorizer.allowed(a.user, grant)[0]:
             raise a.refuse(f'{a.user.name} is not authorized to request tokens for audience "{audience}"')
 
     def _driver_wants(self, pod: Object, audience: str) -> bool:

@@ -21,10 +21,12 @@ import aiohttp
 from aiodocker.execs import Exec
 from aiodocker.stream import Stream
 
+from kone.apimachinery.timestamps import go_duration
 from kone.runtime import docker_translate as translate
 from kone.runtime.docker_host import HostLimits, read_limits
 from kone.runtime.pause_image import PAUSE_IMAGE, pause_image
 from kone.runtime.runtime import (
+    PULL_IDLE_S,
     ContainerConfig,
     ContainerEvent,
     ContainerStats,
@@ -34,6 +36,7 @@ from kone.runtime.runtime import (
     LogLine,
     NotFound,
     PullFailed,
+    PullProgress,
     RegistryAuth,
     Resources,
     RuntimeFault,
@@ -334,18 +337,29 @@ class DockerRuntime:
 
     # Images
 
-    async def pull_image(self, reference: str, auth: Sequence[RegistryAuth] = ()) -> Image:
-        docker = self._connect()
-        last: RuntimeFault | None = None
-        for credentials in [*auth, None]:
-            try:
-                await _answer(docker.images.pull(reference, auth=_auth(credentials)))
-                return await self.image(reference)
-            except RuntimeUnavailable:
-                raise
-            except RuntimeFault as fault:
-                last = last or fault
-        raise PullFailed(str(last))
+    async def pull_image(
+        self, reference: str, auth: RegistryAuth | None = None, progress: PullProgress | None = None
+    ) -> Image:
+        pulling: Any = self._connect().images.pull(reference, auth=_auth(auth), stream=True)
+        layers: dict[str, tuple[int, int]] = {}
+        try:
+            async with asyncio.timeout(PULL_IDLE_S) as idle:
+                while (said := await _answer(anext(pulling, None))) is not None:
+                    idle.reschedule(asyncio.get_running_loop().time() + PULL_IDLE_S)
+                    detail = said.get("progressDetail") or {}
+                    if detail.get("total") and said.get("status") == "Downloading":
+                        layers[said["id"]] = (int(detail["current"]), int(detail["total"]))
+                        if progress is not None:
+                            progress(sum(done for done, _ in layers.values()), sum(all_ for _, all_ in layers.values()))
+        except TimeoutError:
+            raise PullFailed(f"pull of {reference} made no progress in {go_duration(PULL_IDLE_S)}") from None
+        except RuntimeUnavailable:
+            raise
+        except RuntimeFault as fault:
+            raise PullFailed(str(fault)) from fault
+        finally:
+            await pulling.aclose()
+        return await self.image(reference)
 
     async def image(self, reference: str) -> Image:
         return translate.image_from_inspect(await _answer(self._connect().images.inspect(reference)))

@@ -91,7 +91,7 @@ def _read(path: Path) -> dict[str, Record]:
 
 class ImageGc:
     """Looks at the disk every five minutes. `file_system` gives the one that images lie on, `node` is what events are
-    about."""
+    about, `seen` is told which images were here at which time (Unix seconds)."""
 
     def __init__(
         self,
@@ -103,10 +103,11 @@ class ImageGc:
         node: Object,
         file_system: Callable[[], FileSystem],
         mounted: Callable[[], set[str]] = set,
+        seen: Callable[[Iterable[str], float], None] = lambda image_ids, at: None,
     ) -> None:
         self._source, self._runtime, self._records = source, runtime, records
         self._recorder, self._clock, self._node, self._file_system = recorder, clock, node, file_system
-        self._mounted = mounted
+        self._mounted, self._seen = mounted, seen
         self._tasks = TaskGroup("image-gc")
 
     async def start(self) -> None:
@@ -172,7 +173,9 @@ class ImageGc:
 
     async def _note_use(self) -> tuple[dict[str, Image], set[str]]:
         """All images that are here, and the ids of those that a container of ours has."""
+        at = self._clock.now()
         images = {image.id: image for image in await self._runtime.images()}
+        self._seen(images, at)
         in_use = {c.image_id for pod in self._source.pods() for c in self._source.containers(uid_of(pod))}
         in_use |= self._mounted()
         self._records.keep_only(images)

@@ -1,19 +1,9 @@
-"""Image names as Docker and upstream read them, and the credentials that fit a name. Pure."""
+"""Image names as Docker and upstream read them. Pure."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-from kone.apimachinery.objects import Object
-from kone.runtime.runtime import RegistryAuth
-
-DOCKER_HUB = ("docker.io", "index.docker.io", "https://index.docker.io/v1/", "registry-1.docker.io")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +16,16 @@ class Reference:
     digest: str
 
     @property
+    def name(self) -> str:
+        """Without tag and digest: "docker.io/library/busybox"."""
+        return f"{self.registry}/{self.repository}"
+
+    @property
     def full(self) -> str:
         """As a runtime pulls it: "docker.io/library/busybox:latest"."""
-        name = f"{self.registry}/{self.repository}"
         if self.digest:
-            return f"{name}@{self.digest}"
-        return f"{name}:{self.tag}"
+            return f"{self.name}@{self.digest}"
+        return f"{self.name}:{self.tag}"
 
 
 _COMPONENT = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
@@ -63,42 +57,8 @@ def parse_reference(name: str) -> Reference:
     return Reference(registry, path, tag or ("" if digest else "latest"), digest)
 
 
-def credentials_for(reference: Reference, configs: Iterable[Mapping[str, Any]]) -> list[RegistryAuth]:
-    """The credentials in Docker configurations ("auths" by registry) that are for this image's registry, most exact
-    first.
-    """
-    found: list[tuple[int, RegistryAuth]] = []
-    for config in configs:
-        for server, entry in config.items():
-            host, _, path = re.sub(r"^https?://", "", server).rstrip("/").partition("/")
-            same = host == reference.registry or (reference.registry == "docker.io" and host in DOCKER_HUB)
-            inside = path in ("", "v1", "v2") or f"{reference.repository}/".startswith(f"{path}/")
-            if same and inside and isinstance(entry, Mapping) and (auth := _auth_of(server, entry)):
-                found.append((len(path), auth))
-    return [auth for _, auth in sorted(found, key=lambda item: -item[0])]
-
-
-def _auth_of(server: str, entry: Mapping[str, Any]) -> RegistryAuth | None:
-    username, password = str(entry.get("username") or ""), str(entry.get("password") or "")
-    if entry.get("auth"):
-        try:
-            decoded = base64.b64decode(entry["auth"]).decode()
-        except (binascii.Error, UnicodeDecodeError):
-            return None
-        username, _, password = decoded.partition(":")
-    if not username and not entry.get("identitytoken"):
-        return None
-    return RegistryAuth(username, password, server, str(entry.get("identitytoken") or ""))
-
-
-def docker_auths(secret: Object) -> Mapping[str, Any]:
-    """The "auths" of an image pull secret, of either of its two types; {} where there are none to be read."""
-    data = secret.get("data") or {}
-    try:
-        if ".dockerconfigjson" in data:
-            found = json.loads(base64.b64decode(data[".dockerconfigjson"])).get("auths")
-        else:
-            found = json.loads(base64.b64decode(data[".dockercfg"]))
-    except (KeyError, ValueError, AttributeError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def without_tag(name: str) -> str:
+    """An image name as it is written, without its tag and digest."""
+    name = name.partition("@")[0]
+    head, slash, last = name.rpartition("/")
+    return f"{head}{slash}{last.partition(':')[0]}"

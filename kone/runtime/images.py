@@ -1,4 +1,7 @@
-"""Images for containers: whether one is here, whether it is to be pulled, and what to say while it cannot be had."""
+"""Images for containers: whether one is here, whether it is to be pulled, and what to say while it cannot be had.
+
+Order of checks, events and texts: kubernetes/pkg/kubelet/images/image_manager.go.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,23 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from kone.aio.clock import Clock
-from kone.apimachinery.errors import go_quote
+from kone.apimachinery.errors import aggregate, go_quote
 from kone.apimachinery.objects import Object, uid_of
 from kone.runtime.backoff import Backoff
-from kone.runtime.image_names import Reference, credentials_for, docker_auths, parse_reference
-from kone.runtime.runtime import Image, NotFound, Runtime, RuntimeFault, RuntimeUnavailable
+from kone.runtime.credential_providers import CredentialProviders
+from kone.runtime.image_names import Reference, parse_reference
+from kone.runtime.pull_records import PullRecords
+from kone.runtime.registry_keyring import Credential, Keyring, of_secrets
+from kone.runtime.runtime import Image, NotFound, PullFailed, Runtime, RuntimeFault, RuntimeUnavailable
 
 log = logging.getLogger(__name__)
 
-PULLS_AT_ONCE = 5
-HOST_CREDENTIALS = Path("/root/.docker/config.json")  # what `docker login` on this host knows
+PULLS_AT_ONCE: Final = 5
+PROGRESS_S: Final = 10.0  # a pull tells how far it is so often
+HOST_CREDENTIALS: Final = Path("/root/.docker/config.json")  # what `docker login` on this host knows
 
 Tell = Callable[[Literal["Normal", "Warning"], str, str], None]
 """Records an event about the container: (type, reason, message)."""
@@ -34,16 +41,25 @@ class ImageError(Exception):
 
 
 class ImageManager:
-    """Makes sure that a container's image is here, by its pull policy, with back-off for what cannot be pulled.
+    """Makes sure that a container's image is here and is the pod's to use, by its pull policy, with back-off for what
+    cannot be pulled.
 
-    `on_pull` is told of each image that is here because of us: it was pulled, and was not there before.
+    `records` say who may use what is here. `providers` know credentials beside those of pods and of the host. `on_pull`
+    is told of each image that is here because of us: it was pulled, and was not there before.
     """
 
     def __init__(
-        self, runtime: Runtime, clock: Clock, *, on_pull: Callable[[Image], None] = lambda image: None
+        self,
+        runtime: Runtime,
+        clock: Clock,
+        records: PullRecords,
+        *,
+        providers: CredentialProviders | None = None,
+        on_pull: Callable[[Image], None] = lambda image: None,
     ) -> None:
         self._runtime = runtime
         self._on_pull = on_pull
+        self._records, self._providers = records, providers
         self._clock = clock
         self._backoff = Backoff(clock)
         self._failed_at: dict[str, float] = {}
@@ -69,8 +85,14 @@ class ImageManager:
             tell("Warning", "InspectFailed", message)
             raise ImageError("InvalidImageName", message) from error
         policy = container.get("imagePullPolicy") or ("Always" if reference.tag == "latest" else "IfNotPresent")
+        credentials: list[Credential] | None = None
         if policy != "Always":
-            if image := known or await self._present(name, tell):
+            image = known or await self._present(name, tell)
+            if image is not None and not self._records.is_free(name, image.id):
+                credentials = await self._credentials(pod, reference, pull_secrets)
+                if self._records.must_pull(name, image.id, credentials):
+                    image = None
+            if image is not None:
                 message = f"Container image {quoted} already present on machine and can be accessed by the pod"
                 tell("Normal", "Pulled", message)
                 return image
@@ -78,17 +100,20 @@ class ImageManager:
                 message = f"Container image {quoted} is not present with pull policy of Never"
                 tell("Warning", "ErrImageNeverPull", message)
                 raise ImageError("ErrImageNeverPull", message)
-        return await self._pull(pod, name, reference, pull_secrets, tell)
+        if credentials is None:
+            credentials = await self._credentials(pod, reference, pull_secrets)
+        return await self._pull(pod, name, reference, credentials, tell)
 
     async def peek(self, container: Object) -> Image | None:
-        """The image where it is here and no pull is called for; says nothing."""
-        policy = container.get("imagePullPolicy")
+        """The image where it is here, no pull is called for and any pod may use it; says nothing."""
+        policy, name = container.get("imagePullPolicy"), container.get("image", "")
         if policy not in ("IfNotPresent", "Never"):
             return None
         try:
-            return await self._runtime.image(container.get("image", ""))
+            image = await self._runtime.image(name)
         except RuntimeFault:
             return None
+        return image if self._records.is_free(name, image.id) else None
 
     def forget(self, pod_uid: str) -> None:
         """The pod is gone."""
@@ -107,8 +132,18 @@ class ImageManager:
             tell("Warning", "InspectFailed", message)
             raise ImageError("ImageInspectError", message) from fault
 
+    async def _credentials(self, pod: Object, reference: Reference, pull_secrets: Sequence[Object]) -> list[Credential]:
+        """What to try, in order: the pod's secrets, what the host knows, what providers say."""
+        found = of_secrets(pull_secrets).lookup(reference.name)
+        own = Keyring()
+        own.add(_host_auths())
+        found += own.lookup(reference.name)
+        if self._providers is not None:
+            found += await self._providers.lookup(reference.name, pod)
+        return found
+
     async def _pull(
-        self, pod: Object, name: str, reference: Reference, pull_secrets: Sequence[Object], tell: Tell
+        self, pod: Object, name: str, reference: Reference, credentials: Sequence[Credential], tell: Tell
     ) -> Image:
         quoted = go_quote(name)
         key = f"{uid_of(pod)}_{name}"
@@ -121,16 +156,14 @@ class ImageManager:
             raise ImageError("ImagePullBackOff", message, remaining)
         tell("Normal", "Pulling", f"Pulling image {quoted}")
         asked = self._clock.monotonic()
-        configs = [docker_auths(secret) for secret in pull_secrets]
         async with self._limit:
             began = self._clock.monotonic()
             try:
-                auth = credentials_for(reference, [*configs, _host_auths()])
                 before = {image.id for image in await self._runtime.images()}
-                image = await self._runtime.pull_image(reference.full, auth)
+                image = await self._pull_on_record(name, reference, credentials, tell)
             except RuntimeUnavailable as fault:
                 raise ImageError("ErrImagePull", str(fault)) from fault
-            except RuntimeFault as fault:
+            except (RuntimeFault, OSError) as fault:
                 tell("Warning", "Failed", f"Failed to pull image {quoted}: {fault}")
                 self._failed_at[key] = self._clock.now()
                 self._backoff.next(key, self._clock.now())
@@ -145,6 +178,48 @@ class ImageManager:
         size = f"Image size: {image.size_bytes} bytes."
         tell("Normal", "Pulled", f"Successfully pulled image {quoted} in {took}. {size}")
         return image
+
+    async def _pull_on_record(
+        self, name: str, reference: Reference, credentials: Sequence[Credential], tell: Tell
+    ) -> Image:
+        """Raises RuntimeFault, and OSError where the pull cannot be put on record."""
+        self._records.begin(name)
+        try:
+            image, used = await self._pull_with_any(reference, credentials, self._teller(name, tell))
+        except BaseException:  # a pull that is cut off has failed too
+            self._records.failed(name)
+            raise
+        self._records.pulled(name, image.id, used)
+        return image
+
+    async def _pull_with_any(
+        self, reference: Reference, credentials: Sequence[Credential], progress: Callable[[int, int], None]
+    ) -> tuple[Image, Credential | None]:
+        """With the first credential that does, or without where there are none. Raises RuntimeFault."""
+        if not credentials:
+            return await self._runtime.pull_image(reference.full, None, progress), None
+        failures = []
+        for credential in credentials:
+            try:
+                return await self._runtime.pull_image(reference.full, credential.auth, progress), credential
+            except RuntimeUnavailable:
+                raise
+            except RuntimeFault as fault:
+                failures.append(str(fault))
+        raise PullFailed(aggregate(failures))
+
+    def _teller(self, name: str, tell: Tell) -> Callable[[int, int], None]:
+        """Tells how far a pull is, now and then: upstream has no such event, and a slow link is no fault."""
+        told_at = self._clock.monotonic()
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            nonlocal told_at
+            if self._clock.monotonic() - told_at >= PROGRESS_S:
+                told_at = self._clock.monotonic()
+                how_far = f"{done_bytes / 1e6:.1f} of {total_bytes / 1e6:.1f} MB"
+                tell("Normal", "Pulling", f"Pulling image {go_quote(name)}: {how_far}")
+
+        return progress
 
 
 def _seconds(duration_s: float) -> str:

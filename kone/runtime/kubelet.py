@@ -31,6 +31,7 @@ from kone.runtime.backoff import Backoff
 from kone.runtime.cgroups import Cgroups
 from kone.runtime.configz import kubelet_configuration
 from kone.runtime.container_config import GRACE_PERIOD
+from kone.runtime.credential_providers import CredentialProviders
 from kone.runtime.csi_drivers import PLUGIN_TYPE, CsiDrivers
 from kone.runtime.csi_expansion import CsiExpansion
 from kone.runtime.csi_volumes import CsiVolumes
@@ -56,6 +57,7 @@ from kone.runtime.pod_spec import find_container, is_host_network
 from kone.runtime.pod_status import Verdict, rejected_status
 from kone.runtime.pod_worker import Phase, PodWorker
 from kone.runtime.probes import Probes
+from kone.runtime.pull_records import PullRecords
 from kone.runtime.runtime import (
     ContainerState,
     ContainerStatus,
@@ -262,6 +264,8 @@ class Kubelet:
         found = await self._runtime.status()
         self._cgroup_driver = found.cgroup_driver
         records = ImageRecords(self._config.root_dir / "images.json", self._clock)
+        pulls = PullRecords(self._config.root_dir, self._clock, self._config.pull_policy)
+        pulls.load(await self._images())
         instance = "" if self._config.instance == "default" else self._config.instance
         cgroups = Cgroups(version=found.cgroup_version, driver=found.cgroup_driver, instance=instance)
         await cgroups.start()
@@ -277,7 +281,9 @@ class Kubelet:
             pleg=self._pleg,
             statuses=self._statuses,
             image_volumes=image_volumes,
-            images=ImageManager(self._runtime, self._clock, on_pull=records.pulled),
+            images=ImageManager(
+                self._runtime, self._clock, pulls, providers=self._credential_providers(), on_pull=records.pulled
+            ),
             volumes=self._volumes,
             probes=self._probes,
             hooks=Hooks(self._handlers, self._clock, self._recorder),
@@ -300,6 +306,7 @@ class Kubelet:
             node,
             host.image_fs,
             mounted=image_volumes.in_use,
+            seen=pulls.keep_only,
         )
         self._eviction = Eviction(
             self,
@@ -319,6 +326,14 @@ class Kubelet:
         if self._node_status is not None:
             await self._node_status.report()
         return True
+
+    def _credential_providers(self) -> CredentialProviders | None:
+        config = self._config
+        if not config.credential_providers:
+            return None
+        return CredentialProviders(
+            config.credential_providers, config.credential_provider_dir, self._client, self._clock
+        )
 
     def _look_at_node(self) -> None:
         if self._node_status is not None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kone.runtime.credential_provider_config import Provider
+from kone.runtime.pull_records import Policy
+
 
 @dataclass(slots=True)
 class KubeletConfig:
@@ -26,6 +29,9 @@ class KubeletConfig:
     node_labels: dict[str, str] = field(default_factory=dict)
     node_annotations: dict[str, str] = field(default_factory=dict)
     allowed_unsafe_sysctls: tuple[str, ...] = ()
+    credential_providers: tuple[Provider, ...] = ()
+    credential_provider_dir: Path = Path("/")  # where their programs are
+    pull_policy: Policy = field(default_factory=Policy)  # who must show credentials for images that are here
     public_dir: Path | None = None  # where plugins look for the kubelet's files; None: where they lie
 
     @property

@@ -11,7 +11,7 @@ seconds, times are Unix seconds.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal, Protocol
@@ -254,6 +254,11 @@ class RegistryAuth:
     identity_token: str = ""
 
 
+PULL_IDLE_S = 300.0  # containerd's image_pull_progress_timeout
+PullProgress = Callable[[int, int], None]
+"""Is told how many bytes of how many have come, of the layers that are known by now."""
+
+
 @dataclass(frozen=True, slots=True)
 class ExecResult:
     """`exit_code` is the command's own; 126/127 where it could not be run, with the runtime's words in stderr."""
@@ -392,8 +397,10 @@ class Runtime(Protocol):
     async def stats(self, container_id: str) -> ContainerStats: ...
 
     # images
-    async def pull_image(self, reference: str, auth: Sequence[RegistryAuth] = ()) -> Image:
-        """Raises PullFailed with the registry's words."""
+    async def pull_image(
+        self, reference: str, auth: RegistryAuth | None = None, progress: PullProgress | None = None
+    ) -> Image:
+        """Raises PullFailed with the registry's words, and where nothing comes for PULL_IDLE_S."""
 
     async def image(self, reference: str) -> Image:
         """By name or id. Raises NotFound."""

@@ -18,7 +18,7 @@ from kone.admission.choice import ORDER
 from kone.admission.default_classes import DefaultIngressClass, DefaultStorageClass
 from kone.admission.device_admin_access import DeviceAdminAccess
 from kone.admission.limit_ranger import LimitRanger
-from kone.admission.node_restriction import NodeRestriction
+from kone.admission.node_restriction import AUDIENCE_VERB, NodeRestriction
 from kone.admission.persistent_volume_claim_resize import PersistentVolumeClaimResize
 from kone.admission.plugin import Attributes
 from kone.admission.pod_topology_labels import PodTopologyLabels
@@ -26,6 +26,8 @@ from kone.admission.storage_object_in_use_protection import StorageObjectInUsePr
 from kone.admission.taint_nodes_by_condition import TaintNodesByCondition
 from kone.aio.clock import FakeClock
 from kone.apimachinery.kinds import (
+    CLUSTERROLEBINDINGS,
+    CLUSTERROLES,
     CSIDRIVERS,
     GVR,
     LEASES,
@@ -169,11 +171,11 @@ async def test_what_a_node_may_not_write_of_itself(
     caches: MemoryCaches, new: Object, old: Object | None, why: str
 ) -> None:
     change = write("CREATE" if old is None else "UPDATE", new, NODES, old=old, user=N1, namespace="")
-    assert (await refusal(NodeRestriction(caches), change)).message == why
+    assert (await refusal(NodeRestriction(caches, Authorizer(caches, [])), change)).message == why
 
 
 async def test_what_a_node_may_write(caches: MemoryCaches) -> None:
-    plugin = NodeRestriction(caches)
+    plugin = NodeRestriction(caches, Authorizer(caches, []))
     labels = {
         "kubernetes.io/hostname": "n1",
         "beta.kubernetes.io/os": "linux",
@@ -188,7 +190,10 @@ async def test_what_a_node_may_write(caches: MemoryCaches) -> None:
 
 
 async def test_nobody_else_is_restricted(caches: MemoryCaches) -> None:
-    await admit(NodeRestriction(caches), write("UPDATE", node(taints=[]), NODES, old=node(taints=[{"key": "k"}])))
+    await admit(
+        NodeRestriction(caches, Authorizer(caches, [])),
+        write("UPDATE", node(taints=[]), NODES, old=node(taints=[{"key": "k"}])),
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,11 +222,30 @@ async def test_tokens_that_a_node_may_not_have(caches: MemoryCaches, spec: Objec
         caches.put(PODS, made)
     request = {"kind": "TokenRequest", "metadata": {}, "spec": spec}
     asked = write("CREATE", request, SERVICEACCOUNTS, subresource="token", name="sa", user=N1)
-    error = await refusal(NodeRestriction(caches), asked)
+    error = await refusal(NodeRestriction(caches, Authorizer(caches, [])), asked)
     assert error.message == f'serviceaccounts "sa" is forbidden: {why}'
     good = {"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}}
     asked = write("CREATE", {"metadata": {}, "spec": good}, SERVICEACCOUNTS, subresource="token", name="sa", user=N1)
-    await admit(NodeRestriction(caches), asked)
+    await admit(NodeRestriction(caches, Authorizer(caches, [])), asked)
+
+
+async def test_a_node_may_have_tokens_of_an_audience_that_it_is_granted(caches: MemoryCaches) -> None:
+    rule = {"apiGroups": [""], "resources": ["vault"], "resourceNames": ["sa"], "verbs": [AUDIENCE_VERB]}
+    caches.put(CLUSTERROLES, {"metadata": {"name": "vault"}, "rules": [rule]})
+    group = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes"}
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "vault"}
+    caches.put(CLUSTERROLEBINDINGS, {"metadata": {"name": "vault"}, "subjects": [group], "roleRef": role})
+    caches.put(PODS, {"metadata": {"name": "p", "namespace": "ns", "uid": "u"}, "spec": {"nodeName": "n1"}})
+    plugin = NodeRestriction(caches, Authorizer(caches, []))
+    bound = {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}
+
+    def asked(account: str) -> Attributes:
+        request: Object = {"metadata": {}, "spec": {"boundObjectRef": bound, "audiences": ["vault"]}}
+        return write("CREATE", request, SERVICEACCOUNTS, subresource="token", name=account, user=N1)
+
+    await admit(plugin, asked("sa"))
+    refused = await refusal(plugin, asked("other"))
+    assert refused.message.endswith('system:node:n1 is not authorized to request tokens for audience "vault"')
 
 
 @pytest.mark.parametrize("by_claim", [False, True], ids=["inline", "by a claim"])
@@ -242,8 +266,8 @@ async def test_a_node_may_have_tokens_that_a_csi_driver_of_the_pod_asks_for(
         spec = {"boundObjectRef": reference, "audiences": [audience]}
         return write("CREATE", {"metadata": {}, "spec": spec}, SERVICEACCOUNTS, subresource="token", name="sa", user=N1)
 
-    await admit(NodeRestriction(caches), asked("vault"))
-    error = await refusal(NodeRestriction(caches), asked("bank"))
+    await admit(NodeRestriction(caches, Authorizer(caches, [])), asked("vault"))
+    error = await refusal(NodeRestriction(caches, Authorizer(caches, [])), asked("bank"))
     assert error.message.endswith('is not authorized to request tokens for audience "bank"')
 
 
@@ -296,9 +320,9 @@ async def test_certificates_that_a_node_may_ask_for(caches: MemoryCaches, change
     request = {"metadata": {"name": "r"}, "spec": {**GOOD_REQUEST, **change}}
     asked = write("CREATE", request, POD_REQUESTS, user=N1)
     if why:
-        assert (await refusal(NodeRestriction(caches), asked)).message.endswith(f": {why}")
+        assert (await refusal(NodeRestriction(caches, Authorizer(caches, [])), asked)).message.endswith(f": {why}")
     else:
-        await admit(NodeRestriction(caches), asked)
+        await admit(NodeRestriction(caches, Authorizer(caches, [])), asked)
 
 
 async def test_a_bound_pod_carries_its_nodes_zone(caches: MemoryCaches) -> None:

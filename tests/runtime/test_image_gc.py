@@ -11,6 +11,7 @@ from kone.apimachinery.objects import Object
 from kone.runtime.disk_usage import FileSystem
 from kone.runtime.image_gc import ImageGc, ImageRecords
 from kone.runtime.images import ImageManager
+from kone.runtime.pull_records import Policy, PullRecords
 from kone.runtime.runtime import ContainerState, ContainerStatus, Image, PodMeta, RuntimeFault
 from tests.fakes_runtime import FakeRuntime
 from tests.runtime.kubelet_world import make_container, make_pod
@@ -169,12 +170,14 @@ async def test_an_image_that_went_and_came_back_by_other_hands_is_not_ours(tmp_p
     assert world.here() == {"a"}
 
 
-async def test_only_a_pull_that_brought_something_counts() -> None:
+async def test_only_a_pull_that_brought_something_counts(tmp_path: Path) -> None:
     runtime = FakeRuntime(FakeClock())
     new, old = Image("sha256:new", ("docker.io/library/new:1",)), runtime.known_images["busybox:test"]
     runtime.registry = {"docker.io/library/new:1": new, "docker.io/library/busybox:test": old}
     pulled: list[Any] = []
-    manager = ImageManager(runtime, runtime.clock, on_pull=pulled.append)
+    records = PullRecords(tmp_path, runtime.clock, Policy())
+    records.load([])
+    manager = ImageManager(runtime, runtime.clock, records, on_pull=pulled.append)
     for name in ("new:1", "busybox:test"):
         container = make_container(image=name, imagePullPolicy="Always")
         await manager.ensure(make_pod("p"), container, (), lambda kind, reason, message: None)
