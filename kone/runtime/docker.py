@@ -127,6 +127,7 @@ class DockerRuntime:
             cgroup_version=int(info.get("CgroupVersion") or 1),
             cgroup_driver=str(info.get("CgroupDriver", "")),
             root_dir=str(info.get("DockerRootDir", "")),
+            pid=self._limits.pid,
             recursive_read_only=translate.can_mount_read_only_deeply(
                 str(info.get("ServerVersion", "")), str(info.get("KernelVersion", ""))
             ),

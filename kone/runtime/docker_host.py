@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # include/uapi/linux/capability.h, in the order of their numbers.
 CAPABILITIES = (
@@ -56,10 +56,12 @@ CAPABILITIES = (
 
 @dataclass(frozen=True, slots=True)
 class HostLimits:
-    """`may_protect`: containers may have a negative oom_score_adj. `lacking`: capabilities that none can have."""
+    """`may_protect`: containers may have a negative oom_score_adj. `lacking`: capabilities that none can have. `pid` is
+    dockerd's, 0 where it is elsewhere."""
 
     may_protect: bool = True
     lacking: tuple[str, ...] = ()
+    pid: int = 0
 
     def __str__(self) -> str:
         """What follows for containers; "" where nothing is lacking."""
@@ -89,7 +91,7 @@ def read_limits(host: str) -> HostLimits:
                 door.connect(host.removeprefix("unix://"))
                 pid, _, _ = struct.unpack("3i", door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             with open(f"/proc/{pid}/status") as status:
-                return limits_of(status.read())
+                return replace(limits_of(status.read()), pid=pid)
         except (OSError, ValueError):
             pass
     return HostLimits(may_protect=False)

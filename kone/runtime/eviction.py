@@ -100,10 +100,11 @@ class Eviction:
         *,
         on_change: Callable[[], None] = lambda: None,
         thresholds: Mapping[str, str] = eviction_signals.HARD,
+        count: Callable[[str], None] = lambda signal: None,
     ) -> None:
         self._source, self._stats, self._images, self._host = source, stats, images, host
         self._recorder, self._clock, self._node = recorder, clock, node
-        self._on_change, self._thresholds = on_change, thresholds
+        self._on_change, self._thresholds, self._count = on_change, thresholds, count
         self._over_time = Pressures()
         self._tasks = TaskGroup("eviction")
         self.pressures: frozenset[str] = frozenset()
@@ -170,6 +171,7 @@ class Eviction:
                 "reason": "TerminationByKubelet",
                 "message": message,
             }
+            self._count(signal)
             await self._evict(use.pod, message, annotations=annotations, condition=condition)
             return True
         log.warning("the node is short of %s, and no pod can be evicted", eviction_signals.RESOURCES[signal])

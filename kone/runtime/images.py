@@ -18,6 +18,7 @@ from kone.apimachinery.objects import Object, uid_of
 from kone.runtime.backoff import Backoff
 from kone.runtime.credential_providers import CredentialProviders
 from kone.runtime.image_names import Reference, parse_reference
+from kone.runtime.meters import Histogram, size_bucket
 from kone.runtime.pull_records import PullRecords
 from kone.runtime.registry_keyring import Credential, Keyring, of_secrets
 from kone.runtime.runtime import Image, NotFound, PullFailed, Runtime, RuntimeFault, RuntimeUnavailable
@@ -56,9 +57,10 @@ class ImageManager:
         *,
         providers: CredentialProviders | None = None,
         on_pull: Callable[[Image], None] = lambda image: None,
+        pull_s: Histogram | None = None,
     ) -> None:
         self._runtime = runtime
-        self._on_pull = on_pull
+        self._on_pull, self._pull_s = on_pull, pull_s
         self._records, self._providers = records, providers
         self._clock = clock
         self._backoff = Backoff(clock)
@@ -174,6 +176,8 @@ class ImageManager:
         self._failed_at.pop(key, None)
         self._failures.pop(key, None)
         now = self._clock.monotonic()
+        if self._pull_s is not None:
+            self._pull_s.observe(now - asked, size_bucket(image.size_bytes))
         took = f"{_seconds(now - began)} ({_seconds(now - asked)} including waiting)"
         size = f"Image size: {image.size_bytes} bytes."
         tell("Normal", "Pulled", f"Successfully pulled image {quoted} in {took}. {size}")

@@ -44,6 +44,7 @@ from kone.runtime.images import ImageManager
 from kone.runtime.kubelet_config import KubeletConfig
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.lifecycle import Hooks
+from kone.runtime.meters import Meters, metered
 from kone.runtime.node_status import NodeInfo, NodeStatus, host_facts, node_reference
 from kone.runtime.parts import VolumeError, VolumeManager
 from kone.runtime.pleg import Pleg
@@ -102,6 +103,8 @@ class Kubelet:
         host: Callable[[Path, Path], Host] = Host,
         new_key: NewKey | None = None,
     ) -> None:
+        self._meters = Meters()
+        runtime = metered(runtime, self._meters, clock)
         self._client, self._runtime, self._network = client, runtime, network
         self._recorder, self._clock, self._config = recorder, clock, config
         self._pods = client.informer(PODS, fields=f"spec.nodeName={config.node_name}")
@@ -111,7 +114,7 @@ class Kubelet:
         self._workers: dict[str, PodWorker] = {}
         self._rejected: dict[str, Verdict] = {}
         self._pleg = Pleg(runtime, clock, self.sync_pod, lambda status: last_words(runtime, status))
-        self._statuses = StatusManager(client, self._pods, clock)
+        self._statuses = StatusManager(client, self._pods, clock, terminated=self._meters.terminated_containers.add)
         self._handlers = Handlers(runtime)
         self._probes = Probes(self._handlers, recorder, clock, self.sync_pod)
         self._drivers = CsiDrivers(client, config.node_name, clock)
@@ -195,6 +198,7 @@ class Kubelet:
             client=self._client,
             stats=self._stats,
             probes=self._probes,
+            meters=self._meters,
             configz=lambda: kubelet_configuration(replace(config, port=self.port), self._cgroup_driver),
         )
         await self._server.start(config.server_address, config.port)
@@ -282,13 +286,19 @@ class Kubelet:
             statuses=self._statuses,
             image_volumes=image_volumes,
             images=ImageManager(
-                self._runtime, self._clock, pulls, providers=self._credential_providers(), on_pull=records.pulled
+                self._runtime,
+                self._clock,
+                pulls,
+                providers=self._credential_providers(),
+                on_pull=records.pulled,
+                pull_s=self._meters.image_pull_s,
             ),
             volumes=self._volumes,
             probes=self._probes,
             hooks=Hooks(self._handlers, self._clock, self._recorder),
             cgroups=cgroups,
             files=PodFiles(self._config),
+            meters=self._meters,
             restarts=Backoff(self._clock),
             services=self._services,
             allocatable=self.allocatable,
@@ -317,6 +327,7 @@ class Kubelet:
             self._clock,
             node,
             on_change=self._look_at_node,
+            count=self._meters.evictions.add,
         )
         await self._pleg.start(self._on_first_list, self._on_list)
         await self._image_gc.start()

@@ -14,6 +14,7 @@ from kone.runtime.backoff import Backoff
 from kone.runtime.image_volumes import ImageVolumes
 from kone.runtime.images import ImageManager
 from kone.runtime.kubelet_config import KubeletConfig
+from kone.runtime.meters import Meters
 from kone.runtime.parts import CgroupManager, HookRunner, ProbeManager, VolumeManager
 from kone.runtime.pleg import Pleg
 from kone.runtime.pod_files import PodFiles
@@ -40,6 +41,7 @@ class KubeletParts:
     hooks: HookRunner
     cgroups: CgroupManager
     files: PodFiles
+    meters: Meters
     restarts: Backoff  # of containers, by pod UID and name
     services: Informer
     allocatable: Callable[[], Amounts]  # the node's; cpu in thousandths, the rest in its own unit

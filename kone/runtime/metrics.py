@@ -1,4 +1,5 @@
-"""The kubelet's metrics in Prometheus' text format: /metrics, /metrics/resource, /metrics/cadvisor, /metrics/probes.
+"""The kubelet's metrics in Prometheus' text format: /metrics, /metrics/resource, /metrics/probes. What cAdvisor would
+say is in cadvisor_metrics.py.
 
 Only what programs are known to read (metrics-server, the usual dashboards), under upstream's names, computed when it is
 asked for.
@@ -12,8 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from kone.apimachinery.objects import name_of, namespace_of, uid_of
+from kone.apimachinery.objects import is_pod_terminal, name_of, namespace_of, uid_of
 from kone.runtime import usage
+from kone.runtime.meters import Count, Histogram, Meters
 from kone.runtime.node_status import KUBELET_VERSION
 from kone.runtime.parts import PodSource
 from kone.runtime.probes import Probed
@@ -35,14 +37,38 @@ class Page:
     def family(
         self, name: str, kind: str, help_: str, samples: Iterable[tuple[Labels, float]], *, stamped: bool = False
     ) -> None:
-        """`stamped` samples carry the time of the page."""
+        """`stamped` samples carry the time of the page. A family without samples is left out."""
+        found = list(samples)
+        if not found:
+            return
         self._lines += [f"# HELP {name} {help_}", f"# TYPE {name} {kind}"]
-        for labels, value in samples:
-            inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-            self._lines.append(f"{name}{'{' + inside + '}' if inside else ''} {_number(value)}{self._stamp * stamped}")
+        for labels, value in found:
+            self._lines.append(f"{name}{_braced(labels)} {_number(value)}{self._stamp * stamped}")
+
+    def meter(self, meter: Count | Histogram) -> None:
+        """A counter, or a histogram with its buckets, sum and count."""
+        if isinstance(meter, Count):
+            samples = [(dict(zip(meter.labels, values, strict=True)), n) for values, n in meter.values.items()]
+            self.family(meter.name, "counter", meter.help, samples)
+            return
+        if meter.counts:
+            self._lines += [f"# HELP {meter.name} {meter.help}", f"# TYPE {meter.name} histogram"]
+        for values, counts in meter.counts.items():
+            labels = dict(zip(meter.labels, values, strict=True))
+            total = 0
+            for bound, count in zip((*map(_number, meter.bounds), "+Inf"), counts, strict=True):
+                total += count
+                self._lines.append(f"{meter.name}_bucket{_braced({**labels, 'le': bound})} {total}")
+            self._lines.append(f"{meter.name}_sum{_braced(labels)} {_number(meter.sums[values])}")
+            self._lines.append(f"{meter.name}_count{_braced(labels)} {total}")
 
     def text(self) -> str:
-        return "\n".join(self._lines) + "\n"
+        return "".join(f"{line}\n" for line in self._lines)
+
+
+def _braced(labels: Labels) -> str:
+    inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
+    return "{" + inside + "}" if inside else ""
 
 
 def _escaped(text: str) -> str:
@@ -75,7 +101,7 @@ def _volume_stats(page: Page, claimed: Sequence[ClaimedUse]) -> None:
             page.family(f"kubelet_volume_stats_{name}", "gauge", help_, samples)
 
 
-def kubelet_metrics(source: PodSource, node_name: str, claimed: Sequence[ClaimedUse] = ()) -> str:
+def kubelet_metrics(source: PodSource, node_name: str, meters: Meters, claimed: Sequence[ClaimedUse] = ()) -> str:
     page = Page()
     pods = source.pods()
     states: Counter[str] = Counter({"running": 0, "exited": 0, "created": 0})
@@ -93,6 +119,10 @@ def kubelet_metrics(source: PodSource, node_name: str, claimed: Sequence[Claimed
         "Number of containers by state",
         [({"container_state": state}, count) for state, count in sorted(states.items())],
     )
+    active = sum(not is_pod_terminal(pod) for pod in pods)
+    page.family("kubelet_active_pods", "gauge", "The number of pods that the kubelet runs.", [({"static": ""}, active)])
+    for meter in meters:
+        page.meter(meter)
     _volume_stats(page, claimed)
     version = KUBELET_VERSION.removeprefix("v").split(".")
     build = {"git_version": KUBELET_VERSION, "major": version[0], "minor": version[1], "platform": "linux"}
@@ -159,6 +189,13 @@ def resource_metrics(pods: Sequence[PodUse], now: float) -> str:
         stamped=True,
     )
     page.family(
+        "container_swap_limit_bytes",
+        "gauge",
+        "Current amount of the container swap limit in bytes. Reported only on non-windows systems",
+        [(labels, one.usage.swap_limit_bytes) for labels, one in containers],
+        stamped=True,
+    )
+    page.family(
         "node_cpu_usage_seconds_total",
         "counter",
         "Cumulative cpu time consumed by the node in core-seconds",
@@ -205,62 +242,6 @@ def resource_metrics(pods: Sequence[PodUse], now: float) -> str:
         "gauge",
         "1 if there was an error while getting container metrics, 0 otherwise",
         [({}, 0)],
-    )
-    return page.text()
-
-
-def cadvisor_metrics(pods: Sequence[PodUse], now: float) -> str:
-    """Of cAdvisor's many metrics those of CPU, memory and network, for containers, pods and the machine."""
-    page = Page(now)
-    used: list[tuple[Labels, usage.Usage]] = [({"id": "/"}, usage.node_usage())]
-    started: list[tuple[Labels, float]] = []
-    network: list[tuple[Labels, usage.Interface]] = []
-    for use in pods:
-        pod = {"namespace": namespace_of(use.pod), "pod": name_of(use.pod)}
-        own = {"container": "", "id": f"/kubepods/pod{uid_of(use.pod)}", "image": "", "name": "", **pod}
-        used.append((own, use.usage))
-        network += [({**own, "interface": one.name}, one) for one in use.interfaces]
-        for one in use.containers:
-            status = one.status
-            labels = {
-                "container": status.name,
-                "id": f"{own['id']}/{status.id}",
-                "image": status.image,
-                "name": status.id,
-                **pod,
-            }
-            used.append((labels, one.usage))
-            started.append((labels, status.started_at))
-    page.family(
-        "container_cpu_usage_seconds_total",
-        "counter",
-        "Cumulative cpu time consumed in seconds.",
-        [({**labels, "cpu": "total"}, one.cpu_ns / 1e9) for labels, one in used],
-        stamped=True,
-    )
-    gauges = {
-        "container_memory_usage_bytes": ("Current memory usage in bytes, including all memory", "memory_bytes"),
-        "container_memory_working_set_bytes": ("Current working set in bytes.", "working_set_bytes"),
-        "container_memory_rss": ("Size of RSS in bytes.", "rss_bytes"),
-        "container_memory_swap": ("Container swap usage in bytes.", "swap_bytes"),
-        "container_processes": ("Number of processes running inside the container.", "processes"),
-    }
-    for name, (help_, field) in gauges.items():
-        page.family(name, "gauge", help_, [(labels, getattr(one, field)) for labels, one in used], stamped=True)
-    counters = {
-        "container_network_receive_bytes_total": ("Cumulative count of bytes received", "rx_bytes"),
-        "container_network_receive_errors_total": ("Cumulative count of errors while receiving", "rx_errors"),
-        "container_network_transmit_bytes_total": ("Cumulative count of bytes transmitted", "tx_bytes"),
-        "container_network_transmit_errors_total": ("Cumulative count of errors while transmitting", "tx_errors"),
-    }
-    for name, (help_, field) in counters.items():
-        page.family(name, "counter", help_, [(labels, getattr(one, field)) for labels, one in network], stamped=True)
-    page.family(
-        "container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds.", started
-    )
-    page.family("machine_cpu_cores", "gauge", "Number of logical CPU cores.", [({}, os.cpu_count() or 1)])
-    page.family(
-        "machine_memory_bytes", "gauge", "Amount of memory installed on the machine.", [({}, usage.memory().total)]
     )
     return page.text()
 

@@ -37,7 +37,7 @@ from kone.runtime.parts import HookError, MountedVolume, SubPathFailed, VolumeEr
 from kone.runtime.pod_actions import PodActions, Start
 from kone.runtime.pod_admit import claimed_ports
 from kone.runtime.pod_killer import PodKiller, field_path, kill_grace_s
-from kone.runtime.pod_spec import find_container, format_pod, is_host_network
+from kone.runtime.pod_spec import ContainerKind, find_container, format_pod, is_host_network
 from kone.runtime.runtime import (
     ContainerConfig,
     ContainerState,
@@ -54,6 +54,11 @@ from kone.runtime.security_context import localhost_seccomp, security_context
 log = logging.getLogger(__name__)
 
 SECCOMP_DIR = Path("/var/lib/kubelet/seccomp")
+_METER_KINDS: Mapping[ContainerKind, str] = {
+    "init": "init_container",
+    "regular": "container",
+    "ephemeral": "ephemeral_container",
+}
 _PROPAGATIONS: Mapping[str, Literal["rslave", "rshared"]] = {"HostToContainer": "rslave", "Bidirectional": "rshared"}
 
 
@@ -118,7 +123,9 @@ class PodStarter:
         Raises SandboxProblem, VolumeError, RuntimeUnavailable, StartProblem.
         """
         self.ips = ()
+        self._parts.meters.started_pods.add()
         try:
+            self._check_user_namespace(pod)
             self._parts.files.prepare(pod)
             parent = await self._parts.cgroups.ensure(pod)
             config = sandbox_config(
@@ -164,6 +171,11 @@ class PodStarter:
         finally:
             # what was created and not started is found by its name and made anew
             await asyncio.gather(*(made.container_id for made in early.values()), return_exceptions=True)
+
+    def _check_user_namespace(self, pod: Object) -> None:
+        """Raises ConfigError where the pod wants one: Docker has one for all of its containers or none."""
+        if dig(pod, "spec", "hostUsers", default=True) is False:
+            raise ConfigError("can't set `spec.hostUsers: false`, runtime does not support user namespaces")
 
     async def _abandon(self, creating: asyncio.Future[str]) -> None:
         try:
@@ -230,6 +242,7 @@ class PodStarter:
             self._tell(pod, name, kind, reason, message)
 
         def fail(reason: str, message: str) -> StartProblem:
+            parts.meters.started_containers_errors.add(_METER_KINDS[start.kind], reason)
             tell("Warning", "Failed", f"Error: {message}")
             return StartProblem(StartFailure(reason, message))
 
@@ -239,8 +252,10 @@ class PodStarter:
             known = early.image if early is not None else None
             image = await parts.images.ensure(pod, container, secrets, tell, known=known)
         except ImageError as error:
+            parts.meters.started_containers_errors.add(_METER_KINDS[start.kind], error.reason)
             tell("Warning", "Failed", f"Error: {error.reason}")
             raise StartProblem(StartFailure(error.reason, error.message), error.retry_s) from error
+        parts.meters.started_containers.add(_METER_KINDS[start.kind])
         try:
             if early is not None:
                 container_id = await early.container_id

@@ -72,6 +72,8 @@ class PodWorker:
         self._step: asyncio.Task[float | None] | None = None
         self._timer: asyncio.Task[None] | None = None
         self._wanted = False
+        self._seen = False  # a step was taken
+        self._since: float | None = parts.clock.monotonic() if not dig(pod, "status", "startTime") else None
         self._failed = 0  # syncs in a row
         self._blocked = False  # what all containers need is missing: a volume, the sandbox
         self._allocated = asked_resources(pod) if not dig(pod, "status", "startTime") else allocated_before(pod)
@@ -180,6 +182,7 @@ class PodWorker:
         """One look; answers in how many seconds the next is due without an event (None: never)."""
         if not self._parts.pleg.connected:
             return None  # what runs is not known; the list that comes wakes every worker
+        began = self._parts.clock.monotonic()
         try:
             match self.phase:
                 case Phase.SYNCING:
@@ -196,6 +199,9 @@ class PodWorker:
         except Exception:  # a worker outlives every surprise; the next look tries again
             log.exception("pod %s: %s failed", format_pod(self.pod), self.phase.value)
             return self._retry_s()
+        finally:
+            operation, self._seen = "sync" if self._seen else "create", True
+            self._parts.meters.pod_worker_s.observe(self._parts.clock.monotonic() - began, operation)
 
     def _retry_s(self) -> float:
         self._failed += 1
@@ -409,6 +415,9 @@ class PodWorker:
         running = {c.name: c for c in reversed(self._parts.pleg.observed(self.uid).running)}
         self._parts.probes.sync(self.pod, running, self.pod_ip)
         status = self._status(ended=ended)
+        if self._since is not None and status["phase"] == "Running":
+            self._parts.meters.pod_start_s.observe(self._parts.clock.monotonic() - self._since)
+            self._since = None
         if self.exists:
             self._parts.statuses.set(self.pod, status)
         return status

@@ -58,6 +58,7 @@ class RuntimeStatus:
     cgroup_version: int = 0  # 1 or 2
     cgroup_driver: str = ""  # "cgroupfs" or "systemd"
     root_dir: str = ""  # where images and writable layers lie
+    pid: int = 0  # of its daemon, where it is on this host
     recursive_read_only: bool = False  # it can make a mount read-only with all that is mounted below it
 
 

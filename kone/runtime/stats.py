@@ -7,6 +7,7 @@ and only for those who ask for it. The JSON is the kubelet's stats API (v1alpha1
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +41,8 @@ class ContainerUse:
 class PodUse:
     """A pod and what it uses. `usage` is that of its own control group, where it has one, else of its containers.
 
-    `volumes` are the emptyDirs that lie on disk, by name; `claimed` the volumes of claims.
+    `volumes` are the emptyDirs that lie on disk, by name; `claimed` the volumes of claims; `has_group` whether it has a
+    control group of its own, and `pressures` how long that one's tasks have waited.
     """
 
     pod: Object
@@ -49,6 +51,7 @@ class PodUse:
     interfaces: Sequence[Interface] = ()
     volumes: Mapping[str, DiskUsage] = field(default_factory=dict)
     claimed: Sequence[ClaimedUse] = ()
+    has_group: bool = False
     pressures: Mapping[str, Pressure] = field(default_factory=dict)
 
     @property
@@ -128,7 +131,7 @@ class Stats:
             volumes[name] = await self._disk.of(path, max_age_s=max_age_s)
         claimed = await self._claimed_by(pod) if disk else []
         total = own if own is not None else sum((c.usage for c in containers), Usage())
-        return PodUse(pod, containers, total, interfaces, volumes, claimed, pressures)
+        return PodUse(pod, containers, total, interfaces, volumes, claimed, own is not None, pressures)
 
     async def _container(self, status: ContainerStatus, used: Usage, *, disk: bool, max_age_s: float) -> ContainerUse:
         if not disk:
@@ -158,22 +161,21 @@ class Stats:
     async def summary(self, *, only_cpu_and_memory: bool = False) -> Object:
         pods = await self.pods(disk=not only_cpu_and_memory)
         now = self._clock.now()
-        node = self._node(now, pods)
+        node = self._node(now, pods, (await self._runtime.status()).pid)
         if not only_cpu_and_memory:
             node |= await self._node_disks(now)
         disk = None if only_cpu_and_memory else file_system(self._root)
         answer = {"node": node, "pods": [self._pod(use, now, disk) for use in pods]}
         alive = {container.status.id for use in pods for container in use.containers} | {uid_of(p.pod) for p in pods}
-        self._rates = {key: rate for key, rate in self._rates.items() if key in alive or not key}
+        alive |= {"", "kubelet", "runtime", "pods"}
+        self._rates = {key: rate for key, rate in self._rates.items() if key in alive}
         return answer
 
-    def _node(self, now: float, pods: Sequence[PodUse]) -> Object:
+    def _node(self, now: float, pods: Sequence[PodUse], runtime_pid: int) -> Object:
         used, memory = usage.node_usage(), usage.memory()
         return {
             "nodeName": self._node_name,
-            "systemContainers": [
-                {"name": "pods", "startTime": format_time(usage.boot_time()), **_pods_use(pods, now)},
-            ],
+            "systemContainers": self._system_containers(now, pods, runtime_pid, memory),
             "startTime": format_time(usage.boot_time()),
             **self._use("", used, now, usage.node_pressures(), available=memory.available),
             "swap": {
@@ -183,24 +185,45 @@ class Stats:
             },
         }
 
+    def _system_containers(
+        self, now: float, pods: Sequence[PodUse], runtime_pid: int, memory: usage.Memory
+    ) -> list[Object]:
+        """What the node itself runs: kone in the kubelet's place, dockerd and what it started as the runtime; and all
+        pods together."""
+        found: list[Object] = []
+        for name, pids in (("kubelet", [os.getpid()]), ("runtime", usage.family(runtime_pid) if runtime_pid else [])):
+            used, started = Usage(), 0.0
+            for pid in pids:
+                try:
+                    used += usage.process_usage(pid)
+                    started = started or usage.process_started(pid)
+                except OSError:
+                    continue  # it ended while we looked
+            if pids:
+                found.append({"name": name, "startTime": format_time(started), **self._use(name, used, now)})
+        together = sum((use.usage for use in pods), Usage())
+        available = max(0, memory.total - together.working_set_bytes)
+        whole = self._use("pods", together, now, available=available)
+        return [*found, {"name": "pods", "startTime": format_time(usage.boot_time()), **whole}]
+
     async def _node_disks(self, now: float) -> Object:
         time = format_time(now)
         running, most = usage.processes()
         own = file_system(self._root)
-        image_fs = _file_system(await self._image_fs(own), now)
+        image_fs = _file_system(await self.image_fs(), now)
         return {
-            "network": _network(usage.interfaces(), now),
+            "network": _network(usage.interfaces(), now, default="eth0"),
             "fs": _file_system(own, now),
             "runtime": {"imageFs": image_fs, "containerFs": image_fs},
             "rlimit": {"time": time, "maxpid": most, "curproc": running},
         }
 
-    async def _image_fs(self, own: FileSystem) -> FileSystem:
-        """Where the runtime keeps images and writable layers."""
+    async def image_fs(self) -> FileSystem:
+        """Where the runtime keeps images and writable layers. Raises OSError."""
         try:
             return file_system((await self._runtime.status()).root_dir)
         except OSError:
-            return own
+            return file_system(self._root)
 
     def _pod(self, use: PodUse, now: float, disk: FileSystem | None) -> Object:
         """With `disk`, the file system of the pods' local storage, everything; without it CPU and memory."""
@@ -236,11 +259,15 @@ class Stats:
         key: str,
         used: Usage,
         now: float,
-        pressures: Mapping[str, Pressure],
+        pressures: Mapping[str, Pressure] | None = None,
         *,
         available: int | None = None,
     ) -> Object:
+        """CPU, memory, swap and, where the kernel counts it, pressure. `available` memory is what is left of a limit
+        where it is not given."""
         time = format_time(now)
+        if available is None and used.limit_bytes:
+            available = max(0, used.limit_bytes - used.working_set_bytes)
         cpu: Object = {"time": time, "usageCoreNanoSeconds": used.cpu_ns}
         if (rate := self._rate(key, used.cpu_ns)) is not None:
             cpu["usageNanoCores"] = rate
@@ -254,10 +281,13 @@ class Stats:
             "pageFaults": used.page_faults,
             "majorPageFaults": used.major_page_faults,
         }
-        answer: Object = {"cpu": cpu, "memory": memory}
-        if "io" in pressures:
+        swap: Object = {"time": time, "swapUsageBytes": used.swap_bytes}
+        if used.swap_limit_bytes:
+            swap["swapAvailableBytes"] = max(0, used.swap_limit_bytes - used.swap_bytes)
+        answer: Object = {"cpu": cpu, "memory": memory, "swap": swap}
+        if pressures and "io" in pressures:
             answer["io"] = {"time": time}
-        for resource, pressure in pressures.items():
+        for resource, pressure in (pressures or {}).items():
             answer[resource]["psi"] = {"full": _stalls(pressure.full), "some": _stalls(pressure.some)}
         return answer
 
@@ -305,20 +335,6 @@ def _stalls(stalls: Stalls) -> Object:
     return {"total": stalls.total_us, "avg10": stalls.avg10, "avg60": stalls.avg60, "avg300": stalls.avg300}
 
 
-def _pods_use(pods: Sequence[PodUse], now: float) -> Object:
-    total = sum((use.usage for use in pods), Usage())
-    time = format_time(now)
-    return {
-        "cpu": {"time": time, "usageCoreNanoSeconds": total.cpu_ns},
-        "memory": {
-            "time": time,
-            "usageBytes": total.memory_bytes,
-            "workingSetBytes": total.working_set_bytes,
-            "rssBytes": total.rss_bytes,
-        },
-    }
-
-
 def _log_files(status: ContainerStatus) -> list[str]:
     """The runtime's file and what was rotated away from it: "x.log", "x.log.1", ..."""
     if not status.log_path:
@@ -343,8 +359,8 @@ def _taken(taken: DiskUsage, of: FileSystem, now: float) -> Object:
     return _file_system(of, now) | {"usedBytes": taken.bytes, "inodesUsed": taken.inodes}
 
 
-def _network(interfaces: Sequence[Interface], now: float) -> Object:
-    """eth0 is the one that is reported by itself, or the first where there is none of that name."""
+def _network(interfaces: Sequence[Interface], now: float, *, default: str = "") -> Object:
+    """eth0 is the one that is reported by itself, or the first; with a `default` none but that."""
     interfaces = sorted(interfaces, key=lambda one: one.name != "eth0")
     found = [
         {
@@ -356,4 +372,5 @@ def _network(interfaces: Sequence[Interface], now: float) -> Object:
         }
         for one in interfaces
     ]
-    return {"time": format_time(now), **(found[0] if found else {"name": ""}), "interfaces": found}
+    alone = found[0] if found and default in ("", found[0]["name"]) else {"name": ""}
+    return {"time": format_time(now), **alone, "interfaces": found}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import PODS
-from kone.apimachinery.objects import Object, name_of, namespace_of, resource_version_of, uid_of
+from kone.apimachinery.objects import Object, dig, name_of, namespace_of, resource_version_of, uid_of
 from kone.client.client import Client, Informer
 from kone.runtime.pod_status import OWNED_CONDITIONS
 
@@ -26,9 +27,20 @@ REPLACED_LISTS = frozenset({"hostIPs", "podIPs"})  # merged by address in a patc
 
 
 class StatusManager:
-    """`set` says what a pod's status is; the write follows by itself."""
+    """`set` says what a pod's status is; the write follows by itself.
 
-    def __init__(self, client: Client, pods: Informer, clock: Clock) -> None:
+    `terminated` is told of each container that has ended: (container type, exit code, reason).
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        pods: Informer,
+        clock: Clock,
+        *,
+        terminated: Callable[[str, str, str], None] = lambda kind, code, reason: None,
+    ) -> None:
+        self._terminated = terminated
         self._client = client
         self._pods = pods
         self._clock = clock
@@ -44,6 +56,8 @@ class StatusManager:
 
     def set(self, pod: Object, status: Object) -> None:
         uid = uid_of(pod)
+        for ended in newly_terminated(self._wanted.get(uid) or pod.get("status") or {}, status):
+            self._terminated(*ended)
         self._wanted[uid] = status
         self._identity[uid] = pod
         if uid not in self._writing and self._patch(uid):
@@ -148,3 +162,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(part) for part in value]
     return value
+
+
+_CONTAINER_TYPES = {
+    "initContainerStatuses": "init_container",
+    "containerStatuses": "container",
+    "ephemeralContainerStatuses": "ephemeral_container",
+}
+
+
+def newly_terminated(old: Object, new: Object) -> Iterator[tuple[str, str, str]]:
+    """The containers that have ended between two statuses: (container type, exit code, reason)."""
+    for field, kind in _CONTAINER_TYPES.items():
+        before = {status["name"] for status in old.get(field) or () if dig(status, "state", "terminated")}
+        for status in new.get(field) or ():
+            ended = dig(status, "state", "terminated")
+            if ended and status["name"] not in before:
+                yield kind, str(ended.get("exitCode", 0)), ended.get("reason", "")

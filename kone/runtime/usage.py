@@ -14,12 +14,14 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "blkio")  # those of version 1 that are read
+NO_LIMIT_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Use so far (CPU, page faults) and now (memory, processes). Working set is memory that cannot be given back at
-    once: all but inactive file pages, as cAdvisor has it.
+    once: all but inactive file pages, as cAdvisor has it. `limit_bytes` is what memory it may have; 0: no limit.
     """
 
     cpu_ns: int = 0
@@ -30,6 +32,8 @@ class Usage:
     page_faults: int = 0
     major_page_faults: int = 0
     processes: int = 0
+    limit_bytes: int = 0
+    swap_limit_bytes: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -64,9 +68,11 @@ class Pressure:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One control group: its directory by controller. Version 2 has the same directory for all, under ""."""
+    """One control group: its directory by controller, and its name, the path below the root of memory's. Version 2 has
+    the same directory for all, under ""."""
 
     directories: Mapping[str, Path]
+    name: str = ""
 
     @property
     def path(self) -> Path:
@@ -74,7 +80,8 @@ class Group:
 
     @property
     def parent(self) -> Group:
-        return Group({controller: path.parent for controller, path in self.directories.items()})
+        name = self.name.rpartition("/")[0]
+        return Group({controller: path.parent for controller, path in self.directories.items()}, name)
 
     def read(self) -> Usage:
         """Raises OSError where the group is gone."""
@@ -99,16 +106,26 @@ def group_of(pid: int, *, root: Path = ROOT, proc: Path = PROC) -> Group:
     """The control group that a process is in. Raises OSError where the process is gone."""
     directories = {}
     unified = None
+    name = ""
     for line in (proc / str(pid) / "cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(",") if controllers else ():
-            if controller in ("cpuacct", "memory", "pids"):
+            if controller in CONTROLLERS:
                 directories[controller] = root / controller / path.lstrip("/")
+            if controller == "memory":
+                name = path
         if not controllers:
-            unified = root / path.lstrip("/")
+            unified = path
     if "memory" not in directories and unified is not None:
-        return Group({"": unified})
-    return Group(directories)
+        return Group({"": root / unified.lstrip("/")}, unified)
+    return Group(directories, name)
+
+
+def root_group(root: Path = ROOT) -> Group:
+    """The one that all others are in."""
+    if (root / "cgroup.controllers").exists():
+        return Group({"": root}, "/")
+    return Group({name: root / name for name in CONTROLLERS if (root / name).exists()}, "/")
 
 
 def _read_v1(directories: Mapping[str, Path]) -> Usage:
@@ -124,6 +141,8 @@ def _read_v1(directories: Mapping[str, Path]) -> Usage:
         page_faults=stat.get("total_pgfault", 0),
         major_page_faults=stat.get("total_pgmajfault", 0),
         processes=_number(directories.get("pids"), "pids.current"),
+        limit_bytes=(limit := limit_of(_number(memory, "memory.limit_in_bytes"))),
+        swap_limit_bytes=max(0, limit_of(_number(memory, "memory.memsw.limit_in_bytes")) - limit),
     )
 
 
@@ -139,6 +158,8 @@ def _read_v2(directory: Path) -> Usage:
         page_faults=stat.get("pgfault", 0),
         major_page_faults=stat.get("pgmajfault", 0),
         processes=_number(directory, "pids.current"),
+        limit_bytes=limit_of(_number(directory, "memory.max")),
+        swap_limit_bytes=limit_of(_number(directory, "memory.swap.max")),
     )
 
 
@@ -151,6 +172,11 @@ def _pressure(text: str) -> Pressure:
         averages = (float(values[name]) for name in ("avg10", "avg60", "avg300"))
         found[kind] = Stalls(int(values["total"]), *averages)
     return Pressure(found.get("some", Stalls()), found.get("full", Stalls()))
+
+
+def limit_of(said: int) -> int:
+    """A limit as version 1 has it: what no machine has is no limit, 0."""
+    return said if said < NO_LIMIT_BYTES else 0
 
 
 def _number(directory: Path | None, file: str) -> int:
@@ -238,6 +264,39 @@ def processes(proc: Path = PROC) -> tuple[int, int]:
     return running, min(limits)
 
 
+def process_usage(pid: int, proc: Path = PROC) -> Usage:
+    """One process, in whatever group it is. Raises OSError where it is gone."""
+    fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    resident = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    return Usage(
+        cpu_ns=(int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK"),
+        memory_bytes=resident,
+        working_set_bytes=resident,
+        rss_bytes=resident,
+        page_faults=int(fields[7]),
+        major_page_faults=int(fields[9]),
+        processes=1,
+    )
+
+
+def process_started(pid: int, proc: Path = PROC) -> float:
+    """Unix seconds. Raises OSError where it is gone."""
+    fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return boot_time(proc) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def family(pid: int, proc: Path = PROC) -> list[int]:
+    """A process and all that it has started."""
+    found = [pid]
+    for each in found:
+        for children in (proc / str(each) / "task").glob("*/children"):
+            try:
+                found += [int(child) for child in children.read_text().split()]
+            except OSError:
+                continue
+    return found
+
+
 def boot_time(proc: Path = PROC) -> float:
     """When the machine was started, Unix seconds."""
     return float(dict(_pairs(proc / "stat")).get("btime", 0))
@@ -252,6 +311,10 @@ class Interface:
     rx_errors: int
     tx_bytes: int
     tx_errors: int
+    rx_packets: int = 0
+    rx_dropped: int = 0
+    tx_packets: int = 0
+    tx_dropped: int = 0
 
 
 def interfaces(pid: int | str = "self", proc: Path = PROC) -> list[Interface]:
@@ -261,5 +324,10 @@ def interfaces(pid: int | str = "self", proc: Path = PROC) -> list[Interface]:
         name, _, rest = line.partition(":")
         fields = rest.split()
         if name.strip() != "lo":
-            found.append(Interface(name.strip(), int(fields[0]), int(fields[2]), int(fields[8]), int(fields[10])))
+            count = [int(field) for field in fields]
+            found.append(
+                Interface(
+                    name.strip(), count[0], count[2], count[8], count[10], count[1], count[3], count[9], count[11]
+                )
+            )
     return found

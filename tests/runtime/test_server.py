@@ -152,7 +152,6 @@ async def test_the_summary_has_the_node_and_its_disks(world: World) -> None:
         ("/metrics", 'kubelet_running_containers{container_state="running"} 2'),
         ("/metrics/resource", "resource_scrape_error 0"),
         ("/metrics/cadvisor", "# TYPE container_cpu_usage_seconds_total counter"),
-        ("/metrics/probes", "# TYPE prober_probe_total counter"),
     ],
 )
 async def test_metrics(world: World, path: str, line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import pytest
 from kone.aio.clock import FakeClock
 from kone.apimachinery.objects import Object
 from kone.runtime import usage
-from kone.runtime.metrics import Page, cadvisor_metrics, probe_metrics, resource_metrics
+from kone.runtime.cadvisor_metrics import cadvisor_metrics
+from kone.runtime.meters import Meters
+from kone.runtime.metrics import Page, kubelet_metrics, probe_metrics, resource_metrics
+from kone.runtime.node_status import host_facts
 from kone.runtime.probes import Probed
 from kone.runtime.runtime import ContainerState, ContainerStatus, PodMeta, RuntimeStatus
 from kone.runtime.stats import Stats
@@ -32,7 +36,7 @@ class Runtime:
         self.root = root
 
     async def status(self) -> RuntimeStatus:
-        return RuntimeStatus(True, root_dir=str(self.root))
+        return RuntimeStatus(True, root_dir=str(self.root), pid=os.getppid())
 
 
 class World:
@@ -133,12 +137,81 @@ async def test_what_metrics_server_reads(tmp_path: Path) -> None:
     assert text.endswith("resource_scrape_error 0\n")
 
 
-async def test_what_dashboards_read(tmp_path: Path) -> None:
+async def test_the_summary_of_the_node(tmp_path: Path) -> None:
     world = World(tmp_path)
-    lines = cadvisor_metrics(await world.stats.pods(), 1.0).splitlines()
-    container = 'container="c",id="/kubepods/podu/c1",image="img:1",name="c1",namespace="n",pod="p"'
+    await world.stats.summary()
+    await world.clock.advance(10)
+    node = (await world.stats.summary())["node"]
+    parts = {part["name"]: part for part in node["systemContainers"]}
+    assert parts.keys() == {"kubelet", "runtime", "pods"}
+    for part in (node, *parts.values()):
+        assert part["cpu"]["usageNanoCores"] >= 0
+        assert part["memory"]["workingSetBytes"] > 0
+        assert part["swap"]["swapUsageBytes"] >= 0
+    assert parts["pods"]["memory"]["availableBytes"] > 0
+    assert "availableBytes" not in parts["kubelet"]["memory"]
+    assert node["fs"].keys() == node["runtime"]["imageFs"].keys() == node["runtime"]["containerFs"].keys()
+    assert node["network"]["name"] in ("", "eth0")
+    assert node["rlimit"]["maxpid"] >= node["rlimit"]["curproc"]
+
+
+async def cadvisor_lines(world: World) -> list[str]:
+    uses = await world.stats.pods(disk=True)
+    disk = await world.stats.image_fs()
+    return cadvisor_metrics(uses, disk, host_facts(world.path), "20.10", 1.0).splitlines()
+
+
+async def test_what_dashboards_read(tmp_path: Path) -> None:
+    lines = await cadvisor_lines(World(tmp_path))
+    container = f'container="c",id="{usage.group_of(os.getpid()).name}",image="img:1",name="c1",namespace="n",pod="p"'
+    root = 'container="",id="/",image="",name="",namespace="",pod=""'
     assert any(line.startswith(f"container_memory_rss{{{container}}} ") for line in lines)
-    assert any(line.startswith('container_cpu_usage_seconds_total{id="/",cpu="total"} ') for line in lines)
+    assert any(line.startswith(f'container_cpu_usage_seconds_total{{{root},cpu="total"}} ') for line in lines)
+    assert any(line.startswith("machine_memory_bytes{boot_id=") for line in lines)
+
+
+# kubernetes/test/e2e_node/container_metrics_test.go
+OF_CONTAINERS = re.findall(
+    r"\w+",
+    """
+    container_blkio_device_usage_total container_cpu_system_seconds_total container_cpu_usage_seconds_total
+    container_cpu_user_seconds_total container_file_descriptors container_fs_reads_bytes_total
+    container_fs_reads_total container_fs_usage_bytes container_fs_writes_bytes_total container_fs_writes_total
+    container_last_seen container_memory_cache container_memory_events_high_total container_memory_events_max_total
+    container_memory_failcnt container_memory_failures_total container_memory_mapped_file
+    container_memory_max_usage_bytes container_memory_rss container_memory_swap container_memory_usage_bytes
+    container_memory_working_set_bytes container_oom_events_total container_processes container_sockets
+    container_spec_cpu_period container_spec_cpu_shares container_spec_memory_limit_bytes
+    container_spec_memory_reservation_limit_bytes container_spec_memory_swap_limit_bytes
+    container_start_time_seconds container_threads container_threads_max container_ulimits_soft
+    """,
+)
+NOT_COUNTED_HERE = {"container_blkio_device_usage_total", *(n for n in OF_CONTAINERS if n.startswith("container_fs_"))}
+
+
+async def test_every_family_that_upstreams_own_test_asks_of_a_container_is_there(tmp_path: Path) -> None:
+    lines = await cadvisor_lines(World(tmp_path))
+    there = {line.partition("{")[0] for line in lines if 'container="c"' in line}
+    assert set(OF_CONTAINERS) - there <= NOT_COUNTED_HERE  # without a device there is nothing to tell of it
+
+
+def test_what_the_kubelet_counts_of_its_work(tmp_path: Path) -> None:
+    meters = Meters()
+    meters.terminated_containers.add("container", "139", "Error")
+    meters.pod_start_s.observe(0.7)
+    meters.pod_start_s.observe(4000)
+    lines = kubelet_metrics(World(tmp_path), "n1", meters).splitlines()  # type: ignore[arg-type]
+    assert 'kubelet_terminated_containers_total{container_type="container",exit_code="139",reason="Error"} 1' in lines
+    assert "kubelet_started_pods_total 0" in lines
+    buckets = [line for line in lines if line.startswith("kubelet_pod_start_duration_seconds")]
+    assert buckets[0] == 'kubelet_pod_start_duration_seconds_bucket{le="0.5"} 0'
+    assert buckets[1] == 'kubelet_pod_start_duration_seconds_bucket{le="1"} 1'
+    assert buckets[-3:] == [
+        'kubelet_pod_start_duration_seconds_bucket{le="+Inf"} 2',
+        "kubelet_pod_start_duration_seconds_sum 4000.7",
+        "kubelet_pod_start_duration_seconds_count 2",
+    ]
+    assert 'kubelet_active_pods{static=""} 2' in lines
 
 
 def test_a_page_of_metrics() -> None:

@@ -35,6 +35,7 @@ def version_1(root: Path, path: str) -> None:
     )
     put(root / "memory" / path / "memory.stat", stat)
     put(root / "pids" / path / "pids.current", "3\n")
+    put(root / "memory" / path / "memory.limit_in_bytes", "4096\n")
 
 
 def version_2(root: Path, path: str) -> None:
@@ -43,9 +44,10 @@ def version_2(root: Path, path: str) -> None:
     put(root / path / "memory.stat", "anon 400\ninactive_file 300\npgfault 9\npgmajfault 2\n")
     put(root / path / "memory.swap.current", "7\n")
     put(root / path / "pids.current", "3\n")
+    put(root / path / "memory.max", "4096\n")
 
 
-EXPECTED = Usage(5000, 1000, 700, 400, 7, 9, 2, 3)
+EXPECTED = Usage(5000, 1000, 700, 400, 7, 9, 2, 3, 4096)
 
 
 def test_version_1_has_a_tree_a_controller(tmp_path: Path) -> None:
@@ -63,7 +65,7 @@ def test_version_2_has_one_tree(tmp_path: Path) -> None:
     put(tmp_path / "proc/7/cgroup", "0::/kubepods.slice/podu.slice/docker-c1.scope\n")
     group = group_of(7, root=tmp_path / "cg", proc=tmp_path / "proc")
     assert group.read() == EXPECTED
-    assert group.parent == Group({"": tmp_path / "cg/kubepods.slice/podu.slice"})
+    assert group.parent == Group({"": tmp_path / "cg/kubepods.slice/podu.slice"}, "/kubepods.slice/podu.slice")
 
 
 def test_what_a_kernel_does_not_count_is_nothing(tmp_path: Path) -> None:
@@ -128,7 +130,7 @@ def test_interfaces_without_loopback(tmp_path: Path) -> None:
   eth0: 100 5 2 0 0 0 0 0 200 6 3 0 0 0 0 0
 """
     put(tmp_path / "7/net/dev", table)
-    assert interfaces(7, tmp_path) == [Interface("eth0", 100, 2, 200, 3)]
+    assert interfaces(7, tmp_path) == [Interface("eth0", 100, 2, 200, 3, rx_packets=5, tx_packets=6)]
 
 
 def test_this_very_machine_can_be_read() -> None:

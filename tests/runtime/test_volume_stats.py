@@ -10,6 +10,7 @@ import pytest
 from kone.aio.clock import FakeClock
 from kone.apimachinery.kinds import PERSISTENTVOLUMES
 from kone.runtime import csi_messages, metrics, mounts
+from kone.runtime.meters import Meters
 from kone.runtime.volume_stats import ClaimedUse, VolumeStats
 from tests.runtime.test_csi_volumes import World
 
@@ -74,6 +75,7 @@ def test_metrics_of_a_block_device_are_its_capacity() -> None:
         def pods(self) -> list[object]:
             return []
 
-    page = metrics.kubelet_metrics(Source(), "n1", [ClaimedUse("v", "ns", "c", capacity_bytes=5)])  # type: ignore[arg-type]
+    claimed = [ClaimedUse("v", "ns", "c", capacity_bytes=5)]
+    page = metrics.kubelet_metrics(Source(), "n1", Meters(), claimed)  # type: ignore[arg-type]
     told = [line for line in page.splitlines() if line.startswith("kubelet_volume_stats")]
     assert told == ['kubelet_volume_stats_capacity_bytes{namespace="ns",persistentvolumeclaim="c"} 5']
