@@ -1,7 +1,7 @@
-"""A container's environment: plain values, $(VAR) expansion, fields of the pod, resources, configMaps, secrets,
-services. Pure.
+"""A container's environment: plain values, $(VAR) expansion, fields of the pod, resources, configMaps, secrets, files
+of its volumes, services. Pure.
 
-What has to be read from the API first is named by `references`; the reader hands the objects in.
+What has to be read from the API first is named by `references`; the reader hands the objects in, and a way to files.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class PodFacts(NamedTuple):
 
 
 Found = Mapping[Reference, Object | None]
+ReadFile = Callable[[str, str], str]
+"""The text of a file, by the name of the pod's volume and the path in it. Raises ConfigError."""
+
+
+def no_files(volume: str, path: str) -> str:
+    raise ConfigError(f'cannot find the volume "{volume}" referenced by FileKeyRef')
 
 
 def expand(text: str, lookup: Callable[[str], str | None]) -> str:
@@ -99,6 +105,11 @@ def references(container: Object) -> list[Reference]:
     return list(dict.fromkeys(found))
 
 
+def needs_files(container: Object) -> bool:
+    """Whether the environment is read from files of the pod's volumes."""
+    return any(dig(v, "valueFrom", "fileKeyRef") is not None for v in container.get("env") or ())
+
+
 def needs_pod_ip(container: Object) -> bool:
     """Whether the environment can only be made once the pod has its address."""
     paths = (dig(v, "valueFrom", "fieldRef", "fieldPath") for v in container.get("env") or ())
@@ -106,7 +117,13 @@ def needs_pod_ip(container: Object) -> bool:
 
 
 def environment(
-    pod: Object, container: Object, *, facts: PodFacts, found: Found, services: Iterable[Object]
+    pod: Object,
+    container: Object,
+    *,
+    facts: PodFacts,
+    found: Found,
+    services: Iterable[Object],
+    read_file: ReadFile = no_files,
 ) -> dict[str, str]:
     """The variables, in order: what the container names, then the services it does not name itself. Raises
     ConfigError.
@@ -131,13 +148,15 @@ def environment(
 
             env[name] = expand(variable.get("value", ""), lookup)
             continue
-        given = _value_from(pod, container, source, facts, found)
+        given = _value_from(pod, container, source, facts, found, read_file)
         if given is not None:
             env[name] = given
     return env | {name: value for name, value in service_env.items() if name not in env}
 
 
-def _value_from(pod: Object, container: Object, source: Object, facts: PodFacts, found: Found) -> str | None:
+def _value_from(
+    pod: Object, container: Object, source: Object, facts: PodFacts, found: Found, read_file: ReadFile
+) -> str | None:
     """The value, None where something optional is missing."""
     if ref := source.get("fieldRef"):
         try:
@@ -156,7 +175,58 @@ def _value_from(pod: Object, container: Object, source: Object, facts: PodFacts,
         return _key_of(pod, found, Reference("configmap", ref["name"]), ref, "ConfigMap")
     if ref := source.get("secretKeyRef"):
         return _key_of(pod, found, Reference("secret", ref["name"]), ref, "Secret")
+    if ref := source.get("fileKeyRef"):
+        text = read_file(ref["volumeName"], ref["path"])
+        try:
+            value = env_file_value(text, ref["key"])
+        except ValueError as error:
+            raise ConfigError("couldn't parse env file") from error
+        if not value and not ref.get("optional"):
+            raise ConfigError(f'environment variable key "{ref["key"]}" not found in file "{ref["path"]}"')
+        return value or None
     return None
+
+
+def env_file_value(text: str, key: str) -> str:
+    """The value of a key in a file of lines such as NAME='value', "" where it has none.
+
+    A value is in single quotes, as it is, over several lines where it must; comments begin with #, also after a value.
+    `NAME= 'value'` gives nothing, as a shell would. Raises ValueError with the number of the line.
+    """
+    what = "invalid environment variable format"
+    lines = iter(enumerate(text.splitlines(), 1))
+    for number, line in lines:
+        line = line.lstrip(" \t")
+        if not line or line.startswith("#"):
+            continue
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise ValueError(f"{what} at line {number}: missing '='")
+        if not name.strip(" \t"):
+            raise ValueError(f"{what} at line {number}: empty variable name")
+        if name != name.rstrip(" \t"):
+            raise ValueError(f"{what} at line {number}: whitespace before '=' is not allowed")
+        if value.startswith((" ", "\t")) or not value:
+            if not value:
+                raise ValueError(f"{what} at line {number}: value must be enclosed in single quotes")
+            if name == key:
+                return ""
+            continue
+        if not value.startswith("'"):
+            raise ValueError(f"{what} at line {number}: value must be enclosed in single quotes")
+        whole = value[1:]
+        while "'" not in whole:
+            following = next(lines, None)
+            if following is None:
+                raise ValueError(f"{what} starting at line {number}: unclosed single quote")
+            whole = f"{whole}\n{following[1]}"
+        inside, _, after = whole.partition("'")
+        after = after.lstrip(" \t")
+        if after and not after.startswith("#"):
+            raise ValueError(f"{what} at line {number}: unexpected content after closing quote")
+        if name == key:
+            return inside
+    return ""
 
 
 def _required(found: Found, ref: Reference, *, optional: bool) -> Object:

@@ -39,6 +39,7 @@ IMAGES_MAX = 50  # nodeStatusMaxImages
 IMAGE_NAMES_MAX = 5
 RESERVED_MEMORY_BYTES = 100 << 20  # evictionHard's memory.available and nodefs.available are set aside
 RESERVED_DISK_SHARE = 10
+FIRST_USER_NAMESPACE = 0xEFFFFFFD  # include/linux/proc_ns.h
 KUBELET_VERSION = "v1.37.2"
 
 
@@ -69,6 +70,7 @@ class HostFacts:
     os_image: str
     architecture: str
     swap_bytes: int = 0
+    in_user_namespace: bool = False  # this process
     huge_pages: Mapping[str, int] = field(default_factory=dict)  # bytes by size: {"2Mi": 4194304, "1Gi": 0}
 
 
@@ -99,6 +101,7 @@ def host_facts(data: Path) -> HostFacts:
         os_image=release.get("PRETTY_NAME", "Linux").strip('"'),
         architecture=_ARCHITECTURES.get(machine, machine),
         swap_bytes=memory.swap_total,
+        in_user_namespace=os.stat("/proc/self/ns/user").st_ino != FIRST_USER_NAMESPACE,
         huge_pages=_huge_pages(),
     )
 
@@ -165,6 +168,7 @@ def node_status(
         "kubeProxyVersion": "",
         "operatingSystem": "linux",
         "architecture": facts.architecture,
+        "runningInUserNamespace": facts.in_user_namespace,
     }
     if facts.swap_bytes:
         node_info["swap"] = {"capacity": facts.swap_bytes}

@@ -26,7 +26,9 @@ from kone.runtime.environment import (
     Reference,
     environment,
     expand_sub_path,
+    needs_files,
     needs_pod_ip,
+    no_files,
     references,
 )
 from kone.runtime.image_volumes import ImageVolumeFailed
@@ -50,9 +52,11 @@ from kone.runtime.runtime import (
     StartFailed,
 )
 from kone.runtime.security_context import localhost_seccomp, security_context
+from kone.runtime.subpath import read_inside
 
 log = logging.getLogger(__name__)
 
+ENV_FILE_MAX_BYTES = 1 << 20  # as much as a configMap
 SECCOMP_DIR = Path("/var/lib/kubelet/seccomp")
 _METER_KINDS: Mapping[ContainerKind, str] = {
     "init": "init_container",
@@ -262,6 +266,8 @@ class PodStarter:
             else:
                 container_id = await self._create(pod, start, container, image, sandbox_id, observed, cgroup_parent)
         except (ConfigError, VolumeError) as error:
+            if error.__cause__ is not None:
+                log.info("container %s of pod %s: %s", name, format_pod(pod), error.__cause__)
             raise fail("CreateContainerConfigError", str(error)) from error
         except RuntimeUnavailable:
             raise
@@ -339,7 +345,7 @@ class PodStarter:
     async def _peek(self, pod: Object, start: Start) -> Image | None:
         """The image of a container that can be created before the pod has its address."""
         container = find_container(pod, start.name)
-        if container is None or start.kind == "ephemeral" or needs_pod_ip(container):
+        if container is None or start.kind == "ephemeral" or needs_pod_ip(container) or needs_files(container):
             return None
         images = {v["name"] for v in dig(pod, "spec", "volumes", default=()) if v.get("image") is not None}
         if any(mount["name"] in images for mount in container.get("volumeMounts") or ()):
@@ -392,7 +398,9 @@ class PodStarter:
         parts = self._parts
         found = await self._find(pod, references(container))
         facts = PodFacts(parts.config.node_name, parts.config.node_ips, self.ips, parts.allocatable())
-        env = environment(pod, container, facts=facts, found=found, services=parts.services.list())
+        env = environment(
+            pod, container, facts=facts, found=found, services=parts.services.list(), read_file=self._read_file
+        )
         security = security_context(pod, container, image, seccomp_profile=_seccomp_json(pod, container))
         termination_file = str(parts.files.termination_file(uid_of(pod), start.name, attempt))
         mounts = [
@@ -415,6 +423,16 @@ class PodStarter:
             target_container_id=_target(container, observed),
             devices=self._devices(container),
         )
+
+    def _read_file(self, volume_name: str, path: str) -> str:
+        """A file of one of the pod's volumes, wherever links in it lead within the volume. Raises ConfigError."""
+        volume = self._volumes.get(volume_name)
+        if volume is None or volume.is_device:
+            return no_files(volume_name, path)
+        try:
+            return read_inside(volume.host_path, path, ENV_FILE_MAX_BYTES).decode(errors="surrogateescape")
+        except OSError as error:
+            raise ConfigError("couldn't parse env file") from error
 
     async def _mounts(self, pod: Object, container: Object, env: Mapping[str, str]) -> list[Mount]:
         """The container's volume mounts, in order. Raises ConfigError, VolumeError."""

@@ -9,6 +9,7 @@ renewed) it is bound anew for the next container, and the binding before that is
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -50,6 +51,23 @@ def bind(pod_folder: Path, volume_path: str, sub_path: str) -> str:
             os.close(opened)
     except OSError as error:
         raise SubPathFailed(step, str(error)) from error
+
+
+def read_inside(volume_path: str, path: str, max_bytes: int) -> bytes:
+    """The content of a file of a volume. Raises OSError, also for what leads out of it, is no file, or is larger."""
+    top = os.path.realpath(volume_path)
+    found = os.path.realpath(os.path.join(top, path.lstrip("/")))
+    if not found.startswith(top.rstrip("/") + "/"):
+        raise OSError(errno.ELOOP, "leads out of the volume", path)
+    opened = _open(top, os.path.relpath(found, top), create=False)
+    try:
+        state = os.fstat(opened)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > max_bytes:
+            raise OSError(errno.EFBIG if stat.S_ISREG(state.st_mode) else errno.EINVAL, "is no file to be read", path)
+        with open(f"/proc/self/fd/{opened}", "rb") as file:
+            return file.read(max_bytes)
+    finally:
+        os.close(opened)
 
 
 def remove(pod_folder: Path) -> None:

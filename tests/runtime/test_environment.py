@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from kone.runtime.environment import (
     ConfigError,
     PodFacts,
     Reference,
+    env_file_value,
     environment,
     expand,
     expand_sub_path,
@@ -205,3 +207,67 @@ def test_what_the_container_names_itself_wins_over_a_service() -> None:
     env = environment(make_pod("p", container), container, facts=FACTS, found={}, services=SERVICES)
     assert env["KUBERNETES_SERVICE_HOST"] == "me"
     assert env["P"] == "tcp://10.96.0.1:443"
+
+
+ENV_FILE = """
+# written by an init container
+PLAIN='value one'
+  INDENTED='x' # and a comment
+LINES='first
+second'
+EMPTY= 'never'
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("PLAIN", "value one"), ("INDENTED", "x"), ("LINES", "first\nsecond"), ("EMPTY", ""), ("MISSING", "")],
+)
+def test_a_file_of_variables_has_values_in_single_quotes(key: str, value: str) -> None:
+    assert env_file_value(ENV_FILE, key) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("A", "at line 1: missing '='"),
+        ("='x'", "at line 1: empty variable name"),
+        ("\nA ='x'", "at line 2: whitespace before '=' is not allowed"),
+        ('A="x"', "at line 1: value must be enclosed in single quotes"),
+        ("A=x", "at line 1: value must be enclosed in single quotes"),
+        ("A=", "at line 1: value must be enclosed in single quotes"),
+        ("A='x' y", "at line 1: unexpected content after closing quote"),
+        ("\nA='x\ny", "starting at line 2: unclosed single quote"),
+    ],
+)
+def test_a_file_of_variables_is_read_strictly(text: str, why: str) -> None:
+    with pytest.raises(ValueError) as error:
+        env_file_value(text, "B")
+    assert str(error.value) == f"invalid environment variable format {why}"
+
+
+def from_file(read: Callable[[str, str], str], **ref: Any) -> dict[str, str]:
+    source = {"fileKeyRef": {"volumeName": "v", "path": "dir/env", "key": "A", **ref}}
+    container = {"name": "c", "env": [{"name": "X", "valueFrom": source}, {"name": "Y", "value": "$(X)!"}]}
+    pod = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"enableServiceLinks": False, "containers": []}}
+    facts = PodFacts("n1", (), (), {})
+    return environment(pod, container, facts=facts, found={}, services=(), read_file=read)
+
+
+def test_a_variable_may_be_read_from_a_file_of_a_volume() -> None:
+    asked = []
+
+    def read(volume: str, path: str) -> str:
+        asked.append((volume, path))
+        return "A='1'"
+
+    assert from_file(read) == {"X": "1", "Y": "1!"}
+    assert asked == [("v", "dir/env")]
+    assert from_file(lambda volume, path: "", optional=True) == {"Y": "$(X)!"}
+    for content, why in (
+        ("", 'environment variable key "A" not found in file "dir/env"'),
+        ("A", "couldn't parse env file"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            from_file(lambda volume, path, content=content: content)  # type: ignore[misc]
+        assert str(error.value) == why

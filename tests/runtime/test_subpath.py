@@ -119,3 +119,17 @@ def test_a_link_that_appears_after_the_check_is_not_followed(
     with pytest.raises(SubPathFailed, match="has become a link"):
         bind(pod, volume, "d")
     assert mounts.mounts_below(str(pod)) == []
+
+
+def test_a_file_is_read_only_within_its_volume(tmp_path: Path) -> None:
+    volume = tmp_path / "v"
+    (volume / "d").mkdir(parents=True)
+    (volume / "d/env").write_text("A='1'")
+    (volume / "link").symlink_to("d/env")
+    (tmp_path / "secret").write_text("B='2'")
+    (volume / "out").symlink_to("../secret")
+    assert subpath.read_inside(str(volume), "d/env", 100) == b"A='1'"
+    assert subpath.read_inside(str(volume), "/link", 100) == b"A='1'"
+    for path, most in (("out", 100), ("../secret", 100), ("d", 100), ("missing", 100), ("d/env", 3)):
+        with pytest.raises(OSError):
+            subpath.read_inside(str(volume), path, most)
