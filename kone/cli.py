@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from kone import KUBERNETES_VERSION, __version__
@@ -60,6 +61,15 @@ def _parser() -> OneLineParser:
     add_flags(cleanup, (*_WHERE, "docker_host", "cni_bin_dir"))
     cleanup.add_argument("--keep-data", action="store_true", help="keep the data directory")
     cleanup.set_defaults(run=_cleanup)
+
+    runtime = commands.add_parser("runtime", help="the OCI runtime by which a pod's containers share their host name")
+    runtime.add_argument("action", choices=("install", "remove"), help="register it with dockerd, or undo that")
+    runtime.add_argument("--bin-dir", default="/usr/local/sbin", metavar="DIR", help="where its script is kept")
+    runtime.add_argument(
+        "--daemon-config", default="/etc/docker/daemon.json", metavar="FILE", help="dockerd's configuration"
+    )
+    add_flags(runtime, ("docker_host", "config"))
+    runtime.set_defaults(run=_runtime)
 
     version = commands.add_parser("version", help="print the versions")
     version.add_argument("-o", "--output", choices=("text", "json"), default="text", help="how to print them")
@@ -114,6 +124,19 @@ def _cleanup(arguments: argparse.Namespace) -> int:
         for line in cleanup.run(settings, keep_data=arguments.keep_data):
             print(line)
     except cleanup.CleanupError as error:
+        _fail(str(error))
+    return 0
+
+
+def _runtime(arguments: argparse.Namespace) -> int:
+    settings = from_arguments(arguments)
+    from kone.runtime import uts_runtime
+
+    change = uts_runtime.install if arguments.action == "install" else uts_runtime.remove
+    try:
+        for line in change(Path(arguments.bin_dir), settings.docker_host, Path(arguments.daemon_config)):
+            print(line)
+    except uts_runtime.RuntimeInstallError as error:
         _fail(str(error))
     return 0
 

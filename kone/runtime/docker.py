@@ -23,6 +23,7 @@ from aiodocker.stream import Stream
 
 from kone.apimachinery.timestamps import go_duration
 from kone.runtime import docker_translate as translate
+from kone.runtime import uts_runtime
 from kone.runtime.docker_host import HostLimits, read_limits
 from kone.runtime.pause_image import PAUSE_IMAGE, pause_image
 from kone.runtime.runtime import (
@@ -133,6 +134,11 @@ class DockerRuntime:
             ),
         )
 
+    @property
+    def _oci_runtime(self) -> str:
+        """That by which a pod's containers share their host name, where dockerd has it; else "", Docker's own."""
+        return uts_runtime.NAME if uts_runtime.NAME in (self._info.get("Runtimes") or {}) else ""
+
     def _connect(self) -> aiodocker.Docker:
         if self._docker is None:
             url = self._host
@@ -199,7 +205,9 @@ class DockerRuntime:
     # Containers
 
     async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
-        body = translate.container_body(sandbox_id, config, instance=self._instance, limits=self._limits)
+        body = translate.container_body(
+            sandbox_id, config, instance=self._instance, limits=self._limits, oci_runtime=self._oci_runtime
+        )
         return await self._create(translate.container_name(config), body, config.pod.uid)
 
     async def start_container(self, container_id: str) -> ContainerStatus:

@@ -83,13 +83,21 @@ def limits_of(status: str) -> HostLimits:
     raise ValueError("no CapBnd in the status of a process")
 
 
+def listener(host: str) -> int:
+    """The process that made the socket: dockerd, or systemd for it; 0 where it is elsewhere. Raises OSError."""
+    if not host.startswith("unix://"):
+        return 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.connect(host.removeprefix("unix://"))
+        pid: int = struct.unpack("3i", door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    return pid
+
+
 def read_limits(host: str) -> HostLimits:
     """The limits of the dockerd behind a socket. One that is elsewhere is not trusted to protect, nor known to lack."""
     if host.startswith("unix://"):
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-                door.connect(host.removeprefix("unix://"))
-                pid, _, _ = struct.unpack("3i", door.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            pid = listener(host)
             with open(f"/proc/{pid}/status") as status:
                 return replace(limits_of(status.read()), pid=pid)
         except (OSError, ValueError):

@@ -97,8 +97,10 @@ def sandbox_body(config: SandboxConfig, *, instance: str, limits: HostLimits) ->
     return body
 
 
-def container_body(sandbox_id: str, config: ContainerConfig, *, instance: str, limits: HostLimits) -> Body:
-    """The body of Docker's create for a container that joins `sandbox_id`."""
+def container_body(
+    sandbox_id: str, config: ContainerConfig, *, instance: str, limits: HostLimits, oci_runtime: str = ""
+) -> Body:
+    """The body of Docker's create for a container that joins `sandbox_id`. `oci_runtime` "" is Docker's own."""
     security, resources = config.security, config.resources
     oom_score_adj = resources.oom_score_adj if limits.may_protect else max(0, resources.oom_score_adj)
     host: Body = {
@@ -128,6 +130,8 @@ def container_body(sandbox_id: str, config: ContainerConfig, *, instance: str, l
         host |= UNMASKED
     if config.cgroup_parent:
         host["CgroupParent"] = config.cgroup_parent
+    if oci_runtime:
+        host["Runtime"] = oci_runtime
     body: Body = {
         "Image": config.image_id,
         "Env": [f"{name}={value}" for name, value in config.env],

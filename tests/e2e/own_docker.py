@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.e2e.node_process import eventually, run
@@ -27,12 +27,12 @@ class OwnDocker:
     Without a bridge of its own (--bridge=none) it would delete docker0, which is the host's Docker's.
     """
 
-    def __init__(self, folder: Path, *, live_restore: bool) -> None:
+    def __init__(self, folder: Path, *, live_restore: bool, flags: Sequence[str] = ()) -> None:
         self.folder = folder
         self.url = f"unix://{folder}/docker.sock"
         self.data = folder / "data-root"
         self.process: subprocess.Popen[bytes] | None = None
-        self._flags = ["--live-restore"] if live_restore else []
+        self._flags = [*(["--live-restore"] if live_restore else []), *flags]
 
     def start(self) -> None:
         """Where it does not run. Returns when it answers."""
@@ -71,10 +71,12 @@ class OwnDocker:
 
 
 @contextlib.contextmanager
-def own_docker(*images: str, live_restore: bool = False, data_mb: int = 0) -> Iterator[OwnDocker]:
+def own_docker(
+    *images: str, live_restore: bool = False, data_mb: int = 0, flags: Sequence[str] = ()
+) -> Iterator[OwnDocker]:
     """It, running, with these images of the host's. With `data_mb` its disk has that many megabytes."""
     folder = Path(tempfile.mkdtemp(prefix="kone-docker-"))
-    docker = OwnDocker(folder, live_restore=live_restore)
+    docker = OwnDocker(folder, live_restore=live_restore, flags=flags)
     try:
         if data_mb:
             docker.data.mkdir()
