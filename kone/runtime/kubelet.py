@@ -26,15 +26,17 @@ from kone.apimachinery.objects import (
 from kone.apimachinery.pod_resources import Amounts, amounts
 from kone.client.client import Client, EventType, Informer, Unsubscribe
 from kone.client.events import EventRecorder
-from kone.runtime import kubelet_home
+from kone.runtime import csi_drivers, device_plugins, dra, kubelet_home
 from kone.runtime.backoff import Backoff
 from kone.runtime.cgroups import Cgroups
 from kone.runtime.configz import kubelet_configuration
 from kone.runtime.container_config import GRACE_PERIOD
 from kone.runtime.credential_providers import CredentialProviders
-from kone.runtime.csi_drivers import PLUGIN_TYPE, CsiDrivers
+from kone.runtime.csi_drivers import CsiDrivers
 from kone.runtime.csi_expansion import CsiExpansion
 from kone.runtime.csi_volumes import CsiVolumes
+from kone.runtime.device_plugins import DevicePlugins
+from kone.runtime.dra import DynamicResources, NotPrepared
 from kone.runtime.environment import PodFacts, field_value, resource_value
 from kone.runtime.eviction import Eviction, Host
 from kone.runtime.handlers import Handlers
@@ -48,7 +50,7 @@ from kone.runtime.meters import Meters, metered
 from kone.runtime.node_status import NodeInfo, NodeStatus, host_facts, node_reference
 from kone.runtime.parts import VolumeError, VolumeManager
 from kone.runtime.pleg import Pleg
-from kone.runtime.plugin_watcher import PluginWatcher
+from kone.runtime.plugin_watcher import PluginHandler, PluginWatcher
 from kone.runtime.pod_admit import REJECTED, refuse
 from kone.runtime.pod_certificates import NewKey, PodCertificates
 from kone.runtime.pod_files import PodFiles
@@ -128,7 +130,14 @@ class Kubelet:
             changed_use=self._look_at_node,
         )
         self._expansion = CsiExpansion(client, recorder, self._csi, config.node_name, clock)
-        self._plugins = PluginWatcher(config.root_dir, clock, {PLUGIN_TYPE: self._drivers})
+        self._devices = DevicePlugins(config.root_dir, clock, self._look_at_node, self._is_ending)
+        self._dra = DynamicResources(client, config.root_dir, config.node_name, clock)
+        handlers: dict[str, PluginHandler] = {
+            csi_drivers.PLUGIN_TYPE: self._drivers,
+            device_plugins.PLUGIN_TYPE: self._devices,
+            dra.PLUGIN_TYPE: self._dra,
+        }
+        self._plugins = PluginWatcher(config.root_dir, clock, handlers)
         self._volumes = volumes or Volumes(
             client,
             config.root_dir,
@@ -175,6 +184,8 @@ class Kubelet:
         await self._probes.stop()
         if self._parts is not None:
             await self._plugins.stop()
+            await self._devices.stop()
+            await self._dra.stop()
             await self._expansion.stop()
             await self._volumes.stop()
         await self._statuses.stop()
@@ -242,6 +253,7 @@ class Kubelet:
             self._images,
             pressures=lambda: self._eviction.pressures if self._eviction is not None else (),
             volumes_in_use=self._csi.in_use,
+            devices=self._devices.capacity,
         )
         await self._node_status.start()
 
@@ -297,6 +309,8 @@ class Kubelet:
             probes=self._probes,
             hooks=Hooks(self._handlers, self._clock, self._recorder),
             cgroups=cgroups,
+            devices=self._devices,
+            dra=self._dra,
             files=PodFiles(self._config),
             meters=self._meters,
             restarts=Backoff(self._clock),
@@ -333,6 +347,8 @@ class Kubelet:
         await self._image_gc.start()
         await self._eviction.start()
         await self._expansion.start()
+        await self._devices.start({uid_of(pod) for pod in self._pods.list()})
+        await self._dra.start()
         await self._plugins.start()
         if self._node_status is not None:
             await self._node_status.report()
@@ -377,7 +393,8 @@ class Kubelet:
         """Directories and control groups of pods that neither the API nor the runtime knows."""
         assert self._parts is not None
         known = {uid_of(pod) for pod in self._pods.list()} | self._pleg.uids()
-        for uid in (self._volumes.mounted() | self._parts.files.known() | self._parts.cgroups.known()) - known:
+        held = self._volumes.mounted() | self._parts.files.known() | self._parts.cgroups.known() | self._dra.pods()
+        for uid in held - known:
             self._tasks.spawn(self._remove_leftover(uid), name=f"kubelet.remove-leftover {uid}")
 
     async def _remove_leftover(self, uid: str) -> None:
@@ -386,9 +403,10 @@ class Kubelet:
         while True:
             try:
                 await self._volumes.unmount(uid)
+                await self._dra.release(uid)
                 break
-            except VolumeError as error:  # its driver may come yet
-                log.warning("volumes of pod %s, which is gone, stay: %s", uid, error)
+            except (VolumeError, NotPrepared) as error:  # its driver may come yet
+                log.warning("what pod %s had, which is gone, stays: %s", uid, error)
             await self._clock.sleep(delay_s)
             delay_s = min(delay_s * 2, LEFTOVER_RETRY_MAX_S)
         await self._parts.cgroups.remove(uid)
@@ -456,6 +474,10 @@ class Kubelet:
 
     def _forget(self, uid: str) -> None:
         self._workers.pop(uid, None)
+
+    def _is_ending(self, uid: str) -> bool:
+        worker = self._workers.get(uid)
+        return worker is not None and worker.phase is Phase.TERMINATING
 
     # PodSource
 

@@ -11,6 +11,8 @@ from kone.apimachinery.pod_resources import Amounts
 from kone.client.client import Client, Informer
 from kone.client.events import EventRecorder
 from kone.runtime.backoff import Backoff
+from kone.runtime.device_plugins import DevicePlugins
+from kone.runtime.dra import DynamicResources
 from kone.runtime.image_volumes import ImageVolumes
 from kone.runtime.images import ImageManager
 from kone.runtime.kubelet_config import KubeletConfig
@@ -40,6 +42,8 @@ class KubeletParts:
     probes: ProbeManager
     hooks: HookRunner
     cgroups: CgroupManager
+    devices: DevicePlugins
+    dra: DynamicResources
     files: PodFiles
     meters: Meters
     restarts: Backoff  # of containers, by pod UID and name

@@ -135,10 +135,12 @@ def node_status(
     old: Object,
     now: float,
     pressures: Collection[str] = (),
+    devices: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {}),
 ) -> Object:
     """The status that the node should have; `old` is its status so far, from which transition times are kept.
 
-    `pressures` are the conditions of shortage that hold, e.g. {"MemoryPressure"}.
+    `pressures` are the conditions of shortage that hold, e.g. {"MemoryPressure"}; `devices` device plugins' capacity
+    and allocatable.
     """
     pages = {
         f"hugepages-{size}": Quantity.of(amount, "BinarySI").canonical() for size, amount in facts.huge_pages.items()
@@ -151,11 +153,13 @@ def node_status(
         **pages,
         # What others say that the node has can be given out as a whole.
         **{name: amount for name, amount in (old.get("capacity") or {}).items() if _is_extended(name)},
+        **{name: str(count) for name, count in devices[0].items()},
     }
     memory = max(0, facts.memory_bytes - RESERVED_MEMORY_BYTES - sum(facts.huge_pages.values()))
     allocatable = capacity | {
         "memory": f"{memory // 1024}Ki",
         "ephemeral-storage": str(facts.disk_bytes - facts.disk_bytes // RESERVED_DISK_SHARE),
+        **{name: str(count) for name, count in devices[1].items()},
     }
     node_info: Object = {
         "machineID": facts.machine_id,
@@ -270,7 +274,8 @@ class NodeStatus:
     """Registers the node, keeps its status true and renews its lease.
 
     `runtime_status` and `images` ask the runtime, `pressures` eviction, which conditions of shortage hold;
-    `volumes_in_use` names the volumes that must stay attached.
+    `volumes_in_use` names the volumes that must stay attached; `devices` says what device plugins have: (capacity,
+    allocatable).
     """
 
     def __init__(
@@ -285,11 +290,12 @@ class NodeStatus:
         *,
         pressures: Callable[[], Collection[str]] = tuple,
         volumes_in_use: Callable[[], Sequence[str]] = tuple,
+        devices: Callable[[], tuple[Mapping[str, int], Mapping[str, int]]] = lambda: ({}, {}),
     ) -> None:
         self._client, self._recorder, self._clock = client, recorder, clock
         self._info, self._facts = info, facts
         self._runtime_status, self._images, self._pressures = runtime_status, images, pressures
-        self._volumes_in_use = volumes_in_use
+        self._volumes_in_use, self._devices = volumes_in_use, devices
         self._tasks = TaskGroup("node-status")
         self._seen_images: Sequence[Image] = ()
         self._images_at = -IMAGES_LOOK_S
@@ -315,7 +321,7 @@ class NodeStatus:
         now = self._clock.now()
         node = await self._client.get(NODES, self._info.name)
         old = node.get("status") or {}
-        found = node_status(self._info, self._facts, runtime, images, old, now, self._pressures())
+        found = node_status(self._info, self._facts, runtime, images, old, now, self._pressures(), self._devices())
         new = {**old, **found}
         if not runtime.ready and old.get("images"):
             new["images"] = old["images"]

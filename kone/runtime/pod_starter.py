@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,7 +19,10 @@ from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import CONFIGMAPS, SECRETS
 from kone.apimachinery.objects import Object, annotations_of, dig, name_of, namespace_of, uid_of
 from kone.client.events import EventKind
+from kone.runtime.cdi import Allotment
 from kone.runtime.container_config import container_config, sandbox_config
+from kone.runtime.device_plugins import NotFreeYet, Unavailable
+from kone.runtime.dra import NotPrepared
 from kone.runtime.environment import (
     ConfigError,
     Found,
@@ -124,9 +128,11 @@ class PodStarter:
     ) -> None:
         """Make a sandbox and start the containers of the plan. `told` is called when the sandbox is ready.
 
-        Raises SandboxProblem, VolumeError, RuntimeUnavailable, StartProblem.
+        Raises SandboxProblem, VolumeError, RuntimeUnavailable, StartProblem, and Unavailable for devices that the pod
+        will never have.
         """
         self.ips = ()
+        await self._prepare_devices(pod)
         self._parts.meters.started_pods.add()
         try:
             self._check_user_namespace(pod)
@@ -175,6 +181,19 @@ class PodStarter:
         finally:
             # what was created and not started is found by its name and made anew
             await asyncio.gather(*(made.container_id for made in early.values()), return_exceptions=True)
+
+    async def _prepare_devices(self, pod: Object) -> None:
+        """Raises Unavailable, SandboxProblem."""
+        try:
+            await self._parts.devices.choose(pod)
+        except NotFreeYet as error:
+            raise SandboxProblem(str(error)) from error
+        try:
+            await self._parts.dra.prepare(pod)
+        except NotPrepared as error:
+            reason = "FailedPrepareDynamicResources"
+            self._tell(pod, "", "Warning", reason, f"Failed to prepare dynamic resources: {error}")
+            raise SandboxProblem(str(error)) from error
 
     def _check_user_namespace(self, pod: Object) -> None:
         """Raises ConfigError where the pod wants one: Docker has one for all of its containers or none."""
@@ -402,10 +421,15 @@ class PodStarter:
             pod, container, facts=facts, found=found, services=parts.services.list(), read_file=self._read_file
         )
         security = security_context(pod, container, image, seccomp_profile=_seccomp_json(pod, container))
+        extra = await self._allotment(pod, container)
+        env |= dict(extra.env)
+        groups = (*security.supplemental_groups, *extra.groups)
+        security = replace(security, supplemental_groups=tuple(dict.fromkeys(groups)))
         termination_file = str(parts.files.termination_file(uid_of(pod), start.name, attempt))
         mounts = [
             *await self._mounts(pod, container, env),
             *parts.files.mounts(pod, container),
+            *extra.mounts,
             Mount(container.get("terminationMessagePath") or "/dev/termination-log", termination_file),
         ]
         return container_config(
@@ -421,8 +445,16 @@ class PodStarter:
             node_memory_bytes=parts.allocatable().get("memory", 0),
             termination_file=termination_file,
             target_container_id=_target(container, observed),
-            devices=self._devices(container),
+            devices=[*self._devices(container), *extra.devices],
         )
+
+    async def _allotment(self, pod: Object, container: Object) -> Allotment:
+        """What device plugins and drivers of claims give the container. Raises ConfigError."""
+        try:
+            given = await self._parts.devices.allotment(pod, container["name"])
+            return given + self._parts.dra.allotment(pod, container)
+        except (Unavailable, NotPrepared) as error:
+            raise ConfigError(str(error)) from error
 
     def _read_file(self, volume_name: str, path: str) -> str:
         """A file of one of the pod's volumes, wherever links in it lead within the volume. Raises ConfigError."""

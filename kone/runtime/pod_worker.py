@@ -18,6 +18,8 @@ from kone.apimachinery.kinds import PODS
 from kone.apimachinery.objects import Object, annotations_of, dig, is_deleting, labels_of, name_of, namespace_of, uid_of
 from kone.apimachinery.timestamps import parse_time
 from kone.runtime.container_config import container_resources
+from kone.runtime.device_plugins import Unavailable
+from kone.runtime.dra import NotPrepared
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.observed import PodObserved
 from kone.runtime.parts import ProbeResults, VolumeError, VolumeLimitReached, VolumesWaiting
@@ -43,6 +45,7 @@ RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 10.0  # kubelet's back-off for a sync that failed
 RUNTIME_RETRY_S = 1.0
 RESIZE_RETRY_S = 30.0  # a resize that waits for room is looked at again so often
+UNEXPECTED = "UnexpectedAdmissionError"
 DEADLINE = Verdict("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
 
 
@@ -285,6 +288,11 @@ class PodWorker:
                 parent = await self._starter.prepare(pod)
                 self._mounted = _told_to_volumes(pod)
                 await self._starter.start_containers(pod, actions.start, sandbox.id, observed, parent)
+        except Unavailable as error:
+            message = f"Allocate failed due to {error}, which is unexpected"
+            self._parts.recorder.event(pod, "Warning", UNEXPECTED, message)
+            self.end(Verdict(UNEXPECTED, REJECTED + message))
+            return None
         except (VolumeError, SandboxProblem) as error:
             if isinstance(error, VolumeLimitReached):
                 self.end(Verdict(error.reason, REJECTED + str(error)))
@@ -454,9 +462,11 @@ class PodWorker:
             return 0.0
         self.ended.set()
         self._report(ended=True)
+        parts.devices.release(self.uid)
         try:
             await parts.volumes.unmount(self.uid)
-        except VolumeError as error:
+            await parts.dra.release(self.uid)
+        except (VolumeError, NotPrepared) as error:
             log.warning("pod %s: %s", format_pod(pod), error)
             return self._retry_s()
         await parts.cgroups.remove(self.uid)
