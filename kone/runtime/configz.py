@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from kone.apimachinery.objects import Object
 from kone.apimachinery.timestamps import go_duration
-from kone.runtime import eviction_signals, image_gc, node_status, server_auth
+from kone.runtime import eviction_signals, image_gc, images, node_status, server_auth
 from kone.runtime.kubelet_config import KubeletConfig
 
 
@@ -36,6 +36,9 @@ def kubelet_configuration(config: KubeletConfig, cgroup_driver: str = "") -> Obj
         "imageMinimumGCAge": go_duration(image_gc.MIN_AGE_S),
         "imageGCHighThresholdPercent": image_gc.HIGH_PERCENT,
         "imageGCLowThresholdPercent": image_gc.LOW_PERCENT,
+        "serializeImagePulls": False,
+        "maxParallelImagePulls": images.PULLS_AT_ONCE,
+        "imagePullCredentialsVerificationPolicy": config.pull_policy.verification.value,
         "maxPods": config.max_pods,
         "enableDebuggingHandlers": True,
         "enableSystemLogHandler": True,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import platform
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,11 +23,11 @@ from kone.aio.clock import Clock
 from kone.apimachinery.errors import StatusError, bad_request, go_quote
 from kone.apimachinery.objects import Object, name_of, namespace_of, uid_of
 from kone.client.client import Client
-from kone.runtime import host_logs, logs, metrics, pod_dial, port_forward, remote_command
+from kone.runtime import host_logs, logs, metrics, pod_dial, port_forward, remote_command, zpages
 from kone.runtime.cadvisor_metrics import cadvisor_metrics
 from kone.runtime.kubelet_config import KubeletConfig
 from kone.runtime.meters import Meters
-from kone.runtime.node_status import host_facts
+from kone.runtime.node_status import KUBELET_VERSION, host_facts
 from kone.runtime.parts import PodSource
 from kone.runtime.pod_dial import Dial, DialError, Streams
 from kone.runtime.pod_spec import find_container
@@ -85,6 +86,7 @@ class KubeletServer:
         self._stats = stats or Stats(source, runtime, clock, config.node_name, config.root_dir)
         self._meters = meters or Meters()
         self._probes, self._configz_answer, self._dial = probes, configz, dial
+        self._started_at = clock.now()
         self._context: ssl.SSLContext | None = None
         self._runner: web.AppRunner | None = None
         self.port = 0
@@ -100,6 +102,10 @@ class KubeletServer:
         for path in ("/metrics", "/metrics/cadvisor", "/metrics/resource", "/metrics/probes"):
             app.router.add_get(path, self._metrics)
         app.router.add_get("/configz", self._configz)
+        app.router.add_get("/statusz", self._statusz)
+        app.router.add_get("/flagz", self._flagz)
+        app.router.add_post("/checkpoint/{namespace}/{pod}/{container}", self._checkpoint)
+        app.router.add_get("/debug/pprof/{what:.*}", self._profile)
         app.router.add_get("/logs/{path:.*}", self._host_logs)
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
         in_container = ("/{namespace}/{pod}/{container}", "/{namespace}/{pod}/{uid}/{container}")
@@ -216,6 +222,32 @@ class KubeletServer:
 
     async def _configz(self, request: web.Request) -> web.Response:
         return web.json_response(self._configz_answer())
+
+    async def _statusz(self, request: web.Request) -> web.Response:
+        paths = sorted({str(r.canonical).partition("{")[0] for r in request.app.router.resources()})
+        python = f"python{platform.python_version()}"
+        found = zpages.statusz(self._started_at, self._clock.now(), python, KUBELET_VERSION.removeprefix("v"), paths)
+        if zpages.wants_object(request.headers.get("Accept", ""), "Statusz"):
+            return web.json_response(found)
+        return web.Response(text=zpages.statusz_text(found, self._started_at))
+
+    async def _flagz(self, request: web.Request) -> web.Response:
+        told = zpages.flags(self._config)
+        if zpages.wants_object(request.headers.get("Accept", ""), "Flagz"):
+            return web.json_response(zpages.flagz(told))
+        return web.Response(text=zpages.flagz_text(told))
+
+    async def _checkpoint(self, request: web.Request) -> web.Response:
+        """Refused as by a runtime without it: Docker's checkpoints are an experiment, and no images."""
+        pod, name = self._pod(request, "pod does not exist"), request.match_info["container"]
+        if find_container(pod, name) is None:
+            raise StatusError(404, "NotFound", f"container {name} does not exist")
+        where = f"{namespace_of(pod)}/{name_of(pod)}/{name}"
+        why = "rpc error: code = Unimplemented desc = method CheckpointContainer not implemented: Docker has no CRI"
+        raise StatusError(500, "InternalError", f"checkpointing of {where} failed ({why})")
+
+    async def _profile(self, request: web.Request) -> web.Response:
+        return web.Response(status=405, text="profiling endpoint is disabled.\n")
 
     async def _host_logs(self, request: web.Request) -> web.StreamResponse:
         return host_logs.serve(request.match_info["path"])

@@ -36,6 +36,8 @@ _SUBRESOURCES: Final[Sequence[tuple[str, tuple[str, ...]]]] = (
     ("/runningpods", ("pods", "proxy")),
     ("/healthz", ("healthz", "proxy")),
     ("/configz", ("configz", "proxy")),
+    ("/flagz", ("configz", "proxy")),
+    ("/statusz", ("statusz",)),
     ("/stats", ("stats",)),
     ("/metrics", ("metrics",)),
     ("/logs", ("log",)),

@@ -248,3 +248,18 @@ async def test_a_client_that_goes_ends_its_session(world: World) -> None:
     await until(lambda: bool(world.runtime.sessions))
     await socket.close()
     await until(lambda: world.runtime.sessions[0].closed)
+
+
+async def test_since_when_it_runs_as_what(world: World) -> None:
+    status, text = await world.get("/statusz")
+    assert status == 200
+    assert text.startswith("\nkubelet statusz\nWarning: This endpoint is not meant to be machine parseable")
+    assert "\nBinary version: 1.37.2\n" in text
+    assert " /stats/summary " in text
+    status, text = await world.get("/flagz")
+    assert (status, "\nnode-name=n1\n" in text) == (200, True)
+
+
+async def test_checkpoints_and_profiles_are_refused_clearly(world: World) -> None:
+    status, text = await world.get("/debug/pprof/heap")
+    assert (status, text) == (405, "profiling endpoint is disabled.\n")
