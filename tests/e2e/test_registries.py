@@ -22,14 +22,9 @@ from tests.e2e.node_process import NodeProcess, eventually, run
 pytestmark = pytest.mark.ring4
 
 HOST = "registry.kone.test"  # Docker asks 127.0.0.1 and localhost without TLS where it must
+PORT = 18478
 USER, PASSWORD = "puller", "s3cret"
 AUDIENCE = "pull.kone.test"
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -64,8 +59,8 @@ class Registry:
 
 @pytest.fixture(scope="module")
 def registry() -> Iterator[Registry]:
-    folder, port = Path(tempfile.mkdtemp(prefix="kone-registry-")), free_port()
-    trusted, hosts = Path(f"/etc/docker/certs.d/{HOST}:{port}"), Path("/etc/hosts")
+    folder = Path(tempfile.mkdtemp(prefix="kone-registry-"))
+    trusted, hosts = Path(f"/etc/docker/certs.d/{HOST}:{PORT}"), Path("/etc/hosts")
     names_before = hosts.read_text()
     run(
         *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
@@ -79,19 +74,19 @@ version: 0.1
 log: {{level: warn}}
 storage: {{filesystem: {{rootdirectory: {folder}/data}}}}
 http:
-  addr: 127.0.0.1:{port}
+  addr: 127.0.0.1:{PORT}
   tls: {{certificate: {folder}/cert.pem, key: {folder}/key.pem}}
 auth: {{htpasswd: {{realm: kone, path: {folder}/htpasswd}}}}
 """
     )
-    trusted.mkdir(parents=True)
+    trusted.mkdir(parents=True, exist_ok=True)
     shutil.copy(folder / "cert.pem", trusted / "ca.crt")
     hosts.write_text(f"{names_before.rstrip()}\n127.0.0.1 {HOST}\n")
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(["docker-registry", "serve", folder / "config.yml"], stdout=log, stderr=log)
     try:
-        eventually(lambda: answers(port, folder / "cert.pem"))
-        found = Registry(f"{HOST}:{port}", folder)
+        eventually(lambda: answers(folder / "cert.pem"))
+        found = Registry(f"{HOST}:{PORT}", folder)
         login = ("docker", "--config", folder / "docker", "login", "--username", USER, "--password-stdin")
         run(*login, found.address, input=PASSWORD)
         yield found
@@ -103,11 +98,11 @@ auth: {{htpasswd: {{realm: kone, path: {folder}/htpasswd}}}}
         shutil.rmtree(folder)
 
 
-def answers(port: int, certificate: Path) -> bool:
+def answers(certificate: Path) -> bool:
     context = ssl.create_default_context(cafile=str(certificate))
     try:
         with (
-            socket.create_connection(("127.0.0.1", port), 5) as plain,
+            socket.create_connection(("127.0.0.1", PORT), 5) as plain,
             context.wrap_socket(plain, server_hostname=HOST),
         ):
             return True
