@@ -88,7 +88,8 @@ auth: {{htpasswd: {{realm: kone, path: {folder}/htpasswd}}}}
         eventually(lambda: answers(folder / "cert.pem"))
         found = Registry(f"{HOST}:{PORT}", folder)
         login = ("docker", "--config", folder / "docker", "login", "--username", USER, "--password-stdin")
-        run(*login, found.address, input=PASSWORD)
+        # dockerd looks at /etc/hosts again after some seconds only
+        eventually(lambda: "Login Succeeded" in run(*login, found.address, check=False, input=PASSWORD))
         yield found
     finally:
         process.terminate()
