@@ -211,6 +211,11 @@ async def test_a_command_without_streams(world: World) -> None:
         assert response.status == 500
 
 
+async def test_a_command_may_be_long(world: World) -> None:
+    async with world.session.post(f"/run/n/p/c?cmd=echo+{'a' * 20_000}") as response:
+        assert (response.status, await response.text()) == (200, f"echo {'a' * 20_000}")
+
+
 @pytest.mark.parametrize(
     ("path", "code", "text"),
     [
