@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ class Registry:
 
     address: str
     folder: Path
+    pushed: list[str] = field(default_factory=list)
 
     def push(self, image: str) -> str:
         """The name of a fresh private copy of an image, which is not on the node any more."""
@@ -40,7 +41,13 @@ class Registry:
         run("docker", "tag", image, name)
         run("docker", "--config", self.folder / "docker", "push", "--quiet", name)
         run("docker", "image", "rm", name)
+        self.pushed.append(name)
         return name
+
+    def remove(self) -> None:
+        """What pods have pulled."""
+        for name in self.pushed:
+            run("docker", "image", "rm", name, check=False)
 
     def secret(self, name: str, password: str, kind: str = "dockerconfigjson") -> str:
         auth = {self.address: {"auth": base64.b64encode(f"{USER}:{password}".encode()).decode()}}
@@ -90,7 +97,10 @@ auth: {{htpasswd: {{realm: kone, path: {folder}/htpasswd}}}}
         login = ("docker", "--config", folder / "docker", "login", "--username", USER, "--password-stdin")
         # dockerd looks at /etc/hosts again after some seconds only
         eventually(lambda: "Login Succeeded" in run(*login, found.address, check=False, input=PASSWORD))
-        yield found
+        try:
+            yield found
+        finally:
+            found.remove()
     finally:
         process.terminate()
         process.wait(30)
