@@ -245,20 +245,14 @@ class IpvsProxier:
         return True
 
     async def _sees_another(self) -> bool:
-        """Whether the kernel is not what kone made it. Where kone writes meanwhile it looks again."""
+        """Whether the kernel is not what kone made it."""
         if self._eyes is None:
             await self._look_thread.call(self._open_eyes)
-        assert self._eyes is not None
-        eyes = self._eyes
-        for _ in range(2):
-            if (kernel := self._kernel) is None:
-                return False
-            expected = await self._thread.call(kernel.expected)
-            if not await self._look_thread.call(partial(eyes.is_other, expected)):
-                return False
-            if kernel.writes == expected.writes:
-                return True
-        return True
+        if (kernel := self._kernel) is None or (eyes := self._eyes) is None:
+            return False
+        expected = await self._thread.call(kernel.expected)
+        found = await self._look_thread.call(partial(eyes.differences, expected))
+        return kernel.is_other(found, expected)
 
     async def _make_right(self, noticed: bool) -> None:
         kernel = self._kernel

@@ -17,7 +17,7 @@ from socket import IPPROTO_UDP
 
 from kone.net.dummy_link import DummyLink
 from kone.net.ipset import Element, IpSets
-from kone.net.ipvs_look import Expected
+from kone.net.ipvs_look import Differences, Expected
 from kone.net.ipvs_rules import TYPES, IpvsRules, Member
 from kone.net.ipvs_table import Entry, IpvsTable, Real, Server, Table, shape
 from kone.net.names import Names
@@ -60,6 +60,7 @@ class IpvsKernel:
         self._finishing: dict[Server, Entry | None] = {}  # with real servers that drain: what is wanted of the row
         self._late: set[str] = set()  # addresses that go when what drains at them has
         self._counts: Counter[str] = Counter()  # members of each set
+        self._written: dict[Server, int] = {}  # the write that touched a row last
         self.writes = 0
 
     def close(self) -> None:
@@ -120,8 +121,15 @@ class IpvsKernel:
 
     def expected(self) -> Expected:
         """What shall be in the kernel now."""
+        self._written = {server: write for server, write in self._written.items() if server in self._table}
         counts = {name: self._counts[name] for name in map(self._rules.set_name, TYPES)}
         return Expected(self.writes, dict(self._table), counts, frozenset(self._addresses))
+
+    def is_other(self, found: Differences, expected: Expected) -> bool:
+        """Whether what was found is somebody else's doing, not what kone itself wrote meanwhile."""
+        return any(self._written.get(server, 0) <= expected.writes for server in found.rows) or (
+            found.sets and self.writes == expected.writes
+        )
 
     def bring(self, change: Change) -> dict[Server, int]:
         """Do what the change asks for; the errno of each server that the kernel refused. Raises OSError."""
@@ -198,6 +206,7 @@ class IpvsKernel:
         steps = list(steps)
         refused = self._table_door.change(steps)
         for server, _, after in steps:
+            self._written[server] = self.writes
             if after is None:
                 self._table.pop(server, None)
             else:

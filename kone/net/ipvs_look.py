@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kone.net.dummy_link import DummyLink
 from kone.net.ipset import IpSets
-from kone.net.ipvs_table import IpvsTable, Table, shape
+from kone.net.ipvs_table import IpvsTable, Server, Table, shape
 from kone.net.names import Names
 
 
@@ -24,6 +24,14 @@ class Expected:
     table: Table
     counts: Mapping[str, int]
     addresses: AbstractSet[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What is not as expected: whose rows, and whether sets or addresses."""
+
+    rows: AbstractSet[Server]
+    sets: bool
 
 
 class IpvsLook:
@@ -40,18 +48,21 @@ class IpvsLook:
         for door in (self._link, self._sets, self._table_door):
             door.close()
 
-    def is_other(self, expected: Expected) -> bool:
-        """Whether the kernel is not as expected. Rows are compared one by one once after a write, then as text."""
-        return self._has_other_rows(expected) or self._has_other_sets(expected)
+    def differences(self, expected: Expected) -> Differences:
+        """How the kernel is not as expected. Sets are quick to look at, and come first: rows take a while, in which
+        kone may write. They are compared one by one after a write, else as text.
+        """
+        sets = self._has_other_sets(expected)
+        return Differences(self._other_rows(expected), sets)
 
-    def _has_other_rows(self, expected: Expected) -> bool:
-        if self._seen is not None and self._seen[0] == expected.writes:
-            return shape(self._table_door.text()) != self._seen[1]
+    def _other_rows(self, expected: Expected) -> AbstractSet[Server]:
+        if self._seen is not None and self._seen == (expected.writes, shape(self._table_door.text())):
+            return frozenset()
         table, raw = self._table_door.read(self._family)
-        if any(table.get(server) != entry for server, entry in expected.table.items()):
-            return True
-        self._seen = expected.writes, shape(raw)
-        return False
+        others = frozenset(server for server, entry in expected.table.items() if table.get(server) != entry)
+        if not others:
+            self._seen = expected.writes, shape(raw)
+        return others
 
     def _has_other_sets(self, expected: Expected) -> bool:
         counts = self._sets.names()
