@@ -24,7 +24,7 @@ import uvloop
 
 from benchmarks.report import Figure
 from kone.apimachinery.kinds import NAMESPACES, SERVICES
-from kone.net.dns import DnsServer
+from kone.net.dns.server import DnsServer
 from tests.fakes import FakeClient
 from tests.net.objects import namespace, service
 

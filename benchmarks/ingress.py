@@ -21,8 +21,8 @@ from benchmarks.report import Figure
 from kone.aio.clock import SystemClock
 from kone.apimachinery.kinds import ENDPOINTSLICES, INGRESSES, SERVICES
 from kone.client.events import EventRecorder
-from kone.net.ingress import COMPONENT, IngressConfig, IngressController
-from kone.net.ingress_caddy import end_caddy, find_caddy
+from kone.net.ingress.caddy import end_caddy, find_caddy
+from kone.net.ingress.controller import COMPONENT, IngressConfig, IngressController
 from tests.fakes import FakeClient
 from tests.net.objects import endpoint, endpoint_slice, ingress, service
 

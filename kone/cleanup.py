@@ -41,7 +41,7 @@ def _is_running(path: Path) -> bool:
 async def _remove(settings: Settings, keep_data: bool) -> AsyncIterator[str]:
     async for line in _remove_containers(settings):
         yield line
-    from kone.net.ingress_caddy import end_caddy
+    from kone.net.ingress.caddy import end_caddy
 
     if await end_caddy(settings.data):
         yield "ended Caddy, which served Ingresses"

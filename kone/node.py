@@ -30,10 +30,10 @@ from kone.control_plane import ADMINISTRATOR, ControlPlane, StartError
 if TYPE_CHECKING:
     from kone.net.bridge import BridgeNetwork
     from kone.net.cni_network import CniNetwork
-    from kone.net.dns import DnsServer
+    from kone.net.dns.server import DnsServer
     from kone.net.firewall import Firewall
-    from kone.net.ingress import IngressController
-    from kone.net.ingress_rules import Certificate
+    from kone.net.ingress.controller import IngressController
+    from kone.net.ingress.rules import Certificate
     from kone.net.load_balancer import LoadBalancerController
     from kone.net.modes import Mode
     from kone.net.policy_enforcer import PolicyEnforcer
@@ -395,8 +395,8 @@ class Node:
                 await part.stop()
 
     async def _start_dns(self) -> None:
-        from kone.net.dns import DnsServer
-        from kone.net.dns_service import ensure_dns_service
+        from kone.net.dns.server import DnsServer
+        from kone.net.dns.service import ensure_dns_service
         from kone.net.firewall import FirewallError
 
         client, address = self._control_plane.client_for(DNS), self.settings.cluster_dns
@@ -415,7 +415,7 @@ class Node:
 
     async def _without_dns(self) -> None:
         """The Service that an earlier run made for its DNS would stand in the way of another's."""
-        from kone.net.dns_service import withdraw_dns_service
+        from kone.net.dns.service import withdraw_dns_service
 
         await withdraw_dns_service(self.client)
 
@@ -426,7 +426,7 @@ class Node:
     # ---- ingress
 
     async def _start_ingress(self) -> None:
-        from kone.net.ingress import COMPONENT, IngressConfig, IngressController
+        from kone.net.ingress.controller import COMPONENT, IngressConfig, IngressController
 
         settings = self.settings
         client = self._control_plane.client_for(INGRESS)
@@ -449,13 +449,13 @@ class Node:
 
     def _ingress_certificate(self) -> Certificate:
         """What clients get who ask for a host without a certificate of its own."""
-        from kone.net.ingress_rules import Certificate
+        from kone.net.ingress.rules import Certificate
 
         pki, name = self._control_plane.pki, "ingress-default"
         return Certificate(pki.certificate(name).read_text(), pki.key(name).read_text())
 
     async def _without_ingress(self) -> None:
-        from kone.net.ingress import withdraw_ingress
+        from kone.net.ingress.controller import withdraw_ingress
 
         await withdraw_ingress(self.client, self.settings.data)
 

@@ -23,9 +23,9 @@ from kone.aio.clock import SystemClock, settle
 from kone.apimachinery.kinds import ENDPOINTSLICES, EVENTS, INGRESSES, SECRETS, SERVICES
 from kone.apimachinery.objects import Object, name_of, replace_in
 from kone.client.events import EventRecorder
-from kone.net.ingress import COMPONENT, IngressConfig, IngressController
-from kone.net.ingress_caddy import find_caddy
-from kone.net.ingress_rules import Certificate
+from kone.net.ingress.caddy import find_caddy
+from kone.net.ingress.controller import COMPONENT, IngressConfig, IngressController
+from kone.net.ingress.rules import Certificate
 from tests.fakes import FakeClient
 from tests.net.objects import endpoint, endpoint_slice, service
 

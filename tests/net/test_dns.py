@@ -17,8 +17,8 @@ import pytest
 
 from kone.aio.clock import FakeClock
 from kone.apimachinery.kinds import CONFIGMAPS, ENDPOINTSLICES, NAMESPACES, SERVICES
-from kone.net.dns import DnsServer
-from kone.net.dns_forward import resolvers_in, times_to_live
+from kone.net.dns.forward import resolvers_in, times_to_live
+from kone.net.dns.server import DnsServer
 from tests.fakes import FakeClient
 from tests.net.objects import endpoint, endpoint_slice, namespace, service
 

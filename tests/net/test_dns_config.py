@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from kone.net.dns_config import DnsConfig, Resolver, parse_config
+from kone.net.dns.config import DnsConfig, Resolver, parse_config
 
 
 def parse(**data: object) -> DnsConfig:

@@ -12,8 +12,8 @@ import pytest
 
 from kone.apimachinery.kinds import NAMESPACES, SERVICES
 from kone.net.bridge import BridgeNetwork, NetworkConfig
-from kone.net.dns import DnsServer
-from kone.net.dns_service import dns_service, ensure_dns_service, withdraw_dns_service
+from kone.net.dns.server import DnsServer
+from kone.net.dns.service import dns_service, ensure_dns_service, withdraw_dns_service
 from kone.net.firewall import Firewall
 from kone.net.names import Names
 from kone.net.service_map import is_proxied

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from kone.apimachinery.objects import Object, dig, name_of, namespace_of
-from kone.net.dns_zone import Answer, Zone
+from kone.net.dns.zone import Answer, Zone
 from tests.net.objects import endpoint, endpoint_slice, service
 
 ZONE = Zone("cluster.local", ["10.96.0.10"])

@@ -15,10 +15,10 @@ from aiohttp import web
 
 from kone.apimachinery.kinds import CUSTOMRESOURCEDEFINITIONS, ENDPOINTSLICES, GVR, SERVICES
 from kone.apimachinery.objects import Object, dig, name_of, replace_in
-from kone.net.gateway import is_of_gateway
-from kone.net.gateway_listeners import GATEWAYCLASSES, GATEWAYS, GROUP, GRPCROUTES, HTTPROUTES
-from kone.net.ingress import withdraw_ingress
-from kone.net.ingress_caddy import end_caddy
+from kone.net.gateway.controller import is_of_gateway
+from kone.net.gateway.listeners import GATEWAYCLASSES, GATEWAYS, GROUP, GRPCROUTES, HTTPROUTES
+from kone.net.ingress.caddy import end_caddy
+from kone.net.ingress.controller import withdraw_ingress
 from tests.net.ingress_setting import HERE, NODE_IP, Setting, der, free_port, issue, tls_secret
 from tests.net.objects import (
     backend_ref,

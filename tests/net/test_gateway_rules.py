@@ -10,11 +10,11 @@ import pytest
 
 from kone.apimachinery.names import is_dns1035_label
 from kone.apimachinery.objects import Key, Object, namespace_of
-from kone.net.gateway import service_for, service_name
-from kone.net.gateway_config import below, part_of
-from kone.net.gateway_listeners import Condition, Listeners, class_condition, listeners_of
-from kone.net.gateway_routes import Routes, intersection, routes_of
-from kone.net.gateway_status import conditions_of, gateway_status, route_parents
+from kone.net.gateway.caddy_config import below, part_of
+from kone.net.gateway.controller import service_for, service_name
+from kone.net.gateway.listeners import Condition, Listeners, class_condition, listeners_of
+from kone.net.gateway.routes import Routes, intersection, routes_of
+from kone.net.gateway.status import conditions_of, gateway_status, route_parents
 from kone.net.service_map import is_proxied
 from tests.net.objects import (
     backend_ref,

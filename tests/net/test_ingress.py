@@ -22,8 +22,8 @@ from h2.events import DataReceived, StreamEnded, TrailersReceived
 
 from kone.apimachinery.kinds import ENDPOINTSLICES, INGRESSCLASSES, INGRESSES, SECRETS
 from kone.apimachinery.objects import dig, labels_of, replace_in
-from kone.net.ingress import withdraw_ingress
-from kone.net.ingress_caddy import FOLDER, end_caddy
+from kone.net.ingress.caddy import FOLDER, end_caddy
+from kone.net.ingress.controller import withdraw_ingress
 from tests.net.ingress_setting import HERE, NODE_IP, Setting, der, issue, tls_secret
 from tests.net.objects import ingress
 from tests.runtime.grpc_server import GrpcServer

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from kone.apimachinery.objects import Key, Object, dig, name_of, namespace_of
-from kone.net.ingress_rules import (
+from kone.net.ingress.rules import (
     CONTROLLER,
     Backend,
     Certificate,

@@ -1,4 +1,4 @@
-"""Routes of the Gateway API as Caddy's JSON: pure, what gateway_routes.py found in the words of ingress_config.py.
+"""Routes of the Gateway API as Caddy's JSON: pure, what routes.py found in the words of ingress/caddy_config.py.
 
 Each rule is one of Caddy's routes. Weights are shares of the request's random number (a UUID's first hexadecimal
 digits), so that each backendRef can have filters of its own, and one that cannot be had answers 500 in its share.
@@ -12,9 +12,9 @@ from itertools import accumulate
 from urllib.parse import unquote
 
 from kone.apimachinery.objects import Object
-from kone.net.gateway_filters import Field, Filters, HeaderEdit, Match, PathEdit, Redirect
-from kone.net.gateway_routes import Rule, Site, Target, covers
-from kone.net.ingress_config import HOST, NO_ENDPOINTS, Part, proxy, say
+from kone.net.gateway.filters import Field, Filters, HeaderEdit, Match, PathEdit, Redirect
+from kone.net.gateway.routes import Rule, Site, Target, covers
+from kone.net.ingress.caddy_config import HOST, NO_ENDPOINTS, Part, proxy, say
 
 UUID = "{http.request.uuid}"
 DIGITS = 4  # shares are multiples of 1/65,536

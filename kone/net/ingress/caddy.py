@@ -24,8 +24,8 @@ import orjson
 
 from kone.aio.clock import Clock
 from kone.apimachinery.objects import Object, dig, replace_in
-from kone.net.ingress_config import ADMIN_SOCKET, HTTP_FDS, HTTPS_FDS, SPARE_FDS, Fds
-from kone.net.ingress_doors import Door, Side, SpareDoor, make_spare_door, take_door, take_spare_door
+from kone.net.ingress.caddy_config import ADMIN_SOCKET, HTTP_FDS, HTTPS_FDS, SPARE_FDS, Fds
+from kone.net.ingress.doors import Door, Side, SpareDoor, make_spare_door, take_door, take_spare_door
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator
 
 from kone.apimachinery.objects import Key, Object
-from kone.net.ingress_rules import Certificate, Problem
+from kone.net.ingress.rules import Certificate, Problem
 
 CHAIN, KEY = "tls.crt", "tls.key"
 

@@ -1,5 +1,5 @@
-"""The ingress controller: Ingresses become rules (ingress_rules.py), rules become Caddy's configuration
-(ingress_config.py), and one Caddy process (ingress_caddy.py) serves it, beside what Gateways ask for (gateway.py).
+"""The ingress controller: Ingresses become rules (rules.py), rules become Caddy's configuration
+(caddy_config.py), and one Caddy process (caddy.py) serves it, beside what Gateways ask for (gateway/).
 
 Caddy runs while there is an Ingress or a Gateway to serve. A change is served at once when nothing was for
 SYNC_INTERVAL_S, else with all that came in that time. What an Ingress asks for and cannot have becomes an event about
@@ -21,15 +21,15 @@ from kone.apimachinery.kinds import ENDPOINTSLICES, GVR, INGRESSCLASSES, INGRESS
 from kone.apimachinery.objects import Key, Object, dig, key_of, labels_of, name_of, namespace_of, resource_version_of
 from kone.client.client import Client, EventType
 from kone.client.events import EventRecorder
-from kone.net.gateway import MANAGED_BY, Gateways, is_of_gateway, withdraw_gateways
-from kone.net.gateway_config import parts_of
-from kone.net.gateway_listeners import Listeners
-from kone.net.gateway_routes import Routes
-from kone.net.ingress_caddy import Caddy, CaddyError, CaddyRefused, Ports, end_caddy, find_caddy
-from kone.net.ingress_certificates import certificate_in
-from kone.net.ingress_config import HTTP_FDS, HTTPS_FDS, Fds, Listening, Part, caddy_config
-from kone.net.ingress_doors import Door, Side, open_door
-from kone.net.ingress_rules import CONTROLLER, Certificate, Finding, Problem, Rules, is_served, rules_of
+from kone.net.gateway.caddy_config import parts_of
+from kone.net.gateway.controller import MANAGED_BY, Gateways, is_of_gateway, withdraw_gateways
+from kone.net.gateway.listeners import Listeners
+from kone.net.gateway.routes import Routes
+from kone.net.ingress.caddy import Caddy, CaddyError, CaddyRefused, Ports, end_caddy, find_caddy
+from kone.net.ingress.caddy_config import HTTP_FDS, HTTPS_FDS, Fds, Listening, Part, caddy_config
+from kone.net.ingress.certificates import certificate_in
+from kone.net.ingress.doors import Door, Side, open_door
+from kone.net.ingress.rules import CONTROLLER, Certificate, Finding, Problem, Rules, is_served, rules_of
 from kone.net.service_map import SERVICE_NAME
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Caddy's configuration as JSON: pure, from the rules of all Ingresses to what its admin API is given.
 
-Two servers, HTTP and HTTPS, on sockets that kone made and Caddy inherits (ingress_doors.py says why each has two of
+Two servers, HTTP and HTTPS, on sockets that kone made and Caddy inherits (doors.py says why each has two of
 them). A server that is replaced by that of another configuration goes on for OVERLAP on its own socket and tells its
 clients to come back by a new connection.
 """
@@ -15,8 +15,8 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from kone.apimachinery.objects import Key, Object
-from kone.net.ingress_doors import Side
-from kone.net.ingress_rules import Backend, Certificate, Path, Rules
+from kone.net.ingress.doors import Side
+from kone.net.ingress.rules import Backend, Certificate, Path, Rules
 
 Fds = tuple[int, int]
 HTTP_FDS, HTTPS_FDS = (3, 5), (4, 6)  # what Caddy knows the sockets by, for each side

@@ -28,7 +28,7 @@ from kone.apimachinery.objects import (
 )
 from kone.apimachinery.timestamps import format_time
 from kone.client.client import Client, EventType, Informer
-from kone.net.gateway_listeners import (
+from kone.net.gateway.listeners import (
     CONTROLLER,
     GATEWAYCLASSES,
     GATEWAYS,
@@ -41,9 +41,9 @@ from kone.net.gateway_listeners import (
     is_ours,
     listeners_of,
 )
-from kone.net.gateway_routes import Routes, route_id, routes_of
-from kone.net.gateway_status import class_status, gateway_status, route_parents
-from kone.net.ingress_rules import Certificate, Problem, World
+from kone.net.gateway.routes import Routes, route_id, routes_of
+from kone.net.gateway.status import class_status, gateway_status, route_parents
+from kone.net.ingress.rules import Certificate, Problem, World
 from kone.net.service_map import PROXY_NAME
 
 log = logging.getLogger(__name__)

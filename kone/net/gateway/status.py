@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kone.apimachinery.objects import Object, dig, generation_of
-from kone.net.gateway_listeners import CONTROLLER, Condition, Gateway, Listener, class_condition
-from kone.net.gateway_routes import Parent, Routes
+from kone.net.gateway.listeners import CONTROLLER, Condition, Gateway, Listener, class_condition
+from kone.net.gateway.routes import Parent, Routes
 
 # What kone has of the Gateway API beyond what each implementation has, in the API's own names (pkg/features).
 FEATURES = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from kone.apimachinery.objects import Key, Object, dig, generation_of, key_of, metadata
-from kone.net.gateway_filters import (
+from kone.net.gateway.filters import (
     Filters,
     Match,
     UnsupportedError,
@@ -20,7 +20,7 @@ from kone.net.gateway_filters import (
     matches_of,
     timeout_of,
 )
-from kone.net.gateway_listeners import (
+from kone.net.gateway.listeners import (
     GROUP,
     RESOLVED,
     Condition,
@@ -30,7 +30,7 @@ from kone.net.gateway_listeners import (
     is_granted,
     lets_in,
 )
-from kone.net.ingress_rules import Backend, Problem, backend_of
+from kone.net.ingress.rules import Backend, Problem, backend_of
 
 PATH_RANK = {"Exact": 0, "RegularExpression": 1, "PathPrefix": 2}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import cast
 
 from kone.aio.clock import Clock
-from kone.net.dns_config import PORT, DnsConfig, Resolver
+from kone.net.dns.config import PORT, DnsConfig, Resolver
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 """Cluster DNS: the cluster's own names answered from what the informers know, all others by the host's resolvers, or
-those that the ConfigMap kube-system/kube-dns says (dns_config.py).
+those that the ConfigMap kube-system/kube-dns says (config.py).
 
 It listens on the cluster DNS address itself, which the bridge carries, so pods reach it without any packet rule. Where
 the host's own name server has port 53 of every address, it takes another port and a rule leads there. What was answered
@@ -34,9 +34,9 @@ from kone.aio.tasks import TaskGroup
 from kone.apimachinery.kinds import CONFIGMAPS, ENDPOINTSLICES, NAMESPACES, SERVICES
 from kone.apimachinery.objects import Key, Object, key_of, labels_of, namespace_of
 from kone.client.client import EventType, Reader
-from kone.net.dns_config import DnsConfig, parse_config
-from kone.net.dns_forward import Forwarder, ResolversGone
-from kone.net.dns_zone import Answer, Record, Zone
+from kone.net.dns.config import DnsConfig, parse_config
+from kone.net.dns.forward import Forwarder, ResolversGone
+from kone.net.dns.zone import Answer, Record, Zone
 from kone.net.firewall import ChainId, Firewall, Jump
 from kone.net.service_map import SERVICE_NAME
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from kone.apimachinery.kinds import GVR
 from kone.apimachinery.objects import Key, Object, dig, key_of, metadata, name_of
 from kone.apimachinery.selectors import from_label_selector
-from kone.net.ingress_rules import Certificate, Problem, World
+from kone.net.ingress.rules import Certificate, Problem, World
 
 GROUP = "gateway.networking.k8s.io"
 CONTROLLER = "kone.dev/gateway-controller"

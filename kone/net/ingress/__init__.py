@@ -1,0 +1,1 @@
+"""Ingress: HTTP from outside to Services, by Caddy."""
