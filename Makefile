@@ -160,8 +160,8 @@ rounds: venv deps ## what happens to a host, 20 rounds each, in every mode (root
 soak: venv deps docker ## 500 pods come and go and leave nothing behind (root, 10 min)
 	KONE_TEST_SOAK=500 $(BIN)/python -m pytest -q -rP tests/e2e/test_soak.py
 
-# IPVS is in few kernels of machines that run tests: it is tested in a guest with Debian's own.
-vm: venv ## the ipvs proxier with real packets in a virtual machine (root)
+# IPVS, and control groups of version 2 alone, are on few machines that run tests: they are tested in a guest.
+vm: venv ## the ipvs proxier with real packets, and cgroup v2, in a virtual machine (root)
 	@missing=""
 	for package in qemu-system-x86 busybox-static iptables ipset nftables; do
 		dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"
@@ -173,6 +173,7 @@ vm: venv ## the ipvs proxier with real packets in a virtual machine (root)
 	apt-cache show linux-image-amd64 >/dev/null 2>&1 || apt-get update -qq
 	# 125: there is no virtual machine to be had here (no emulator, no kernel package), or it did not answer in time.
 	$(BIN)/python -m tests.vm --timeout 1200 -- .ci/ipvs || { code=$$?; [ $$code = 125 ] || exit $$code; echo "ipvs is left out"; }
+	$(BIN)/python -m tests.vm --timeout 600 -- .ci/cgroup2 || { code=$$?; [ $$code = 125 ] || exit $$code; echo "cgroup v2 is left out"; }
 
 replay: venv ## play the conversations recorded from upstream; the counts only rise (no root)
 	@$(BIN)/python -m tests.replay

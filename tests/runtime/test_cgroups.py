@@ -181,3 +181,45 @@ async def test_real_groups_hold_their_processes_to_the_limit_and_go_with_the_pod
     finally:
         await remove_hierarchy(instance)
     assert list(ROOT.glob(f"*/kubepods-{instance}")) == []
+
+
+@pytest.mark.ring3
+@pytest.mark.skipif(not (ROOT / "cgroup.controllers").exists(), reason="this host has control groups of version 1")
+async def test_real_groups_of_version_2_take_the_limits_tell_of_pressure_and_are_killed_as_one() -> None:
+    instance = f"t{uuid.uuid4().hex[:6]}"
+    groups = Cgroups(version=2, driver="cgroupfs", instance=instance)
+    try:
+        await groups.start()
+        limits = {"cpu": "500m", "memory": "64Mi"}
+        path = await groups.ensure(pod(requests=limits, limits=limits))
+        folder = ROOT / path.lstrip("/")
+        files = ("memory.max", "cpu.max", "cpu.weight", "memory.min", "memory.high", "pids.max")
+        told = [(folder / file).read_text().strip() for file in files]
+        assert told == [str(64 << 20), "50000 100000", str(weight_of(shares_of(500))), "0", "max", "max"]
+        for quality in ("burstable", "besteffort"):
+            assert (folder.parent / quality / "cpu.weight").read_text() == "1\n"
+
+        (container := folder / "c").mkdir()
+        (folder / "cgroup.subtree_control").write_text("+memory +cpu +pids")
+        code = "import sys; sys.stdin.read(1); held = [b'x' * (1 << 20) for _ in range(200)]"
+        command = (sys.executable, "-c", code)
+        children = [await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE) for _ in range(2)]
+        for child in children:
+            (container / "cgroup.procs").write_text(str(child.pid))
+        groups.kill_as_one(children[0].pid)
+        found = group_of(children[0].pid)
+        assert (found.path, found.read().processes) == (container, 2)
+        assert found.parent.pressures().keys() == (
+            {"cpu", "memory", "io"} if (ROOT / "cpu.pressure").exists() else set()
+        )
+        greedy = children[0].stdin
+        assert greedy is not None
+        greedy.write(b"x")
+        await greedy.drain()
+        assert [await child.wait() for child in children] == [-9, -9], "one wants too much, and both are ended"
+        container.rmdir()
+        await groups.remove("a-b")
+        assert not folder.exists()
+    finally:
+        await remove_hierarchy(instance)
+    assert list(ROOT.glob(f"kubepods-{instance}")) == []
