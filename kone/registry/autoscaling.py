@@ -64,10 +64,15 @@ class _HPA(SpecStrategy):
             later.append(invalid_value("spec.maxReplicas", most, "must be greater than or equal to 1"))
         if least is not None and most < least:
             errors.append(invalid_value("spec.maxReplicas", most, "must be greater than or equal to `minReplicas`"))
-        _reference(errors, later, "spec.scaleTargetRef", spec.get("scaleTargetRef") or {}, need_group=True)
+        target: Mapping[str, Any] = spec.get("scaleTargetRef") or {}
+        _reference(errors, later, "spec.scaleTargetRef", target)
+        if not _is_same_kind(target, dig(old, "spec", "scaleTargetRef")):
+            need_group = target.get("kind") != "ReplicationController"  # the one kind of core's that scales
+            _version(errors, "spec.scaleTargetRef", target, need_group=need_group)
         metrics = spec.get("metrics") or ()
+        any_version = _describes_bad_version(dig(old, "spec", "metrics", default=()))
         for i, metric in enumerate(metrics):
-            _metric(errors, f"spec.metrics[{i}]", metric)
+            _metric(errors, f"spec.metrics[{i}]", metric, any_version=any_version)
         if least == 0 and not any(metric.get("type") in ("Object", "External") for metric in metrics):
             text = "must specify at least one Object or External metric to support scaling to zero replicas"
             errors.append(forbidden_field("spec.metrics", text))
@@ -78,13 +83,31 @@ class _HPA(SpecStrategy):
         return errors + later
 
 
-def _reference(errors: Errors, later: Errors, path: str, ref: Mapping[str, Any], *, need_group: bool) -> None:
+def _is_same_kind(ref: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
+    """Whether an update leaves the kind that is scaled: then nobody asks for its group again."""
+    return before is not None and all(ref.get(name, "") == before.get(name, "") for name in ("apiVersion", "kind"))
+
+
+def _describes_bad_version(metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether what is stored has such an apiVersion already, which lets updates have it too."""
+    errors: Errors = []
+    for metric in metrics:
+        if metric.get("type") == "Object":
+            _version(errors, "", dig(metric, "object", "describedObject", default={}), need_group=False)
+    return bool(errors)
+
+
+def _reference(errors: Errors, later: Errors, path: str, ref: Mapping[str, Any]) -> None:
     for field in ("kind", "name"):
         value = ref.get(field)
         if value:
             check(errors, f"{path}.{field}", value, is_path_segment_name(value))
         else:
             later.append(required(f"{path}.{field}"))
+
+
+def _version(errors: Errors, path: str, ref: Mapping[str, Any], *, need_group: bool) -> None:
+    """ValidateAPIVersion."""
     version = ref.get("apiVersion", "")
     if version.count("/") > 1:
         errors.append(invalid_value(f"{path}.apiVersion", version, f"unexpected GroupVersion string: {version}"))
@@ -103,7 +126,7 @@ _SOURCE_TYPES = ("ContainerResource", "External", "Object", "Pods", "Resource")
 _TARGET_TYPES = ("Utilization", "Value", "AverageValue")
 
 
-def _metric(errors: Errors, path: str, metric: Mapping[str, Any]) -> None:
+def _metric(errors: Errors, path: str, metric: Mapping[str, Any], *, any_version: bool) -> None:
     kind = metric.get("type", "")
     if not kind:
         errors.append(required(f"{path}.type", "must specify a metric source type"))
@@ -111,7 +134,7 @@ def _metric(errors: Errors, path: str, metric: Mapping[str, Any]) -> None:
         errors.append(not_supported(f"{path}.type", kind, _SOURCE_TYPES))
     present = [field for field in _SOURCES.values() if metric.get(field) is not None]
     if present:
-        _source(errors, f"{path}.{present[0]}", present[0], metric[present[0]])
+        _source(errors, f"{path}.{present[0]}", present[0], metric[present[0]], any_version=any_version)
     expected = _SOURCES.get(kind)
     if expected is not None and expected not in present:
         text = "must populate information for the given metric source"
@@ -123,7 +146,7 @@ def _metric(errors: Errors, path: str, metric: Mapping[str, Any]) -> None:
                 errors.append(forbidden_field(f"{path}.{field}", text))
 
 
-def _source(errors: Errors, path: str, field: str, source: Mapping[str, Any]) -> None:
+def _source(errors: Errors, path: str, field: str, source: Mapping[str, Any], *, any_version: bool) -> None:
     target = source.get("target") or {}
     if field in ("object", "external", "pods"):
         name = dig(source, "metric", "name")
@@ -136,7 +159,10 @@ def _source(errors: Errors, path: str, field: str, source: Mapping[str, Any]) ->
     elif field == "containerResource":
         container_resource_name(errors, f"{path}.name", source["name"])
     if field == "object":
-        _reference(errors, errors, f"{path}.describedObject", source.get("describedObject") or {}, need_group=False)
+        described = source.get("describedObject") or {}
+        _reference(errors, errors, f"{path}.describedObject", described)
+        if not any_version:
+            _version(errors, f"{path}.describedObject", described, need_group=False)
     if field == "containerResource":
         container = source.get("container")
         if container:

@@ -7,13 +7,17 @@ from collections.abc import Iterable, Sequence
 from kone.apimachinery.errors import FieldError, invalid_value, not_supported
 from kone.apimachinery.kinds import PODDISRUPTIONBUDGETS
 from kone.apimachinery.objects import Object, dig
+from kone.apimachinery.users import User
 from kone.registry.conditions import conditions, not_more_than_100_percent, positive_int_or_percent
+from kone.registry.equality import same
 from kone.registry.internal import internal
 from kone.registry.resource import AGE, NAME, Column, Resource
 from kone.registry.rules import Errors, at_least_0, has_invalid_selector_value, label_selector
 from kone.registry.strategy import SpecStrategy, StatusStrategy, path_segment
 
 _EVICTION_POLICIES = ("AlwaysAllow", "IfHealthyBudget")
+_EMPTY_MATCH_KEY = "pdb.kubernetes.io/deprecated-v1beta1-empty-selector-match"
+_MATCH_NOTHING = {"matchExpressions": [{"key": _EMPTY_MATCH_KEY, "operator": "Exists"}]}
 _COUNTS = ("disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods")
 
 
@@ -24,6 +28,16 @@ class _PodDisruptionBudget(SpecStrategy):
 
     def initial_status(self, obj: Object) -> Object:
         return {"disruptionsAllowed": 0, "currentHealthy": 0, "desiredHealthy": 0, "expectedPods": 0}
+
+    def prepare(self, obj: Object, old: Object | None, *, user: User) -> None:
+        super().prepare(obj, old, user=user)
+        # The key by which v1beta1's empty selector is told from v1's stands alone or not at all.
+        selector = dig(obj, "spec", "selector")
+        if not selector or same(selector, _MATCH_NOTHING):
+            return
+        if old is None or not same(selector, dig(old, "spec", "selector")):
+            found = selector.get("matchExpressions") or ()
+            selector["matchExpressions"] = [each for each in found if each.get("key") != _EMPTY_MATCH_KEY]
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []

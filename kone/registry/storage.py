@@ -19,7 +19,7 @@ from kone.registry.equality import same
 from kone.registry.generic import IMMUTABLE, NOT_NEGATIVE
 from kone.registry.internal import internal
 from kone.registry.resource import AGE, CREATED_AT, NAME, Column, Resource
-from kone.registry.rules import Errors, at_least_0, check, label_selector
+from kone.registry.rules import Errors, at_least_0, check, has_invalid_selector_value, label_selector
 from kone.registry.strategy import ALL_METADATA, StatusStrategy, Strategy
 
 GROUP = "storage.k8s.io"
@@ -279,7 +279,8 @@ class _CSIStorageCapacity(Strategy):
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
         name = obj.get("storageClassName", "")
-        label_selector(errors, "nodeTopology", obj.get("nodeTopology"))
+        any_value = has_invalid_selector_value((old or {}).get("nodeTopology"))
+        label_selector(errors, "nodeTopology", obj.get("nodeTopology"), any_value=any_value)
         check(errors, "storageClassName", name, is_dns1123_subdomain(name))
         capacity = obj.get("capacity")
         if capacity is not None and parse_quantity(capacity).nanos < 0:
@@ -457,7 +458,7 @@ RESOURCES: Sequence[Resource] = (
         "VolumeAttachment",
         _attachment,
         namespaced=False,
-        status=StatusStrategy(_attachment, kept_metadata=ALL_METADATA),
+        status=StatusStrategy(_attachment, kept_metadata=ALL_METADATA, rules=_attachment.validate),
         columns=(
             NAME,
             _text("Attacher", "spec", "attacher", format="name"),

@@ -107,8 +107,12 @@ def node_update(errors: Errors, obj: Object, old: Object) -> None:
         if key in seen:
             errors.append(duplicate(f"status.addresses[{i}]", internal("#core.NodeAddress", address)))
         seen.add(key)
-    if before.get("podCIDRs") and before["podCIDRs"] != spec.get("podCIDRs"):
+    had, has = before.get("podCIDRs") or (), spec.get("podCIDRs") or ()
+    if had and len(had) != len(has):
         errors.append(forbidden_field("spec.podCIDRs", _NO_OTHER_CIDR))
+    elif had:
+        changed = sum(was != cidr for was, cidr in zip(had, has, strict=True))
+        errors.extend(forbidden_field("spec.podCIDRs", _NO_OTHER_CIDR) for _ in range(changed))
     was, provider = before.get("providerID"), spec.get("providerID")
     if was and was != provider:
         text = "field cannot be modified once set" if provider else "field cannot be cleared once set"
