@@ -134,7 +134,7 @@ check: venv ## ruff, mypy, import-linter, ring 1 and 2: before each commit (no r
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports --no-cache >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
-	$(BIN)/python -m pytest -q -m 'not ring3 and not ring4'
+	$(BIN)/python -m pytest -q --numprocesses 2 -m 'not ring3 and not ring4'
 
 test: venv deps docker ## rings 1 to 4: needs root and Docker, sets itself up
 	@$(MAKE) --no-print-directory testdeps

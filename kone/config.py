@@ -38,6 +38,7 @@ PROXY_MODE = "kone.dev/proxy-mode"  # annotation of the node: which one it is
 IPVS_SCHEDULERS = ("rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq")
 AUTHORIZATION_MODES = ("AlwaysAllow", "AlwaysDeny", "Node", "RBAC", "Webhook")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+SOCKET_PATH_MAX = 107  # bytes, unix(7)
 _INSTANCE = re.compile(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?")
 
 
@@ -348,6 +349,10 @@ def resolve(settings: Settings) -> Settings:
         raise ConfigError(
             f"--load-balancer-pool {filled.load_balancer_pool}: {error}: give ranges such as 192.0.2.240/28"
         ) from None
+    if len(os.fsencode(filled.socket_path)) > SOCKET_PATH_MAX:
+        raise ConfigError(
+            f"--data-dir {filled.data_dir} is too long for {filled.socket_path.name} in it: give a shorter one"
+        )
     _address("--bind-address", filled.bind_address)
     _each_family("--node-ip", filled.node_ips, _address)
     for plain in filled.plain_cidrs:

@@ -67,6 +67,7 @@ def test_a_named_instance_shares_nothing_with_the_default_one_or_another() -> No
         (["--bind-address", "host"], "this is not an IP address"),
         (["--disable", "kubelet,nothing"], "--disable nothing: choose from"),
         (["--secure-port", "70000"], "give a port from 0 to 65535"),
+        (["--data-dir", "/" + "d" * 99], "is too long for kone.sock in it"),
         (["--instance", "No_Good"], "use up to 10 lower-case letters"),
         (["--service-node-port-range", "9-1"], "give FIRST-LAST"),
         (["--config", "/nothing/here.yaml"], "No such file"),

@@ -102,10 +102,8 @@ class Client:
 
     def _path(self) -> str:
         """A name of the socket that the kernel takes. Raises OSError where the folder is not there."""
-        if len(os.fsencode(self.socket)) <= SOCKET_PATH_MAX:
-            return str(self.socket)
-        self._folder = os.open(self.socket.parent, os.O_PATH | os.O_CLOEXEC)
-        return f"/proc/self/fd/{self._folder}/{self.socket.name}"
+        path, self._folder = _short(self.socket)
+        return path
 
     def _explained(self, error: BaseException) -> RpcError:
         match error:
@@ -120,6 +118,15 @@ class Client:
         why = (getattr(error, "strerror", None) or str(error)).lower()
         dial = f'"transport: Error while dialing: dial unix {self.socket}: connect: {why}"'
         return RpcError(UNAVAILABLE, f"connection error: desc = {dial}")
+
+
+def _short(socket: Path) -> tuple[str, int | None]:
+    """A name of the socket that the kernel takes, and the descriptor of its folder while the name is of use, where it
+    needs one. Raises OSError where the folder is not there."""
+    if len(os.fsencode(socket)) <= SOCKET_PATH_MAX:
+        return str(socket), None
+    folder = os.open(socket.parent, os.O_PATH | os.O_CLOEXEC)
+    return f"/proc/self/fd/{folder}/{socket.name}", folder
 
 
 _FAILURES: Final = (GRPCError, ProtocolError, StreamTerminatedError, Malformed, OSError)
@@ -163,7 +170,12 @@ class GrpcServer:
         """Listen; a socket that was left there is replaced."""
         socket.unlink(missing_ok=True)
         self._server = _Server(self)
-        await self._server.start(path=str(socket))
+        path, folder = _short(socket)
+        try:
+            await self._server.start(path=path)
+        finally:
+            if folder is not None:
+                os.close(folder)
 
     async def stop(self) -> None:
         if self._server is not None:

@@ -19,9 +19,9 @@ def short_path() -> Iterator[Path]:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
+async def world(short_path: Path) -> AsyncIterator[World]:
     """A node with nothing on it, started."""
-    made = World(tmp_path)
+    made = World(short_path)
     await made.start()
     try:
         yield made

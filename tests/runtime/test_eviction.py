@@ -232,8 +232,8 @@ def test_a_refusal_names_the_conditions(world: World) -> None:
 # In a whole kubelet
 
 
-async def test_a_node_under_pressure_says_so_at_once_and_rejects_pods(tmp_path: Path) -> None:
-    world = KubeletWorld(tmp_path)
+async def test_a_node_under_pressure_says_so_at_once_and_rejects_pods(short_path: Path) -> None:
+    world = KubeletWorld(short_path)
     await world.start()
     world.host.shown = dict(LOW_MEMORY)
     await world.advance(10)

@@ -97,3 +97,15 @@ async def test_a_server_that_was_started_anew_is_found_again(short_path: Path) -
         await server.stop()
         await settle()  # the client sees that the connection is gone
     client.close()
+
+
+async def test_a_socket_may_lie_deeper_than_a_name_of_one_is_long(tmp_path: Path) -> None:
+    folder = tmp_path / ("d" * 120)
+    folder.mkdir()
+    server, client = GrpcServer({ECHO: echo}), Client(folder / "s.sock")
+    await server.start(folder / "s.sock")
+    try:
+        assert await client.call(ECHO, {"text": "heard"}, timeout_s=10.0) == {"text": "heard"}
+    finally:
+        client.close()
+        await server.stop()
