@@ -13,6 +13,7 @@ from kone.apimachinery.quantity import parse_quantity
 from kone.apimachinery.users import User
 from kone.registry.conversion import Renaming
 from kone.registry.core.resource_rules import container_resource_name
+from kone.registry.equality import same
 from kone.registry.generic import NOT_NEGATIVE
 from kone.registry.hpa_v1 import DEFAULT_METRIC, from_v2, to_v2
 from kone.registry.resource import AGE, NAME, Column, Resource
@@ -270,6 +271,10 @@ class _HPAv1(SpecStrategy):
         # What v1 leaves out, v2's defaults put in: the client sees it.
         seen = from_v2(to_v2(obj))
         obj["spec"], obj["metadata"] = seen["spec"], seen["metadata"]
+
+    def is_changed(self, obj: Object, old: Object) -> bool:
+        # Metrics and behavior are of the spec, though v1 carries them in annotations.
+        return super().is_changed(obj, old) or not same(to_v2(obj)["spec"], to_v2(old)["spec"])
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         return self.v2.validate(to_v2(obj), None if old is None else to_v2(old))

@@ -12,6 +12,8 @@ from kone.registry.rules import Errors
 from tests.registry.pipeline import answer, put
 
 _BAD_VALUE = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["no label value!"]}]}
+_V1_BEHAVIOR = "autoscaling.alpha.kubernetes.io/behavior"
+_V1_METRICS = "autoscaling.alpha.kubernetes.io/metrics"
 _EMPTY_MATCH = "pdb.kubernetes.io/deprecated-v1beta1-empty-selector-match"
 
 
@@ -67,6 +69,25 @@ def test_a_described_object_keeps_an_api_version_that_is_none() -> None:
     new["spec"]["maxReplicas"] = 5
     assert "unexpected GroupVersion string: a/b/c" in answer(old).error
     assert answer(new, old).error == ""
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "generation"),
+    [
+        ("example.com/any", "x", 1),
+        (_V1_BEHAVIOR, '{"ScaleUp":{"Policies":[{"Type":"Pods","Value":1,"PeriodSeconds":5}]}}', 2),
+        (_V1_METRICS, '[{"type":"Pods","pods":{"metricName":"hits","targetAverageValue":"3"}}]', 2),
+    ],
+)
+def test_what_v1_carries_in_annotations_counts_as_spec(annotation: str, value: str, generation: int) -> None:
+    old = {**_hpa("apps/v1", "Deployment"), "apiVersion": "autoscaling/v1"}
+    old["metadata"]["generation"] = 1
+    old["spec"]["targetCPUUtilizationPercentage"] = 50
+    new = deep_copy(old)
+    new["metadata"]["annotations"] = {annotation: value}
+    made = answer(new, old)
+    assert made.object is not None, made.error
+    assert made.object["metadata"]["generation"] == generation
 
 
 def test_a_topology_keeps_values_that_are_no_label_values() -> None:
