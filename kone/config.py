@@ -121,6 +121,9 @@ class Settings:
         "with --instance)",
         metavar="DIR",
     )
+    pod_manifest_path: str = _setting(
+        "", "manifests of static pods, a directory or one file (default: there are none)", metavar="PATH"
+    )
     image_credential_provider_config: str = _setting(
         "",
         "which programs give registry credentials, a file or directory of kind CredentialProviderConfig",

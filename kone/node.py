@@ -468,6 +468,7 @@ class Node:
     # ---- the kubelet
 
     async def _start_kubelet(self) -> None:
+        from kone.apiserver.pod_manifest import read_pod_manifest
         from kone.auth.pod_keys import new_key
         from kone.runtime import kubelet_home
         from kone.runtime.credential_providers import read_providers
@@ -499,6 +500,7 @@ class Node:
             credential_providers=tuple(providers),
             credential_provider_dir=bin_dir,
             pull_policy=policy,
+            manifests=Path(settings.pod_manifest_path).absolute() if settings.pod_manifest_path else None,
             public_dir=Path(settings.kubelet_dir) if settings.kubelet_dir else None,
             port=settings.kubelet_port,
             pod_cidrs=self._pod_cidrs,
@@ -512,7 +514,14 @@ class Node:
         self._kubelet_events = EventRecorder(client, "kubelet", host=settings.node_name, clock=self.clock)
         self._runtime = DockerRuntime(settings.docker_host, instance=config.instance)
         self._kubelet = Kubelet(
-            client, self._runtime, self._network, self._kubelet_events, self.clock, config, new_key=new_key
+            client,
+            self._runtime,
+            self._network,
+            self._kubelet_events,
+            self.clock,
+            config,
+            new_key=new_key,
+            read_pod=read_pod_manifest,
         )
         self._control_plane.on_new_certificates.append(self._kubelet.reload_certificates)
         try:

@@ -20,7 +20,7 @@ from kone.apimachinery.objects import (
     owner_references,
     uid_of,
 )
-from kone.apimachinery.pod_references import claim_names, config_map_names, secret_names
+from kone.apimachinery.pod_references import api_object_reference, claim_names
 from kone.apimachinery.users import node_identity
 
 MIRROR_POD = "kubernetes.io/config.mirror"
@@ -144,7 +144,7 @@ class NodeRestriction(Plugin):
             raise not_found("nodes", node)
         if owner.get("uid") != uid_of(entry.obj):
             raise a.refuse(f"node {node} UID mismatch: expected {owner.get('uid', '')} got {uid_of(entry.obj)}")
-        if referenced := _referenced_kind(pod):
+        if referenced := api_object_reference(pod):
             raise a.refuse(f'node "{node}" can not create pods that reference {referenced}')
 
     def _existing_pod(self, a: Attributes, name: str) -> Object:
@@ -334,35 +334,6 @@ def _is_forbidden(key: str) -> bool:
 
 def _is_within(namespace: str, domain: str) -> bool:
     return namespace == domain or namespace.endswith("." + domain)
-
-
-def _referenced_kind(pod: Object) -> str:
-    """What kind of other object the pod names, in upstream's words; "" for none."""
-    spec = pod.get("spec") or {}
-    if spec.get("serviceAccountName"):
-        return "serviceaccounts"
-    if any(True for _ in secret_names(pod)):
-        return "secrets"
-    if any(True for _ in config_map_names(pod)):
-        return "configmaps"
-    if spec.get("resourceClaims"):
-        return "resourceclaims"
-    if any(True for _ in claim_names(pod)):
-        return "persistentvolumeclaims"
-    for volume in spec.get("volumes") or ():
-        if volume.get("csi") is not None:
-            return "csidrivers (via CSI volumes)"
-        if volume.get("glusterfs") is not None:
-            return "endpoints (via glusterFS volumes)"
-        for source in dig(volume, "projected", "sources", default=()):
-            for key, words in (
-                ("serviceAccountToken", "serviceaccounts (via projected volumes)"),
-                ("clusterTrustBundle", "clustertrustbundles"),
-                ("podCertificate", "podcertificates"),
-            ):
-                if source.get(key) is not None:
-                    return words
-    return ""
 
 
 def _signers_of(pod: Object) -> set[str]:

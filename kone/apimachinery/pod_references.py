@@ -58,6 +58,44 @@ def resource_claim_names(pod: Mapping[str, Any]) -> Iterator[str]:
             yield name
 
 
+_VOLUME_REFERENCES = (
+    ("csi", "csidrivers (via CSI volumes)"),
+    ("glusterfs", "endpoints (via glusterFS volumes)"),
+    ("persistentVolumeClaim", "persistentvolumeclaims"),
+    ("ephemeral", "persistentvolumeclaims (via ephemeral volumes)"),
+)
+_PROJECTED_REFERENCES = (
+    ("serviceAccountToken", "serviceaccounts (via projected volumes)"),
+    ("clusterTrustBundle", "clustertrustbundles"),
+    ("podCertificate", "podcertificates"),
+)
+
+
+def api_object_reference(pod: Mapping[str, Any]) -> str:
+    """The first kind of object that the pod needs of the API, in upstream's words; "" for none.
+
+    What a node runs by itself may need nothing (podutil.HasAPIObjectReference).
+    """
+    spec = pod.get("spec") or {}
+    if spec.get("serviceAccountName"):
+        return "serviceaccounts"
+    if any(True for _ in secret_names(pod)):
+        return "secrets"
+    if any(True for _ in config_map_names(pod)):
+        return "configmaps"
+    if spec.get("resourceClaims"):
+        return "resourceclaims"
+    for volume in spec.get("volumes") or ():
+        for key, words in _VOLUME_REFERENCES:
+            if volume.get(key) is not None:
+                return words
+        for source in (volume.get("projected") or {}).get("sources") or ():
+            for key, words in _PROJECTED_REFERENCES:
+                if source.get(key) is not None:
+                    return words
+    return ""
+
+
 def _environment_names(spec: Mapping[str, Any], whole: str, single: str) -> Iterator[str]:
     for container in containers_of(spec):
         for source in container.get("envFrom") or ():

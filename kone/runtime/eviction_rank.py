@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kone.apimachinery.errors import go_quote
-from kone.apimachinery.objects import Object, annotations_of, dig, name_of
+from kone.apimachinery.objects import Object, dig, name_of
 from kone.apimachinery.pod_resources import pod_limits, pod_requests
 from kone.apimachinery.quantity import Quantity, parse_quantity
 from kone.runtime.disk_usage import DiskUsage
 from kone.runtime.eviction_signals import IMAGE_DISK, IMAGE_INODES, MEMORY, NODE_DISK, NODE_INODES, PIDS, RESOURCES
+from kone.runtime.static_pods import is_mirror, is_static
 from kone.runtime.stats import ContainerUse, PodUse
 
 CRITICAL_PRIORITY_MIN = 2_000_000_000  # system-cluster-critical and above
-MIRROR = "kubernetes.io/config.mirror"
 
 
 def is_critical(pod: Object) -> bool:
     """Pods that the node itself needs are never evicted, and admitted under pressure (types.IsCriticalPod)."""
-    return bool(dig(pod, "spec", "priority", default=0) >= CRITICAL_PRIORITY_MIN or MIRROR in annotations_of(pod))
+    return is_static(pod) or is_mirror(pod) or dig(pod, "spec", "priority", default=0) >= CRITICAL_PRIORITY_MIN
 
 
 def ranked(pods: Iterable[PodUse], signal: str, *, own_image_fs: bool) -> list[PodUse]:

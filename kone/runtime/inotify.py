@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 _CREATE, _MOVED_FROM, _MOVED_TO, _DELETE, _DELETE_SELF, _ATTRIB = 0x100, 0x40, 0x80, 0x200, 0x400, 0x4
+_CLOSE_WRITE = 0x8
 _MASK = _CREATE | _MOVED_FROM | _MOVED_TO | _DELETE | _DELETE_SELF | _ATTRIB
 _READ_BYTES = 64 * 1024
 
@@ -22,11 +23,13 @@ def _libc() -> ctypes.CDLL:
 class DirectoryWatch:
     """Calls `changed` after any change of names in the directories that were added. What changed is not told: look.
 
+    With `content`, also after a file there was written to and closed.
     Belongs to the running event loop. `close` it at the end.
     """
 
-    def __init__(self, changed: Callable[[], None]) -> None:
+    def __init__(self, changed: Callable[[], None], *, content: bool = False) -> None:
         self._changed = changed
+        self._mask = _MASK | _CLOSE_WRITE if content else _MASK
         self._handle = _libc().inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
         if self._handle < 0:
             raise _error("")
@@ -35,7 +38,7 @@ class DirectoryWatch:
 
     def add(self, folder: Path) -> None:
         """Watch a directory too; adding one twice is as good as once. Raises OSError."""
-        if _libc().inotify_add_watch(self._handle, os.fsencode(folder), ctypes.c_uint32(_MASK)) < 0:
+        if _libc().inotify_add_watch(self._handle, os.fsencode(folder), ctypes.c_uint32(self._mask)) < 0:
             raise _error(str(folder))
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kone.aio.clock import Clock
 from kone.aio.tasks import TaskGroup
-from kone.apimachinery.kinds import NODES, PODS, SERVICES
+from kone.apimachinery.kinds import NODES, SERVICES
 from kone.apimachinery.objects import (
     Object,
     dig,
@@ -46,7 +46,9 @@ from kone.runtime.images import ImageManager
 from kone.runtime.kubelet_config import KubeletConfig
 from kone.runtime.kubelet_parts import KubeletParts
 from kone.runtime.lifecycle import Hooks
+from kone.runtime.manifests import Manifests, ReadPod
 from kone.runtime.meters import Meters, metered
+from kone.runtime.node_pods import NodePods, PodKey, pod_key
 from kone.runtime.node_status import NodeInfo, NodeStatus, host_facts, node_reference
 from kone.runtime.parts import VolumeError, VolumeManager
 from kone.runtime.pleg import Pleg
@@ -72,6 +74,7 @@ from kone.runtime.runtime import (
     Sandbox,
 )
 from kone.runtime.server import KubeletServer, Tls
+from kone.runtime.static_pods import is_static
 from kone.runtime.stats import Stats
 from kone.runtime.status_manager import StatusManager
 from kone.runtime.termination_message import last_words
@@ -89,6 +92,7 @@ class Kubelet:
     """`start` returns once the node is registered and, where Docker answers, its pods are being looked after.
 
     `stop` leaves every container running. `new_key` makes the keys of pods' certificates; without it there are none.
+    `read_pod` reads the manifests of static pods; without it there are none.
     Also the PodSource of parts.py.
     """
 
@@ -104,17 +108,27 @@ class Kubelet:
         volumes: VolumeManager | None = None,
         host: Callable[[Path, Path], Host] = Host,
         new_key: NewKey | None = None,
+        read_pod: ReadPod | None = None,
     ) -> None:
         self._meters = Meters()
         runtime = metered(runtime, self._meters, clock)
         self._client, self._runtime, self._network = client, runtime, network
         self._recorder, self._clock, self._config = recorder, clock, config
-        self._pods = client.informer(PODS, fields=f"spec.nodeName={config.node_name}")
         self._nodes = client.informer(NODES, fields=f"metadata.name={config.node_name}")
         self._services: Informer = client.informer(SERVICES)
+        self._read_pod = read_pod
+        self._pods = NodePods(
+            client,
+            self._nodes,
+            config.node_name,
+            clock,
+            is_here=self._is_here,
+            mirrored=lambda uid: self._statuses.look(uid),
+        )
         self._tasks = TaskGroup("kubelet")
         self._workers: dict[str, PodWorker] = {}
         self._rejected: dict[str, Verdict] = {}
+        self._held: dict[PodKey, Object] = {}  # static pods that wait for the end of an earlier one of their name
         self._pleg = Pleg(runtime, clock, self.sync_pod, lambda status: last_words(runtime, status))
         self._statuses = StatusManager(client, self._pods, clock, terminated=self._meters.terminated_containers.add)
         self._handlers = Handlers(runtime)
@@ -168,8 +182,9 @@ class Kubelet:
         self._csi.public_root = kubelet_home.offer(self._config.root_dir, self._config.public_dir)
         await self._start_server()
         await self._start_node_status()
-        for informer in (self._pods, self._nodes, self._services):
+        for informer in (self._nodes, self._services):
             await informer.wait_synced()
+        await self._pods.start(self._manifests())
         if not await self._bring_up():
             self._tasks.spawn(self._bring_up_later(), name="kubelet.wait-for-runtime")
 
@@ -188,12 +203,19 @@ class Kubelet:
             await self._dra.stop()
             await self._expansion.stop()
             await self._volumes.stop()
+        await self._pods.stop()
         await self._statuses.stop()
         if self._node_status is not None:
             await self._node_status.stop()
         if self._server is not None:
             await self._server.stop()
         await self._handlers.close()
+
+    def _manifests(self) -> Manifests | None:
+        config = self._config
+        if config.manifests is None or self._read_pod is None:
+            return None
+        return Manifests(config.manifests, config.node_name, self._clock, self._read_pod, self._pods.set_static)
 
     async def _start_server(self) -> None:
         config = self._config
@@ -370,15 +392,19 @@ class Kubelet:
         """What runs is known now: keep its addresses, adopt it, and end what the API knows nothing of."""
         live = {uid for uid in self._pleg.uids() if self._pleg.observed(uid).ready_sandbox is not None}
         await self._network.restore(live)
+        self._end_orphans()
         self._unsubscribe = self._pods.subscribe(self._on_pod)
         await self._remove_leftovers()
 
     def _on_list(self) -> None:
+        self._end_orphans()
+        for worker in list(self._workers.values()):
+            worker.wake()
+
+    def _end_orphans(self) -> None:
         known = {uid_of(pod) for pod in self._pods.list()}
         for uid in self._pleg.uids() - known - self._workers.keys():
             self._end_orphan(uid)
-        for worker in list(self._workers.values()):
-            worker.wake()
 
     def _end_orphan(self, uid: str) -> None:
         """Containers of a pod that was deleted while kone was away: their labels tell how to end them."""
@@ -386,7 +412,7 @@ class Kubelet:
         found: list[Sandbox | ContainerStatus] = [*observed.sandboxes, *observed.containers]
         some = next(iter(found), None)
         if some is not None:
-            log.info("ending pod %s/%s, which is gone from the API", some.pod.namespace, some.pod.name)
+            log.info("ending pod %s/%s, which is gone", some.pod.namespace, some.pod.name)
             self._worker(_pod_of(some.pod, int(some.labels.get(GRACE_PERIOD, "30")))).gone()
 
     async def _remove_leftovers(self) -> None:
@@ -422,8 +448,12 @@ class Kubelet:
     def _on_pod(self, event: EventType, pod: Object, previous: Object | None) -> None:
         uid = uid_of(pod)
         worker = self._workers.get(uid)
-        if event == "DELETED":
+        if event == "ADDED" and is_static(pod) and self._is_here(pod_key(pod)):
+            self._held[pod_key(pod)] = pod
+        elif event == "DELETED":
             self._rejected.pop(uid, None)
+            if is_static(pod):
+                self._held.pop(pod_key(pod), None)
             if worker is not None:
                 worker.gone()
         elif worker is not None:
@@ -473,7 +503,17 @@ class Kubelet:
         return self._workers[uid]
 
     def _forget(self, uid: str) -> None:
-        self._workers.pop(uid, None)
+        worker = self._workers.pop(uid, None)
+        if worker is None:
+            return
+        key = pod_key(worker.pod)
+        self._pods.look(key)
+        if key in self._held and not self._is_here(key):
+            self._take(self._held.pop(key))
+
+    def _is_here(self, key: PodKey) -> bool:
+        """Whether a pod of that name runs, or is being ended."""
+        return any(pod_key(worker.pod) == key for worker in self._workers.values())
 
     def _is_ending(self, uid: str) -> bool:
         worker = self._workers.get(uid)
@@ -486,7 +526,7 @@ class Kubelet:
 
     def pod(self, namespace: str, name: str, uid: str = "") -> Object | None:
         found = self._pods.get(namespace, name)
-        if found is None or (uid and uid_of(found) != uid):
+        if found is None or (uid and uid not in {uid_of(found), uid_of(self._pods.stored(found) or found)}):
             return None
         return self._with_status(found)
 

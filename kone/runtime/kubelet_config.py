@@ -32,6 +32,7 @@ class KubeletConfig:
     credential_providers: tuple[Provider, ...] = ()
     credential_provider_dir: Path = Path("/")  # where their programs are
     pull_policy: Policy = field(default_factory=Policy)  # who must show credentials for images that are here
+    manifests: Path | None = None  # of static pods, a directory or one file
     public_dir: Path | None = None  # where plugins look for the kubelet's files; None: where they lie
 
     @property

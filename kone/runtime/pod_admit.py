@@ -15,6 +15,7 @@ from kone.apimachinery.taints import taints_of, tolerates_any, with_effect
 from kone.runtime.pod_network import HostPort
 from kone.runtime.pod_spec import all_containers, is_host_network, sidecars
 from kone.runtime.pod_status import Verdict
+from kone.runtime.static_pods import is_static
 
 REJECTED = "Pod was rejected: "
 DECLARED_FEATURES = (WEB_SOCKETS, INIT_CONTAINER_RESIZE, RESTART_ALL)  # what this kubelet does, sorted
@@ -181,7 +182,9 @@ def _clash(one: HostPort, other: HostPort) -> bool:
 
 
 def _refuse_taints(pod: Object, node: Object) -> Verdict | None:
-    """NoExecute taints that the pod does not tolerate."""
+    """NoExecute taints that the pod does not tolerate; what the node runs by itself runs whatever its taints."""
+    if is_static(pod):
+        return None
     tolerations = dig(pod, "spec", "tolerations", default=())
     if all(tolerates_any(tolerations, taint) for taint in with_effect(taints_of(node), "NoExecute")):
         return None

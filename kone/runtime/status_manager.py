@@ -1,7 +1,7 @@
 """Writes pod statuses to the API: only what changed, one write at a time for a pod, the newest state wins.
 
-A pod's start takes two to four writes. What others write into a status (readiness gates, disruption) stays: the patch
-names only what is the kubelet's.
+A pod's start takes two to four writes. A static pod's status is written to its mirror, once that is there. What others
+write into a status (readiness gates, disruption) stays: the patch names only what is the kubelet's.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from kone.aio.tasks import TaskGroup
 from kone.apimachinery.errors import StatusError
 from kone.apimachinery.kinds import PODS
 from kone.apimachinery.objects import Object, dig, name_of, namespace_of, resource_version_of, uid_of
-from kone.client.client import Client, Informer
+from kone.client.client import Client
+from kone.runtime.node_pods import NodePods
 from kone.runtime.pod_status import OWNED_CONDITIONS
+from kone.runtime.static_pods import is_static
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ class StatusManager:
     def __init__(
         self,
         client: Client,
-        pods: Informer,
+        pods: NodePods,
         clock: Clock,
         *,
         terminated: Callable[[str, str, str], None] = lambda kind, code, reason: None,
@@ -60,8 +62,13 @@ class StatusManager:
             self._terminated(*ended)
         self._wanted[uid] = status
         self._identity[uid] = pod
+        self.look(uid)
+
+    def look(self, uid: str) -> None:
+        """Write what was set, where the API says something else."""
         if uid not in self._writing and self._patch(uid):
-            self._writing[uid] = self._tasks.spawn(self._write(uid), name=f"pod-status {name_of(pod)}")
+            name = name_of(self._identity[uid])
+            self._writing[uid] = self._tasks.spawn(self._write(uid), name=f"pod-status {name}")
 
     def agrees(self, pod: Object) -> bool:
         """Whether the pod, as the API has it, says what was set."""
@@ -98,8 +105,9 @@ class StatusManager:
                 except StatusError as error:
                     if error.code in (404, 409, 422):  # gone, or another pod of that name
                         log.debug("status not written: pod=%s/%s: %s", namespace_of(pod), name_of(pod), error)
-                        self.forget(uid)
-                        return
+                        if not is_static(pod):
+                            self.forget(uid)
+                        return  # another mirror will be told
                     log.warning("status not written: pod=%s/%s: %s", namespace_of(pod), name_of(pod), error)
                     await self._clock.sleep(delay_s)
                     delay_s = min(delay_s * 2, RETRY_MAX_S)
@@ -114,12 +122,17 @@ class StatusManager:
         wanted, pod = self._wanted.get(uid), self._identity.get(uid)
         if wanted is None or pod is None:
             return {}
-        seen = self._pods.get(namespace_of(pod), name_of(pod))
+        seen = self._pods.stored(pod)
+        holder = uid
+        if is_static(pod):
+            if seen is None:
+                return {}
+            holder = uid_of(seen)
         version, current = self._written.get(uid, (0, {}))
-        if seen is not None and uid_of(seen) == uid and int(resource_version_of(seen) or 0) >= version:
+        if seen is not None and uid_of(seen) == holder and int(resource_version_of(seen) or 0) >= version:
             current = seen.get("status") or {}
         changes = status_patch(current, wanted)
-        return {"metadata": {"uid": uid}, "status": changes} if changes else {}
+        return {"metadata": {"uid": holder}, "status": changes} if changes else {}
 
 
 def status_patch(current: Object, wanted: Object) -> Object:

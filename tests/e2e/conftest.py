@@ -16,6 +16,7 @@ from tests.e2e.node_process import BIN, NodeProcess, eventually, run
 
 IMAGE = "kone-test/busybox:4"
 INSTANCE = "e2e"
+MANIFESTS = "manifests"  # of static pods, beside the node's data
 INGRESS_PORT, INGRESS_TLS_PORT = 18476, 18477
 
 
@@ -57,8 +58,10 @@ def whole_node(image: str) -> Iterator[NodeProcess]:
     """One whole node, Ready, as instance "e2e": its bridge, chains and containers are apart from any other's."""
     folder = Path(tempfile.mkdtemp(prefix="kone-e2e-"))
     ingress = ("--ingress-http-port", str(INGRESS_PORT), "--ingress-https-port", str(INGRESS_TLS_PORT))
+    (folder / MANIFESTS).mkdir()
+    manifests = ("--pod-manifest-path", str(folder / MANIFESTS))
     process = NodeProcess(
-        folder / "data", "--secure-port", "0", "--instance", INSTANCE, "--log-level", "info", *ingress
+        folder / "data", "--secure-port", "0", "--instance", INSTANCE, "--log-level", "info", *ingress, *manifests
     )
     try:
         process.start()

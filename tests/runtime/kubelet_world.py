@@ -10,6 +10,7 @@ from kone.aio.clock import FakeClock, settle
 from kone.apimachinery.kinds import EVENTS, PODS
 from kone.apimachinery.objects import Object, deep_copy, dig, replace_in, uid_of
 from kone.apimachinery.timestamps import format_time
+from kone.apiserver.pod_manifest import read_pod_manifest
 from kone.client.events import EventRecorder
 from kone.runtime.eviction import Host
 from kone.runtime.eviction_signals import Observation, Observations
@@ -90,9 +91,10 @@ class World:
             self.network,
             self.recorder,
             self.clock,
-            KubeletConfig("n1", ("192.0.2.1",), self.path),
+            KubeletConfig("n1", ("192.0.2.1",), self.path, manifests=self.path / "manifests"),
             volumes=self.volumes,
             host=self.make_host,
+            read_pod=read_pod_manifest,
         )
 
     def make_host(self, root: Path, image_root: Path) -> RoomyHost:

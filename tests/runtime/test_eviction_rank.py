@@ -157,3 +157,4 @@ def test_pods_that_the_node_needs() -> None:
     assert is_critical(use("p", priority=2_000_000_000).pod)
     assert not is_critical(use("p", priority=1_999_999_999).pod)
     assert is_critical({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}, "spec": {}})
+    assert is_critical({"metadata": {"annotations": {"kubernetes.io/config.source": "file"}}, "spec": {}})
