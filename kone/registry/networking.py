@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from kone.apimachinery.errors import FieldError, forbidden_field, go_quote, invalid_value, not_supported, required
+from kone.apimachinery.errors import FieldError, forbidden_field, invalid_value, not_supported, required
 from kone.apimachinery.errors import too_long as _too_long
 from kone.apimachinery.kinds import INGRESSCLASSES, INGRESSES, IPADDRESSES, NETWORKPOLICIES, SERVICECIDRS
 from kone.apimachinery.names import (
@@ -26,6 +26,7 @@ from kone.apimachinery.names import (
 from kone.apimachinery.objects import Object, annotations_of, dig
 from kone.apimachinery.users import User
 from kone.registry.core.pod_warnings import ip_warnings
+from kone.registry.core.service_rules import cidr_warnings
 from kone.registry.generic import IMMUTABLE, immutable
 from kone.registry.printing import label_selector_text, more_hosts
 from kone.registry.resource import AGE, NAME, Column, Resource
@@ -340,17 +341,6 @@ class _NetworkPolicy(SpecStrategy):
             yield from cidr_warnings(f"{path}.cidr", block.get("cidr", ""))
             for i, cidr in enumerate(block.get("except") or ()):
                 yield from cidr_warnings(f"{path}.except[{i}]", cidr)
-
-
-def cidr_warnings(path: str, value: str) -> Iterator[str]:
-    """GetWarningsForCIDR, as far as validation lets odd notations through."""
-    address, _, bits = value.partition("/")
-    ip = parse_ip(address)
-    if ip is None or not bits.isdigit() or ip.version != 6:
-        return
-    network = ipaddress.ip_network((ip, int(bits)), strict=False)
-    if str(network) != value and network.network_address == ip:
-        yield f'{path}: IPv6 CIDR value {go_quote(value)} should be in RFC 5952 canonical format ("{network}")'
 
 
 def _policy_port(errors: Errors, path: str, port: Mapping[str, Any]) -> None:

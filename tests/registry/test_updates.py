@@ -8,6 +8,7 @@ import pytest
 
 from kone.apimachinery.objects import Object, deep_copy
 from kone.registry.core.node import node_update
+from kone.registry.core.service_rules import cidr_warnings
 from kone.registry.rules import Errors
 from tests.registry.pipeline import answer, put
 
@@ -182,3 +183,19 @@ def test_each_range_of_a_node_that_changes_is_a_cause(had: list[str], has: list[
     new, old = ({"metadata": {}, "spec": {"podCIDRs": cidrs}, "status": {}} for cidrs in (has, had))
     node_update(errors, new, old)
     assert [error.field for error in errors] == ["spec.podCIDRs"] * count
+
+
+@pytest.mark.parametrize(
+    ("value", "texts"),
+    [
+        ("2001:db8::/64", []),
+        ("10.0.0.0/8", []),
+        (
+            "2001:0db8::/64",
+            ['p: IPv6 CIDR value "2001:0db8::/64" should be in RFC 5952 canonical format ("2001:db8::/64")'],
+        ),
+        (" 2001:0db8::/64", []),
+    ],
+)
+def test_a_range_that_is_not_canonical_is_warned_of_unless_it_is_padded(value: str, texts: list[str]) -> None:
+    assert list(cidr_warnings("p", value)) == texts

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kone.apimachinery.errors import duplicate, forbidden_field, invalid_value, not_supported, required
+from kone.apimachinery.errors import duplicate, forbidden_field, go_quote, invalid_value, not_supported, required
 from kone.apimachinery.names import (
     is_cidr_legacy,
     is_dns1123_label,
@@ -397,10 +397,13 @@ def service_warnings(obj: Mapping[str, Any]) -> Iterator[str]:
 
 
 def cidr_warnings(path: str, value: str) -> Iterator[str]:
-    """GetWarningsForCIDR, as far as validation lets odd notations pass: IPv6 that is not canonical."""
+    """GetWarningsForCIDR, as far as validation lets odd notations pass: IPv6 that is not canonical.
+
+    Of a value with blanks around it, which source ranges may have, upstream says nothing.
+    """
     try:
-        network = ipaddress.ip_network(value.strip())
+        network = ipaddress.ip_network(value)
     except ValueError:
         return
-    if network.version == 6 and str(network) != value.strip():
-        yield f'{path}: IPv6 CIDR value "{value}" should be in RFC 5952 canonical format ("{network}")'
+    if network.version == 6 and str(network) != value:
+        yield f'{path}: IPv6 CIDR value {go_quote(value)} should be in RFC 5952 canonical format ("{network}")'
