@@ -21,6 +21,7 @@ from kone.runtime.runtime import (
     SandboxConfig,
     SecurityContext,
 )
+from kone.runtime.static_pods import is_static
 
 CPU_PERIOD_US = 100_000
 CPU_QUOTA_MIN_US = 1_000
@@ -170,7 +171,8 @@ def oom_score_adj(pod: Object, kind: ContainerKind, container: Object, node_memo
     """Who dies first when memory is short: the more of what it uses was not asked for, the sooner (docs, Node out of
     memory).
     """
-    if dig(pod, "spec", "priority", default=0) >= SYSTEM_PRIORITY_MIN:
+    is_critical = is_static(pod) or dig(pod, "spec", "priority", default=0) >= SYSTEM_PRIORITY_MIN
+    if is_critical and dig(pod, "spec", "priorityClassName") == "system-node-critical":
         return -997
     match qos_class(pod):
         case "Guaranteed":

@@ -77,13 +77,18 @@ def test_resources_as_the_kernel_takes_them(resources: Object, expected: Resourc
 
 
 def test_who_dies_first() -> None:
-    """Guaranteed and critical pods last; Burstable by how much of the node's memory they asked for."""
+    """Guaranteed pods and the node's critical ones last; Burstable by how much of its memory they asked for."""
     both = {"cpu": "1", "memory": "1Gi"}
     guaranteed = make_container(resources={"limits": both, "requests": both})
     half = make_container(resources={"requests": {"memory": "2Gi"}})
     assert oom_score_adj(make_pod("p", guaranteed), "regular", guaranteed, 4 * GIB) == -997
     assert oom_score_adj(make_pod("p", half), "regular", half, 4 * GIB) == 500
-    assert oom_score_adj(make_pod("p", half, priority=2_000_001_000), "regular", half, 4 * GIB) == -997
+    critical = {"priorityClassName": "system-node-critical"}
+    assert oom_score_adj(make_pod("p", half, priority=2_000_001_000, **critical), "regular", half, 4 * GIB) == -997
+    assert oom_score_adj(make_pod("p", half, priority=2_000_000_000), "regular", half, 4 * GIB) == 500
+    static = make_pod("p", half, **critical)
+    static["metadata"]["annotations"] = {"kubernetes.io/config.source": "file"}
+    assert oom_score_adj(static, "regular", half, 4 * GIB) == -997
     sidecar = make_container("s", restartPolicy="Always")
     assert oom_score_adj(make_pod("p", half, initContainers=[sidecar]), "init", sidecar, 4 * GIB) == 500
 
