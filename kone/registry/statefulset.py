@@ -13,6 +13,7 @@ from kone.registry import workloads
 from kone.registry.conditions import not_more_than_100_percent, positive_int_or_percent
 from kone.registry.core.claim_rules import claim_spec, claim_warnings
 from kone.registry.core.pod_defaults import default_claim_spec
+from kone.registry.core.pod_spec import template_metadata
 from kone.registry.equality import same
 from kone.registry.generic import IMMUTABLE
 from kone.registry.internal import internal
@@ -70,7 +71,7 @@ class _StatefulSet(workloads.WorkloadStrategy):
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []
         spec = obj["spec"]
-        _spec(errors, spec, is_new=old is None)
+        _spec(errors, spec, is_new=old is None, is_template_asked=old is None or _is_valid(old["spec"]))
         if old is not None:
             for field, kind in _FIXED.items():
                 value, before = spec.get(field), old["spec"].get(field)
@@ -99,7 +100,14 @@ def _default_claim(claim: Object) -> None:
         status["phase"] = "Pending"
 
 
-def _spec(errors: Errors, spec: Mapping[str, Any], *, is_new: bool) -> None:
+def _is_valid(spec: Mapping[str, Any]) -> bool:
+    """Whether a stored set passes today's rules; the pod spec of one that does not is left alone by updates."""
+    errors: Errors = []
+    _spec(errors, spec, is_new=False, is_template_asked=True)
+    return not errors
+
+
+def _spec(errors: Errors, spec: Mapping[str, Any], *, is_new: bool, is_template_asked: bool) -> None:
     """ValidateStatefulSetSpec."""
     policy = spec["podManagementPolicy"]
     if policy not in ("OrderedReady", "Parallel"):
@@ -123,7 +131,9 @@ def _spec(errors: Errors, spec: Mapping[str, Any], *, is_new: bool) -> None:
     selector, template = spec.get("selector"), spec["template"]
     if workloads.selector(errors, selector, "statefulset"):
         workloads.selected(errors, template, selector)
-        workloads.template_rules(errors, _as_pods_will_be(template, claims))
+        if is_template_asked:
+            workloads.template_rules(errors, _as_pods_will_be(template, claims))
+        template_metadata(errors, workloads.TEMPLATE, template)  # upstream asks this again, or for the first time
     else:
         errors.append(invalid_value("spec.selector", workloads.selector_value(selector), ""))
     workloads.always_running(errors, template, "StatefulSet")

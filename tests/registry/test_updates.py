@@ -10,7 +10,7 @@ from kone.apimachinery.objects import Object, deep_copy
 from kone.registry.core.node import node_update
 from kone.registry.core.service_rules import cidr_warnings
 from kone.registry.rules import Errors
-from tests.registry.pipeline import answer, put
+from tests.registry.pipeline import answer, put, resource_of, strategy_of
 
 _BAD_VALUE = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["no label value!"]}]}
 _V1_BEHAVIOR = "autoscaling.alpha.kubernetes.io/behavior"
@@ -199,3 +199,40 @@ def test_each_range_of_a_node_that_changes_is_a_cause(had: list[str], has: list[
 )
 def test_a_range_that_is_not_canonical_is_warned_of_unless_it_is_padded(value: str, texts: list[str]) -> None:
     assert list(cidr_warnings("p", value)) == texts
+
+
+def _stateful_set(image: str, label: str = "web") -> Object:
+    spec = {
+        "selector": {"matchLabels": {"app": "web"}},
+        "template": {
+            "metadata": {"labels": {"app": "web", "tier": label}},
+            "spec": {"containers": [{"name": "c", "image": image}]},
+        },
+    }
+    return {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "x"}, "spec": spec}
+
+
+@pytest.mark.parametrize(("stored", "is_asked"), [("web", True), ("", False)])
+def test_the_pod_spec_of_a_stateful_set_that_was_stored_invalid_is_left_alone(stored: str, is_asked: bool) -> None:
+    error = answer(_stateful_set(""), _stateful_set(stored)).error
+    assert ("spec.template.spec.containers[0].image: Required value" in error) is is_asked
+
+
+def test_the_labels_of_a_stateful_set_that_was_stored_invalid_are_still_asked() -> None:
+    error = answer(_stateful_set("", "no label!"), _stateful_set("")).error
+    assert 'spec.template.labels: Invalid value: "no label!"' in error
+    assert "image" not in error
+
+
+def test_a_quota_names_a_misapplied_scope_once_for_each_resource() -> None:
+    hard = {"cpu": "1", "memory": "1", "pods": "1"}
+    spec = {
+        "hard": hard,
+        "scopes": ["BestEffort"],
+        "scopeSelector": {"matchExpressions": [{"scopeName": "BestEffort", "operator": "Exists"}]},
+    }
+    quota: Object = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "x"}, "spec": spec}
+    resource = resource_of(quota)
+    errors = strategy_of(resource, "").validate(quota, None)
+    paths = ["spec.scopes"] * 2 + ["spec.scopeSelector.matchExpressions"] * 2
+    assert [error.field for error in errors] == paths

@@ -302,10 +302,7 @@ def pod_template(errors: Errors, path: str, template: Mapping[str, Any]) -> None
     """ValidatePodTemplateSpec; `path` is that of the template."""
     metadata, spec = template.get("metadata") or {}, template.get("spec") or {}
     annotations = metadata.get("annotations") or {}
-    labels(errors, f"{path}.labels", metadata.get("labels"))
-    if annotations:
-        errors.extend(validate_annotations(annotations, f"{path}.annotations"))
-        pod_annotations(errors, f"{path}.annotations", annotations, spec)
+    template_metadata(errors, path, template)
     pod_spec(errors, f"{path}.spec", spec)
     if annotations:
         pod_security.seccomp_agrees(errors, f"{path}.spec", annotations, spec)
@@ -313,6 +310,16 @@ def pod_template(errors: Errors, path: str, template: Mapping[str, Any]) -> None
     if spec.get("ephemeralContainers"):
         text = "ephemeral containers not allowed in pod template"
         errors.append(forbidden_field(f"{path}.spec.ephemeralContainers", text))
+
+
+def template_metadata(errors: Errors, path: str, template: Mapping[str, Any]) -> None:
+    """What the labels and annotations of a template are held to, be its spec looked at or not."""
+    metadata = template.get("metadata") or {}
+    labels(errors, f"{path}.labels", metadata.get("labels"))
+    annotations = metadata.get("annotations") or {}
+    if annotations:
+        errors.extend(validate_annotations(annotations, f"{path}.annotations"))
+        pod_annotations(errors, f"{path}.annotations", annotations, template.get("spec") or {})
 
 
 def pod(errors: Errors, found: Mapping[str, Any]) -> None:

@@ -105,7 +105,7 @@ def _scopes(errors: Errors, spec: Mapping[str, Any]) -> None:
     for scope in scopes:
         if scope not in _SCOPES:
             errors.append(invalid_value("spec.scopes", scopes, "unsupported scope"))
-        if _misapplied(scope, spec):
+        for _ in range(_misapplied(scope, spec)):
             errors.append(invalid_value("spec.scopes", scopes, "unsupported scope applied to resource"))
     _clashes(errors, "spec.scopes", scopes, scopes)
 
@@ -130,7 +130,7 @@ def _scope_selector(errors: Errors, spec: Mapping[str, Any]) -> None:
         )
         if scope not in _SCOPES:
             errors.append(invalid_value(f"{path}.scopeName", scope, "unsupported scope"))
-        if _misapplied(scope, spec):
+        for _ in range(_misapplied(scope, spec)):
             shown = internal("#core.ScopeSelector", selector)
             errors.append(invalid_value(path, shown, "unsupported scope applied to resource"))
         if scope in _ONLY_EXIST and operator != "Exists":
