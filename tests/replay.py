@@ -50,9 +50,9 @@ def bare_api() -> Iterator[Path]:
                 server.stdout.close()
 
 
-def play(kubeconfig: Path, details: Path, files: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
-    """Scenarios held and played, by file; of these files alone, where some are named. What differed is written to
-    `details`.
+def play(details: Path, files: Sequence[str] = ()) -> dict[str, tuple[int, int]]:
+    """Scenarios held and played, by file, each on a server of its own; of these files alone, where some are named. What
+    differed is written to `details`.
 
     A file of which fewer hold than docs/replay.md says is played once more: some recordings race (the player itself
     waits for caches), and a rule that is broken stays broken.
@@ -63,9 +63,10 @@ def play(kubeconfig: Path, details: Path, files: Sequence[str] = ()) -> dict[str
         for corpus in sorted((UPSTREAM / "corpus").glob("*.json")):
             if files and corpus.name not in files:
                 continue
-            held, played = _play_file(kubeconfig, corpus, log)
-            if held < promised.get(corpus.name, 0):
-                held = max(held, _play_file(kubeconfig, corpus, log)[0])
+            with bare_api() as kubeconfig:
+                held, played = _play_file(kubeconfig, corpus, log)
+                if held < promised.get(corpus.name, 0):
+                    held = max(held, _play_file(kubeconfig, corpus, log)[0])
             found[corpus.name] = (held, played)
     return found
 
@@ -113,8 +114,7 @@ def main() -> int:
         return 0
     details = ROOT / ".run" / "replay.log"
     details.parent.mkdir(exist_ok=True)
-    with bare_api() as kubeconfig:
-        found = play(kubeconfig, details, asked.files)
+    found = play(details, asked.files)
     before = recorded()
     fewer = {name: (found[name][0], n) for name, n in before.items() if name in found and found[name][0] < n}
     for name, (now, then) in fewer.items():

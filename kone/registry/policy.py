@@ -36,8 +36,11 @@ class _PodDisruptionBudget(SpecStrategy):
         if not selector or same(selector, _MATCH_NOTHING):
             return
         if old is None or not same(selector, dig(old, "spec", "selector")):
-            found = selector.get("matchExpressions") or ()
-            selector["matchExpressions"] = [each for each in found if each.get("key") != _EMPTY_MATCH_KEY]
+            kept = [
+                each for each in selector.pop("matchExpressions", None) or () if each.get("key") != _EMPTY_MATCH_KEY
+            ]
+            if kept:
+                selector["matchExpressions"] = kept
 
     def validate(self, obj: Object, old: Object | None) -> Iterable[FieldError]:
         errors: Errors = []

@@ -149,8 +149,18 @@ def test_a_budget_has_the_key_of_the_empty_match_alone_or_not_at_all(
     }
     made = answer(body).object
     assert made is not None
-    found = made["spec"]["selector"].get("matchExpressions") or ()
-    assert [each["key"] for each in found] == left
+    found = made["spec"]["selector"].get("matchExpressions")
+    assert [each["key"] for each in found or ()] == left
+    assert found != []
+
+
+def test_a_budget_of_labels_alone_gets_no_expressions() -> None:
+    spec = {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}
+    made = answer(
+        {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": {"name": "x"}, "spec": spec}
+    ).object
+    assert made is not None
+    assert made["spec"]["selector"] == {"matchLabels": {"app": "web"}}
 
 
 def test_a_budget_keeps_a_selector_that_does_not_change() -> None:
