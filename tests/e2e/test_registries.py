@@ -38,7 +38,8 @@ class Registry:
     def push(self, image: str) -> str:
         """The name of a fresh private copy of an image, which is not on the node any more."""
         name = f"{self.address}/team-{uuid.uuid4().hex[:6]}/app:1"
-        run("docker", "tag", image, name)
+        # An image of its own: what was pulled is on record by its id, and the shared one is everybody's.
+        run("docker", "build", "-q", "--label", f"copy={name}", "-t", name, "-", input=f"FROM {image}\n")
         run("docker", "--config", self.folder / "docker", "push", "--quiet", name)
         run("docker", "image", "rm", name)
         self.pushed.append(name)
